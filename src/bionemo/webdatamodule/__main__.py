@@ -1,0 +1,10 @@
+"""``python -m bionemo.webdatamodule`` is the ``webdatamodule`` command."""
+
+from __future__ import annotations
+
+import sys
+
+from bionemo.webdatamodule.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The ``webdatamodule`` command: one module of ``commands`` for each subcommand, imported when it is chosen."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from bionemo.webdatamodule.errors import WebDataModuleError
+
+COMMANDS = {
+    "plugins": "list installed plugins and what they offer",
+}
+"""Subcommands and their one-line help, in the order of a data set's life."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 if all is well, 1 if a check found something, 2 if the command could not be done.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="webdatamodule", description="WebDataset shards for Lightning: convert, inspect, plan, measure."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('bionemo-webdatamodule')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == chosen:
+            module = importlib.import_module(f"bionemo.webdatamodule.commands.{name.replace('-', '_')}")
+            module.configure(subparser)
+            subparser.set_defaults(run=module.run)
+    parsed = parser.parse_args(words)
+    try:
+        return int(parsed.run(parsed))
+    except WebDataModuleError as error:
+        print(f"webdatamodule {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - this is a command
+        return 2
+    except KeyboardInterrupt:
+        print(f"webdatamodule {parsed.command}: interrupted", file=sys.stderr)  # noqa: T201 - this is a command
+        return 130

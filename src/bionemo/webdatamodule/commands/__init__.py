@@ -1,0 +1,1 @@
+"""The subcommands of ``webdatamodule``, each a module with ``configure(parser)`` and ``run(args) -> exit code``."""

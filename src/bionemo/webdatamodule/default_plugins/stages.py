@@ -1,0 +1,241 @@
+"""Default stages: the pipeline steps that most data sets need."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bionemo.webdatamodule.components import Stage
+from bionemo.webdatamodule.epochs import context
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.hookspecs import hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untuple:
+    """Turn 1-tuples, which samples of one suffix are, into their only value.
+
+    Raises:
+        ConfigError: If a sample is no 1-tuple.
+    """
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield the value of each sample."""
+        for sample in samples:
+            if not isinstance(sample, tuple) or len(sample) != 1:
+                raise ConfigError(f"untuple takes samples of one suffix, got {type(sample).__name__} {sample!r:.80}")
+            yield sample[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffle:
+    """Shuffle a stream through a buffer, in an order that is new in each epoch and repeats between runs.
+
+    In global order the plan has shuffled already, and this stage passes samples on as they come.
+    In shards order the randomness comes from the data module's seed, the epoch, the rank and the worker.
+
+    Args:
+        size: Samples in the buffer.
+        initial: Samples in the buffer before the first is passed on; by default a full buffer.
+    """
+
+    size: int
+    initial: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one("size", self.size)
+        if self.initial is not None:
+            _at_least_one("initial", self.initial)
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield the samples in another order."""
+        place = context.current()
+        return samples if place.order == "global" else self._shuffled(samples, place)
+
+    def _shuffled(self, samples: Iterator[Any], place: context.Context) -> Iterator[Any]:
+        pick = place.rng(f"shuffle {self.size} {self.initial}").randrange
+        initial = min(self.size, self.initial or self.size)
+        buffer: list[Any] = []
+        for sample in samples:
+            buffer.append(sample)
+            if len(buffer) < self.size:  # grow by two for each one passed on, until the buffer is full
+                buffer.extend(itertools.islice(samples, 1))
+            if len(buffer) >= initial:
+                chosen = pick(len(buffer))
+                buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+                yield buffer.pop()
+        while buffer:
+            chosen = pick(len(buffer))
+            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+            yield buffer.pop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Join samples into batches.
+
+    Args:
+        size: Samples in a batch. By default, in global order, the planned share of this rank;
+            in shards order ``global_batch_size // world_size``.
+        collate: What makes a batch of a list of samples: ``"default"`` for torch's ``default_collate``,
+            ``"list"`` for the list itself, or any function of a list.
+        partial: Pass on a last batch that is smaller.
+    """
+
+    size: int | None = None
+    collate: str | Callable[[list[Any]], Any] = "default"
+    partial: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            _at_least_one("size", self.size)
+        if self.collate not in ("default", "list") and not callable(self.collate):
+            raise ConfigError(f"collate is 'default', 'list' or a function, not {self.collate!r}")
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches."""
+        size = self.size or context.current().batch_size
+        return self._batches(samples, size)
+
+    def _batches(self, samples: Iterator[Any], size: int | None) -> Iterator[Any]:
+        collate = _collate(self.collate)
+        while batch := list(itertools.islice(samples, size)):
+            if size is None or len(batch) == size or self.partial:
+                yield collate(batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unbatch:
+    """Turn each batch, any iterable, back into its samples."""
+
+    def __call__(self, samples: Iterator[Iterable[Any]]) -> Iterator[Any]:
+        """Yield the samples of the batches."""
+        return itertools.chain.from_iterable(samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """Apply a function to each sample.
+
+    Args:
+        function: Takes a sample, gives a sample; or an import path, ``"package.module.function"``.
+    """
+
+    function: Callable[[Any], Any] | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", _function("function", self.function))
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield what the function makes of each sample."""
+        function: Any = self.function
+        return map(function, samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapTuple:
+    """Apply one function to each value of a tuple.
+
+    Args:
+        functions: A function for each suffix, in their order; ``None`` keeps the value.
+    """
+
+    functions: Sequence[Callable[[Any], Any] | str | None]
+
+    def __post_init__(self) -> None:
+        functions = tuple(f if f is None else _function("functions", f) for f in self.functions)
+        object.__setattr__(self, "functions", functions)
+
+    def __call__(self, samples: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Yield the new tuples."""
+        functions: Any = self.functions
+        for sample in samples:
+            if len(sample) != len(functions):
+                raise ConfigError(f"map_tuple has {len(functions)} functions for {len(sample)} values")
+            yield tuple(value if f is None else f(value) for f, value in zip(functions, sample, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Keep the samples for which a function says so.
+
+    In global order a share that loses all its samples is an error, since ranks must take equal steps.
+
+    Args:
+        predicate: Takes a sample, gives true or false; or an import path.
+    """
+
+    predicate: Callable[[Any], Any] | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "predicate", _function("predicate", self.predicate))
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield the samples that are kept."""
+        predicate: Any = self.predicate
+        return filter(predicate, samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """Turn tuples into dictionaries.
+
+    Args:
+        names: A name for each suffix, in their order.
+    """
+
+    names: Sequence[str]
+
+    def __call__(self, samples: Iterator[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+        """Yield the dictionaries."""
+        names = tuple(self.names)
+        for sample in samples:
+            if len(sample) != len(names):
+                raise ConfigError(f"named has {len(names)} names for {len(sample)} values")
+            yield dict(zip(names, sample, strict=True))
+
+
+def _collate(collate: str | Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    if collate == "list":
+        return list
+    if collate == "default":
+        from torch.utils.data import default_collate
+
+        return default_collate
+    return collate  # type: ignore[return-value]  # checked in Batch
+
+
+def _function(argument: str, given: Callable[[Any], Any] | str) -> Callable[[Any], Any]:
+    """Return a function that was given as itself or by its import path, as configuration files do."""
+    if callable(given):
+        return given
+    import importlib
+
+    module, _, attribute = str(given).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{argument} is a function or its import path; {given!r} is neither: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{argument} names {given!r}, which cannot be called")
+    return found  # type: ignore[no-any-return]
+
+
+def _at_least_one(argument: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{argument} is a whole number of at least 1, not {value!r}")
+
+
+@hookimpl
+def webdatamodule_stages() -> Iterable[Stage]:
+    """Register the default stages."""
+    yield Stage(name="untuple", summary="1-tuples become their only value", factory=Untuple, one_to_one=True)
+    yield Stage(name="shuffle", summary="shuffle a stream through a buffer (shards order)", factory=Shuffle)
+    yield Stage(name="batch", summary="join samples into batches", factory=Batch)
+    yield Stage(name="unbatch", summary="turn batches back into samples", factory=Unbatch)
+    yield Stage(name="map", summary="apply a function to each sample", factory=Map, one_to_one=True)
+    yield Stage(name="map_tuple", summary="apply a function to each value", factory=MapTuple, one_to_one=True)
+    yield Stage(name="select", summary="keep the samples that a function likes", factory=Select)
+    yield Stage(name="named", summary="tuples become dictionaries", factory=Named, one_to_one=True)

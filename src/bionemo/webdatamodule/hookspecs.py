@@ -1,0 +1,175 @@
+"""The hooks a plugin may implement. Each registers components; none takes arguments, none runs per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar, cast
+
+import pluggy
+
+from bionemo.webdatamodule.components import Executor, KeyEncoder, Loader, Stage, Writer
+
+NAME = "bionemo.webdatamodule"
+"""Both the pluggy project name and the entry-point group."""
+
+_F = TypeVar("_F")
+
+
+class _Marker(Protocol):
+    """What a hook marker does to a function, typed (pluggy's own markers are not, for all our needs)."""
+
+    def __call__(self, function: _F, /, *, optionalhook: bool = False) -> _F: ...
+
+
+_hookspec = pluggy.HookspecMarker(NAME)
+hookimpl = cast("_Marker", cast("Any", pluggy.HookimplMarker(NAME)))
+"""Marks a function of a plugin as the implementation of the hook of the same name."""
+
+
+@_hookspec
+def webdatamodule_writers() -> Iterable[Writer]:
+    """Register source formats that can be turned into shards.
+
+    Called once, when a writer is first looked up by name.
+    A complete plugin with one writer, whose samples are the lines of a text file::
+
+        from collections.abc import Iterable, Iterator, Sequence
+        from dataclasses import dataclass
+        from pathlib import Path
+
+        from bionemo.webdatamodule import Sample, Writer, hookimpl
+
+
+        @dataclass(frozen=True, kw_only=True)
+        class LineReader:
+            path: str
+
+            def names(self) -> Sequence[str]:
+                return [f"line{i}" for i, _ in enumerate(self._lines())]
+
+            def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
+                lines = self._lines()
+                for name in names:
+                    yield Sample(name, {"txt": lines[int(name.removeprefix("line"))].encode()})
+
+            def _lines(self) -> list[str]:
+                return Path(self.path).read_text().splitlines()
+
+
+        @hookimpl
+        def webdatamodule_writers() -> Iterable[Writer]:
+            yield Writer(name="lines", summary="lines of a text file", factory=LineReader)
+    """
+    return ()
+
+
+@_hookspec
+def webdatamodule_key_encoders() -> Iterable[KeyEncoder]:
+    """Register ways to make a sample's ``__key__`` from its name.
+
+    Called once, when a key encoder is first looked up by name.
+    A key must hold no dot in its last path component; the core refuses two names that get one key::
+
+        from collections.abc import Callable, Iterable
+
+        from bionemo.webdatamodule import KeyEncoder, hookimpl
+
+
+        def underscores() -> Callable[[str], str]:
+            return encode
+
+
+        def encode(name: str) -> str:
+            return name.replace(".", "_")
+
+
+        @hookimpl
+        def webdatamodule_key_encoders() -> Iterable[KeyEncoder]:
+            yield KeyEncoder(name="underscores", summary="dots become underscores", factory=underscores)
+    """
+    return ()
+
+
+@_hookspec
+def webdatamodule_stages() -> Iterable[Stage]:
+    """Register pipeline steps for ``pipeline_wds`` and ``pipeline_prebatch_wld``.
+
+    Called once, when a stage is first looked up by name.
+    The working object is a function from an iterator to an iterator, and a worker process may need to pickle it::
+
+        from collections.abc import Iterable, Iterator
+        from dataclasses import dataclass
+        from typing import Any
+
+        from bionemo.webdatamodule import Stage, hookimpl
+
+
+        @dataclass(frozen=True, kw_only=True)
+        class Scale:
+            factor: float
+
+            def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+                return (self.factor * sample for sample in samples)
+
+
+        @hookimpl
+        def webdatamodule_stages() -> Iterable[Stage]:
+            yield Stage(name="scale", summary="multiply every sample", factory=Scale, one_to_one=True)
+    """
+    return ()
+
+
+@_hookspec
+def webdatamodule_loaders() -> Iterable[Loader]:
+    """Register loaders, which turn a dataset into the batches that the ``Trainer`` iterates.
+
+    Called once, when a loader is first looked up by name.
+    The working object is a function from a dataset, an iterable of items, to an iterable of the same items;
+    the data module puts its own stages behind it::
+
+        from collections.abc import Iterable
+        from dataclasses import dataclass
+        from typing import Any
+
+        from torch.utils.data import DataLoader
+
+        from bionemo.webdatamodule import Loader, hookimpl
+
+
+        @dataclass(frozen=True, kw_only=True)
+        class PlainLoader:
+            num_workers: int = 0
+
+            def __call__(self, dataset: Iterable[Any]) -> Iterable[Any]:
+                return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
+
+
+        @hookimpl
+        def webdatamodule_loaders() -> Iterable[Loader]:
+            yield Loader(name="plain", summary="torch's own DataLoader", factory=PlainLoader)
+    """
+    return ()
+
+
+@_hookspec
+def webdatamodule_executors() -> Iterable[Executor]:
+    """Register engines that run conversion tasks.
+
+    Called once, when an executor is first looked up by name.
+    The working object is a context manager that gives a standard ``concurrent.futures.Executor``::
+
+        from collections.abc import Iterable
+        from concurrent.futures import ThreadPoolExecutor
+
+        from bionemo.webdatamodule import Executor, hookimpl
+
+
+        def threads(*, workers: int = 4) -> ThreadPoolExecutor:
+            return ThreadPoolExecutor(workers)
+
+
+        @hookimpl
+        def webdatamodule_executors() -> Iterable[Executor]:
+            yield Executor(name="threads", summary="threads of this process", factory=threads)
+    """
+    return ()

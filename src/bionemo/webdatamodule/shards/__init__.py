@@ -1,0 +1,1 @@
+"""Tar shards on disk: writing, publishing, indexing, reading, verifying."""
