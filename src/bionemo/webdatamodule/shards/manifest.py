@@ -1,0 +1,195 @@
+"""The manifest of a split's shards: what a finished conversion wrote, and the only thing readers trust."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bionemo.webdatamodule.errors import ManifestError
+
+FORMAT = 1
+"""Version of the manifest's meaning. A reader refuses higher ones and ignores fields it does not know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard as conversion wrote it.
+
+    Attributes:
+        name: File name inside the split's directory.
+        bytes: Size of the tar in bytes.
+        samples: Number of samples in it.
+        sha256: Hash of the tar, as hexadecimal digits.
+        index_sha256: Hash of the sidecar index.
+        inputs: Hash of everything the shard was made from; empty for shards that were adopted.
+    """
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+    index_sha256: str
+    inputs: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished conversion wrote into one split's directory.
+
+    Attributes:
+        prefix: Beginning of the shards' names.
+        suffixes: Every suffix that occurs, sorted.
+        codecs: How the bytes of each suffix are encoded: ``"pickle"`` for objects in the canonical pickle
+            form, ``"bytes"`` for what the writer plugin delivered.
+        shards: The shards in the order in which their samples are numbered.
+        writer: ``name``, ``options``, and where known ``plugin``, ``distribution`` and ``version``.
+        key_encoder: ``name`` of the key encoder.
+        versions: Versions of this package and of Python at the time of writing.
+        format: See :data:`FORMAT`.
+    """
+
+    prefix: str
+    suffixes: tuple[str, ...]
+    codecs: Mapping[str, str]
+    shards: tuple[ShardEntry, ...]
+    writer: Mapping[str, Any] = field(default_factory=dict)
+    key_encoder: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Hash of what identifies the data: the codecs, and the content and order of the shards."""
+        identity = [self.format, sorted(self.codecs.items()), [[s.samples, s.sha256] for s in self.shards]]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the text of the manifest file: readable, sorted, and with a checksum of itself."""
+        body = {
+            "format": self.format,
+            "prefix": self.prefix,
+            "n_samples": self.n_samples,
+            "suffixes": list(self.suffixes),
+            "codecs": dict(self.codecs),
+            "writer": dict(self.writer),
+            "key_encoder": dict(self.key_encoder),
+            "versions": dict(self.versions),
+            "shards": [vars(shard) for shard in self.shards],
+        }
+        return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str = "the manifest") -> Manifest:
+        """Return the manifest that :meth:`to_json` wrote.
+
+        Args:
+            text: Content of the file.
+            source: Where it comes from, for messages.
+
+        Raises:
+            ManifestError: If it is no manifest, was changed by hand, or is of a newer format.
+        """
+        try:
+            body = json.loads(text)
+            checksum = body.pop("checksum")
+            format_ = body["format"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{source} is cut short or no manifest; {_CONVERT_AGAIN}", file=source) from error
+        if not isinstance(format_, int) or format_ > FORMAT:
+            raise ManifestError(
+                f"{source} has format {format_!r}, this version of the package reads up to {FORMAT}; "
+                "update bionemo-webdatamodule",
+                file=source,
+            )
+        if checksum != _checksum(body):
+            raise ManifestError(f"{source} was changed after it was written; {_CONVERT_AGAIN}", file=source)
+        return cls(
+            format=format_,
+            prefix=body["prefix"],
+            suffixes=tuple(body["suffixes"]),
+            codecs=body["codecs"],
+            shards=tuple(
+                ShardEntry(**{name: shard[name] for name in ShardEntry.__dataclass_fields__ if name in shard})
+                for shard in body["shards"]
+            ),
+            writer=body.get("writer", {}),
+            key_encoder=body.get("key_encoder", {}),
+            versions=body.get("versions", {}),
+        )
+
+
+_CONVERT_AGAIN = "run the conversion again, or restore the file"
+
+
+def manifest_path(directory: str, prefix: str) -> str:
+    """Return the path of the manifest of a prefix."""
+    return os.path.join(directory, f"{prefix}.manifest.json")
+
+
+def journal_path(directory: str, prefix: str) -> str:
+    """Return the path of the next manifest, which lies there only while its shards are moved into place.
+
+    While it exists the directory may hold old and new shards, so readers refuse it;
+    the next conversion finishes the move.
+    """
+    return os.path.join(directory, f"{prefix}.manifest.next.json")
+
+
+def staging_path(directory: str, prefix: str) -> str:
+    """Return the directory in which a conversion collects finished shards before it publishes them."""
+    return os.path.join(directory, f".{prefix}.staging")
+
+
+def shard_name(prefix: str, number: int, n_shards: int) -> str:
+    """Return the file name of a shard.
+
+    Numbers have six digits, and more only where a set has over a million shards,
+    so that names sort in the order of the shards.
+    """
+    return f"{prefix}-{number:0{max(6, len(str(n_shards - 1)))}d}.tar"
+
+
+def read_manifest(directory: str, prefix: str) -> Manifest | None:
+    """Return the manifest of a prefix in a local directory, or ``None`` where there is none.
+
+    Raises:
+        ManifestError: If it cannot be read, was changed by hand, is of a newer format, or a conversion
+            is being published or was killed while it was.
+    """
+    manifest = load_manifest(manifest_path(directory, prefix))
+    if os.path.lexists(journal_path(directory, prefix)):  # looked for last, so that no swap starts unseen
+        raise ManifestError(
+            f"a conversion into {directory} is being published, or was stopped while it was; "
+            "wait for it or run it again",
+            file=journal_path(directory, prefix),
+        )
+    return manifest
+
+
+def load_manifest(path: str) -> Manifest | None:
+    """Return the manifest in a local file, or ``None`` where there is none.
+
+    Raises:
+        ManifestError: See :func:`read_manifest`.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}", file=path) from error
+    return Manifest.from_json(text, source=path)
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
