@@ -1,0 +1,94 @@
+"""What the writer ``parquet`` takes and how it walks the files; pyarrow is imported when rows are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bionemo.webdatamodule import Sample
+from bionemo.webdatamodule.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bionemo_webdatamodule_parquet.fields import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetReader:
+    """Reads rows of Parquet files as samples, and each of their columns as a field.
+
+    Args:
+        paths: A file, a directory (searched for ``*.parquet`` at any depth), a glob, or a list of them.
+            Each may be any fsspec URL, such as ``s3://bucket/table``.
+        columns: Which columns to read: names, or a mapping from name to suffix; by default all but the key.
+            A name alone gets the suffix ``<name>.bin`` for bytes, ``<name>.txt`` for text
+            and ``<name>.pyd`` for everything else.
+        key: The column of strings or integers that names the rows. By default a row is named by its file
+            and number, ``<file>/000000000`` first.
+
+    In ``.pyd`` fields the value of a row is pickled: a number as a numpy scalar of the column's type, a list of
+    numbers as a numpy array, nested fixed-size lists as an array of more dimensions, other nested lists
+    as a list, a struct as a dict, a null as ``None``.
+
+    Raises:
+        ConfigError: If ``paths`` or ``columns`` is empty or of the wrong type.
+    """
+
+    paths: str | Sequence[str]
+    columns: Sequence[str] | Mapping[str, str] | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        paths = [self.paths] if isinstance(self.paths, str) else list(self.paths)
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            raise ConfigError(f"paths is a path or a list of paths, not {self.paths!r}")
+        if isinstance(self.columns, str) or (self.columns is not None and not self.columns):
+            raise ConfigError(f"columns is a list of names or a mapping to suffixes, not {self.columns!r}")
+
+    def names(self) -> Sequence[str]:
+        """Return the name of every row, file by file.
+
+        Raises:
+            InputError: If there is no file, or the key column holds a null or a value twice.
+        """
+        from bionemo_webdatamodule_parquet import source
+
+        return source.names(source.files(self.paths), self.key)
+
+    def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
+        """Return for each row the size and modification time (or the like) of the file it is in."""
+        from bionemo_webdatamodule_parquet import source
+
+        files = source.files(self.paths)
+        return [files[place.file].fingerprint for place in source.locate(files, self.key, names)]
+
+    def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
+        """Yield the rows of these names, in this order.
+
+        Each row group is read once and only as far as the last row wanted of it.
+        It is let go when the last of its rows was yielded, so names in the order of the file take
+        the memory of one group's rows.
+
+        Raises:
+            InputError: If no row, or more than one, has such a name, or a value fits no field.
+            ConfigError: If a file lacks a column, or two columns get one suffix.
+        """
+        from bionemo_webdatamodule_parquet import fields, source
+
+        files = source.files(self.paths)
+        places = source.locate(files, self.key, names)
+        wanted: dict[tuple[int, int], list[int]] = {}
+        for place in places:
+            wanted.setdefault((place.file, place.group), []).append(place.row)
+        waiting = {group: len(rows) for group, rows in wanted.items()}
+        held: dict[tuple[int, int], Rows] = {}
+        for name, place in zip(names, places, strict=True):
+            group = (place.file, place.group)
+            if group not in held:
+                held[group] = fields.read_rows(
+                    files[place.file], place.group, wanted.pop(group), self.columns, self.key
+                )
+            yield Sample(name, held[group].files(place.row, name))
+            waiting[group] -= 1
+            if not waiting[group]:
+                del held[group]

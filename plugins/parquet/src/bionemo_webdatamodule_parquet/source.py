@@ -1,0 +1,207 @@
+"""Which files, row groups and rows there are, and where the row of a name lies."""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bionemo.webdatamodule.errors import ConfigError, InputError
+
+_EXTENSION = ".parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A Parquet file.
+
+    Attributes:
+        stem: What its rows are named after: the path below the directory that was asked for, no extension.
+        path: Where it is on its file system.
+        system: The fsspec file system.
+        fingerprint: Changes when the file does.
+    """
+
+    stem: str
+    path: str
+    system: Any
+    fingerprint: str
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Any]:
+        """Open the file as a ``pyarrow.parquet.ParquetFile`` that verifies page checksums where there are any.
+
+        Raises:
+            InputError: If it is no Parquet file.
+        """
+        with self.system.open(self.path) as stream:
+            try:
+                parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+            except pa.ArrowInvalid as error:
+                raise InputError(f"this is no readable Parquet file: {error}", file=self.path) from error
+            yield parquet
+
+    def group_sizes(self) -> list[int]:
+        """Return the number of rows of each row group."""
+        with self.open() as parquet:
+            metadata = parquet.metadata
+            return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+class Place(NamedTuple):
+    """Where a row lies: file, row group of the file, row of the group."""
+
+    file: int
+    group: int
+    row: int
+
+
+def files(paths: str | Sequence[str]) -> list[File]:
+    """Return the files that paths, directories and globs mean, each one's sorted.
+
+    Raises:
+        InputError: If one of them means no file, or two files would give their rows the same names.
+    """
+    found: list[File] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        found += _files(path)
+    seen: dict[str, File] = {}
+    for file in found:
+        if file.stem in seen:
+            raise InputError(
+                f"{seen[file.stem].path} and {file.path} would both name their rows {file.stem!r}/…; "
+                "give the directory above them instead, and each once"
+            )
+        seen[file.stem] = file
+    return found
+
+
+def _files(path: str) -> list[File]:
+    system, root = fsspec.core.url_to_fs(path)
+    if system.isfile(root):
+        found, base = [root], posixpath.dirname(root)
+    elif system.isdir(root):
+        found, base = [p for p in system.find(root) if p.endswith(_EXTENSION)], root
+    else:
+        base = posixpath.dirname(root[: min((root.find(c) for c in "*?[" if c in root), default=len(root))])
+        found = [p for p in system.glob(root) if system.isfile(p)]
+    if not found:
+        raise InputError(f"paths names {path!r}, which is no Parquet file, no directory with any, and no glob of any")
+    return [
+        File(
+            stem=posixpath.splitext(posixpath.relpath(p, base or "."))[0],
+            path=p,
+            system=system,
+            fingerprint=_fingerprint(system, p),
+        )
+        for p in sorted(found)
+    ]
+
+
+def _fingerprint(system: Any, path: str) -> str:
+    info = system.info(path)
+    mark = next((info[m] for m in ("mtime", "ETag", "etag", "md5Hash", "LastModified") if m in info), None)
+    return f"{info['size']}-{system.ukey(path) if mark is None else mark}"
+
+
+def names(files: Sequence[File], key: str | None) -> list[str]:
+    """Return the names of all rows.
+
+    Raises:
+        InputError: If the key column holds a null, or a value twice.
+    """
+    if key is None:
+        return [_row_name(file, row) for file in files for row in range(sum(file.group_sizes()))]
+    found: dict[str, str] = {}
+    for file in files:
+        for group, keys in _keys(file, key):
+            for row, name in enumerate(keys.to_pylist()):
+                place = f"row {row} of row group {group} of {file.path}"
+                if name in found:
+                    raise InputError(f"the key {name!r} of {place} is taken already, by {found[name]}", key=name)
+                found[name] = place
+    return list(found)
+
+
+def locate(files: Sequence[File], key: str | None, names: Sequence[str]) -> list[Place]:
+    """Return where the rows of these names are.
+
+    Raises:
+        InputError: If a name belongs to no row, or to more than one.
+    """
+    return _by_number(files, names) if key is None else _by_key(files, key, names)
+
+
+def _row_name(file: File, row: int) -> str:
+    return f"{file.stem}/{row:09d}"
+
+
+def _by_number(files: Sequence[File], names: Sequence[str]) -> list[Place]:
+    by_stem = {file.stem: number for number, file in enumerate(files)}
+    starts: dict[int, Any] = {}  # the first row of each row group, and at last the count of rows
+    places = []
+    for name in names:
+        stem, _, digits = name.rpartition("/")
+        number = by_stem.get(stem, -1)
+        row = int(digits) if digits.isascii() and digits.isdigit() else -1
+        if number < 0 or name != _row_name(files[number], row):
+            raise InputError(f"no row is named {name!r}; rows are named like {_row_name(files[0], 0)!r}", key=name)
+        if number not in starts:
+            starts[number] = np.cumsum([0, *files[number].group_sizes()])
+        if row >= starts[number][-1]:
+            raise InputError(
+                f"no row is named {name!r}; the file has {starts[number][-1]} rows",
+                key=name,
+                file=files[number].path,
+            )
+        group = int(np.searchsorted(starts[number], row, side="right")) - 1
+        places.append(Place(number, group, row - int(starts[number][group])))
+    return places
+
+
+def _by_key(files: Sequence[File], key: str, names: Sequence[str]) -> list[Place]:
+    wanted = pa.array(list(dict.fromkeys(names)), type=pa.string())
+    found: dict[str, Place] = {}
+    for number, file in enumerate(files):
+        for group, keys in _keys(file, key):
+            hits = pc.is_in(keys, value_set=wanted)
+            rows = pc.indices_nonzero(hits)
+            for row, name in zip(rows.to_pylist(), keys.take(rows).to_pylist(), strict=True):
+                if name in found:
+                    raise InputError(
+                        f"the key {name!r} names more than one row; a key must be unique", key=name, file=file.path
+                    )
+                found[name] = Place(number, group, row)
+    for name in names:
+        if name not in found:
+            raise InputError(f"no row has {name!r} in the key column {key!r}", key=name)
+    return [found[name] for name in names]
+
+
+def _keys(file: File, key: str) -> Iterator[tuple[int, Any]]:
+    """Yield each row group's number and its keys, as an array of strings."""
+    with file.open() as parquet:
+        schema = parquet.schema_arrow
+        if schema.get_field_index(key) < 0:
+            raise ConfigError(
+                f"there is no key column {key!r}; the columns are {', '.join(schema.names)}", file=file.path
+            )
+        for group in range(parquet.num_row_groups):
+            column = parquet.read_row_group(group, columns=[key], use_threads=False).column(0)
+            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+            if not (text or pa.types.is_integer(kind)):
+                raise ConfigError(
+                    f"the key column {key!r} holds {column.type}; it must hold strings or integers", file=file.path
+                )
+            if column.null_count:
+                raise InputError(f"the key column {key!r} has a null in row group {group}", file=file.path)
+            yield group, column.cast(pa.string()).combine_chunks()
