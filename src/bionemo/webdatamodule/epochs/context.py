@@ -18,7 +18,8 @@ class Context:
         order: How the split is read.
         seed: The data module's seed.
         epoch: Number of the epoch, from 0.
-        first: Samples of the epoch that come before this part of it, over all ranks; 0 in shards order.
+        first: In global order the samples of the epoch that come before this part of it, over all ranks;
+            in shards order the number of passes over the data before this one.
         rank: This process's rank.
         worker: The loader's worker; -1 in the main process.
         batch_size: Samples of a batch of this rank; ``None`` where the plan has drawn the batches already.
@@ -36,10 +37,10 @@ class Context:
         """Return a generator that depends on this place and the purpose alone.
 
         In global order it depends on ``(seed, epoch, first)``, so neither ranks nor workers matter;
-        in shards order on ``(seed, epoch, rank, worker)``.
+        in shards order on ``(seed, epoch, first, rank, worker)``.
         """
-        place = (self.first,) if self.order == "global" else (self.rank, self.worker)
-        words = "/".join(map(str, (purpose, self.seed, self.epoch, *place)))
+        place = () if self.order == "global" else (self.rank, self.worker)
+        words = "/".join(map(str, (purpose, self.seed, self.epoch, self.first, *place)))
         return random.Random(int.from_bytes(hashlib.blake2b(words.encode(), digest_size=16).digest(), "big"))
 
 

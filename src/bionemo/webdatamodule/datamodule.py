@@ -1,0 +1,368 @@
+"""The Lightning data modules: tar shards to batches, and samples to tar shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import lightning as L  # noqa: N812 - Lightning's own abbreviation
+
+from bionemo.webdatamodule import assembly
+from bionemo.webdatamodule.assembly import Settings, SplitSettings
+from bionemo.webdatamodule.components import Ref, Use
+from bionemo.webdatamodule.errors import ConfigError, UsageError
+from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.pipelines import resolve_stages
+from bionemo.webdatamodule.plugins import Plugins
+from bionemo.webdatamodule.settings import (
+    ErrorPolicy,
+    error_policy,
+    one_of,
+    order_of,
+    sources,
+    suffix_tuple,
+    whole_number,
+)
+from bionemo.webdatamodule.splits import Split, by_split
+
+__all__ = ["PickledDataWDS", "SourceDataWDS", "Split", "WebDataModule"]
+
+_STAGES: Mapping[str, tuple[Split, ...]] = {
+    "fit": (Split.train, Split.val),
+    "validate": (Split.val,),
+    "test": (Split.test,),
+    "predict": (Split.test,),
+}
+
+Directory: TypeAlias = "str | os.PathLike[str]"
+Mixture: TypeAlias = "Sequence[Directory | tuple[Directory, float]]"
+Pipeline: TypeAlias = "Ref | Iterable[Ref]"
+Calls: TypeAlias = "Sequence[tuple[str, Mapping[str, Any]]]"
+
+
+class WebDataModule(L.LightningDataModule):
+    """Batches from WebDataset tar shards, for the splits that a ``Trainer`` asks for.
+
+    Every mapping from splits also takes their names: ``{"train": ...}`` for ``{Split.train: ...}``.
+
+    Args:
+        dirs_tars_wds: The directory of each split's shards, or any fsspec URL.
+            A list of directories, or of pairs of a directory and a weight, is a mixture.
+        n_samples: Samples of each split's epoch. ``None``, or a split left out, means all there are.
+            Fewer than there are: a training epoch is that many samples and the next one goes on behind them,
+            until all were seen; evaluation takes the first so many.
+        suffix_keys_wds: The suffixes of the fields to read. One gives 1-tuples to the first stage, several give
+            tuples in this order. ``"__key__"`` is the sample's key. Other fields are never decoded.
+        global_batch_size: Samples of a batch, summed over all ranks.
+        prefix_tars_wds: Shards are named ``{prefix}-*.tar``.
+        pipeline_wds: For each split the stages that run in workers: a stage or several, each a name, a
+            ``Use("name", option=...)``, or a callable from an iterator to an iterator.
+            By default ``untuple`` for one suffix.
+        pipeline_prebatch_wld: For each split the stages that run after the loader; by default ``batch``.
+            In global order they run on each share, this rank's part of a global batch, and make one batch of it.
+        kwargs_wds: For each split arguments of ``webdataset.WebDataset``.
+        kwargs_wld: For each split options of the loader, such as ``num_workers``.
+        invoke_wds: For each split ``(method, kwargs)`` pairs, called on the dataset after its pipeline.
+        invoke_wld: The same for the loader.
+        order: ``"global"``: samples are dealt by one plan, with equal steps on all ranks, each sample once an
+            epoch, and exact resume. ``"shards"``: shards are dealt and streamed as webdataset does.
+            ``None``: shards where ``kwargs_wds`` names a shard argument, else global.
+        seed: Where all randomness comes from.
+        tail: What becomes of samples that fill no global batch in training: ``"share"`` spreads them over the
+            last two, ``"drop"`` leaves them out, ``"fill"`` adds samples of the next epoch's order.
+        loader: The loader: a name, a ``Use`` or a callable.
+        pickles: ``"safe"`` builds known types only; ``"trusted"`` runs what pickles ask for.
+        allow_pickle: Classes that safe pickles may build too, as ``"package.module.Class"``.
+        check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
+        on_error: ``"raise"``, or ``"skip"`` for leaving out samples that cannot be read.
+        max_skipped: Samples that may be skipped in a process.
+        plugins: Where names are looked up; by default among the installed plugins.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+        UnknownNameError: If a name is not registered.
+    """
+
+    def __init__(
+        self,
+        dirs_tars_wds: Mapping[Split, Directory | Mixture] | Mapping[str, Directory | Mixture],
+        n_samples: Mapping[Split, int | None] | Mapping[str, int | None] | None,
+        suffix_keys_wds: str | Iterable[str],
+        global_batch_size: int,
+        prefix_tars_wds: str = "wdshards",
+        pipeline_wds: Mapping[Split, Pipeline] | Mapping[str, Pipeline] | None = None,
+        pipeline_prebatch_wld: Mapping[Split, Pipeline] | Mapping[str, Pipeline] | None = None,
+        kwargs_wds: Mapping[Split, Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None = None,
+        kwargs_wld: Mapping[Split, Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        invoke_wds: Mapping[Split, Calls] | Mapping[str, Calls] | None = None,
+        invoke_wld: Mapping[Split, Calls] | Mapping[str, Calls] | None = None,
+        order: Literal["global", "shards"] | None = None,
+        seed: int = 0,
+        tail: Literal["share", "drop", "fill"] = "share",
+        loader: Ref = "webloader",
+        pickles: Literal["safe", "trusted"] = "safe",
+        allow_pickle: Sequence[str] = (),
+        check: Literal["first", "always", "never"] = "first",
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: int = 100,
+        plugins: Plugins | None = None,
+    ) -> None:
+        super().__init__()
+        directories = by_split("dirs_tars_wds", dirs_tars_wds)
+        counts = by_split("n_samples", n_samples)
+        stages = by_split("pipeline_wds", pipeline_wds)
+        loader_stages = by_split("pipeline_prebatch_wld", pipeline_prebatch_wld)
+        wds_options = by_split("kwargs_wds", kwargs_wds)
+        wld_options = by_split("kwargs_wld", kwargs_wld)
+        dataset_calls = by_split("invoke_wds", invoke_wds)
+        loader_calls = by_split("invoke_wld", invoke_wld)
+        one_of("order", order, ("global", "shards", None))
+        errors = ErrorPolicy(
+            on_error=one_of("on_error", on_error, ("raise", "skip")),
+            max_skipped=whole_number("max_skipped", max_skipped, least=0),
+        )
+        if not isinstance(prefix_tars_wds, str) or not prefix_tars_wds or "/" in prefix_tars_wds:
+            raise ConfigError(f"prefix_tars_wds is the start of the shards' file names, not {prefix_tars_wds!r}")
+        self._settings = Settings(
+            suffixes=suffix_tuple("suffix_keys_wds", suffix_keys_wds),
+            global_batch_size=whole_number("global_batch_size", global_batch_size, least=1),
+            prefix=prefix_tars_wds,
+            seed=whole_number("seed", seed, least=0),
+            tail=one_of("tail", tail, ("share", "drop", "fill")),
+            policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=tuple(allow_pickle)),
+            check=one_of("check", check, ("first", "always", "never")),
+        )
+        self._splits: dict[Split, SplitSettings] = {}
+        for split, given in directories.items():
+            name = split.name
+            options = dict(wds_options.get(split) or {})
+            chosen, reason = order_of(order, options)
+            count = counts.get(split)
+            self._splits[split] = SplitSettings(
+                split=name,
+                sources=sources(f"dirs_tars_wds[{name}]", given),
+                n_samples=None if count is None else whole_number(f"n_samples[{name}]", count, least=1),
+                order=chosen,
+                order_reason=reason,
+                stages=_stages(f"pipeline_wds[{name}]", stages.get(split), plugins),
+                loader_stages=_stages(f"pipeline_prebatch_wld[{name}]", loader_stages.get(split), plugins),
+                options=options,
+                loader=assembly.resolve_loader(loader, wld_options.get(split) or {}, plugins),
+                dataset_calls=tuple(dataset_calls.get(split) or ()),
+                loader_calls=tuple(loader_calls.get(split) or ()),
+                errors=error_policy(options, errors),
+            )
+        self._dataset: dict[Split, Any] = {}
+        self._train_loader: Any = None
+        self._resume: dict[str, Any] | None = None
+
+    def prepare_data(self) -> None:
+        """Do nothing: the shards are there.
+
+        Lightning calls this on one process of each node, so it must not change this object.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the datasets that a stage needs; Lightning calls this on every rank.
+
+        Args:
+            stage: ``"fit"`` for the train split, and the val split if there is one; ``"validate"`` for val;
+                ``"test"`` or ``"predict"`` for test; ``None`` for every split there is.
+
+        Raises:
+            ConfigError: If the stage or its split is unknown.
+            PlanError: If the samples do not suffice for the ranks.
+            ShardError: If shards are missing or broken.
+        """
+        name = getattr(stage, "value", stage)
+        if name is not None and name not in _STAGES:
+            raise ConfigError(f"setup takes the stages {', '.join(_STAGES)} or None, not {stage!r}")
+        wanted = tuple(self._splits) if name is None else _STAGES[name]
+        if name is not None and wanted[0] not in self._splits:
+            raise ConfigError(
+                f"{name} needs the split {wanted[0].name!r}, and dirs_tars_wds has "
+                f"{', '.join(split.name for split in self._splits) or 'none'}"
+            )
+        topology = assembly.topology_of(self.trainer)
+        for split in wanted:
+            if split in self._splits:
+                self._dataset[split] = assembly.make_dataset(self._settings, self._splits[split], topology)
+        if name == "fit" and self.trainer is not None:
+            assembly.add_resume(self, self.trainer)
+
+    def train_dataloader(self) -> Any:
+        """Return the loader of the train split."""
+        self._train_loader = self._loader(Split.train)
+        return self._train_loader
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of the val split; nothing to validate on, ``[]``, if ``fit`` has none."""
+        if Split.val not in self._splits and Split.train in self._dataset:
+            return []
+        return self._loader(Split.val)
+
+    def test_dataloader(self) -> Any:
+        """Return the loader of the test split."""
+        return self._loader(Split.test)
+
+    def predict_dataloader(self) -> Any:
+        """Return the loader of the test split."""
+        return self._loader(Split.test)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the train loader's cursor, for a checkpoint: plain numbers and strings."""
+        return {} if self._train_loader is None else dict(self._train_loader.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a checkpoint's cursor; training goes on there."""
+        from lightning.pytorch.trainer.states import TrainerFn
+
+        if self.trainer is None or self.trainer.state.fn is TrainerFn.FITTING:
+            self._resume = dict(state_dict) or None
+
+    def _take_resume(self) -> tuple[Any, dict[str, Any] | None]:
+        """Return the train loader and the cursor that a checkpoint brought, once."""
+        state, self._resume = self._resume, None
+        return self._train_loader, state
+
+    def _loader(self, split: Split) -> Any:
+        if split not in self._splits:
+            raise ConfigError(f"there is no split {split.name!r} in dirs_tars_wds")
+        if split not in self._dataset:
+            raise UsageError(
+                f"the loader of the split {split.name!r} was asked for before setup(); "
+                "call setup('fit'), setup('validate'), setup('test') or setup('predict') first"
+            )
+        return assembly.make_loader(self, self._settings, self._splits[split], self._dataset[split])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickling: loaders are made anew, and stay with their process."""
+        return {**self.__dict__, "_train_loader": None}
+
+
+class SourceDataWDS(WebDataModule):
+    """Samples of any source format, written to tar shards once and read from there.
+
+    ``prepare_data`` writes the shards of each split to ``f"{prefix_dir_tars_wds}{split.name}"``: all of them or
+    nothing, again only where something changed, and in parallel.
+
+    Args:
+        writer: What reads the source: the name of a writer plugin, a ``Use("name", option=...)``, or a reader.
+        names_subset: For each split the names of its samples, or a rule of ``bionemo.webdatamodule.subsets``
+            over all names of the source.
+        prefix_dir_tars_wds: Where the shards go; the split's name is appended. May be an fsspec URL.
+        suffix_keys_wds: The suffixes of the fields to read, as in :class:`WebDataModule`.
+        global_batch_size: Samples of a batch, summed over all ranks.
+        n_tars_wds: Shards of each split; by default so many that each has about 256 MiB.
+        key_encoder: What makes a sample's key of its name: ``"dashes"`` turns dots into dashes as documented,
+            ``"escaped"`` can be reversed.
+        executor: What runs the conversion: ``"processes"`` on all cores, ``"serial"``, a plugin's name, a ``Use``,
+            or any ``concurrent.futures.Executor``.
+        **kwargs: Further arguments of :class:`WebDataModule`; ``n_samples`` is known from the shards.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+        UnknownNameError: If a name is not registered.
+    """
+
+    def __init__(
+        self,
+        writer: Ref,
+        names_subset: Mapping[Split, Any] | Mapping[str, Any],
+        prefix_dir_tars_wds: Directory,
+        suffix_keys_wds: str | Iterable[str],
+        global_batch_size: int,
+        *,
+        n_tars_wds: int | None = None,
+        key_encoder: Ref = "dashes",
+        executor: Ref | Any = "processes",
+        **kwargs: Any,
+    ) -> None:
+        names = by_split("names_subset", names_subset)
+        prefix = os.fspath(prefix_dir_tars_wds)
+        directories = {split: f"{prefix}{split.name}" for split in names}
+        super().__init__(directories, kwargs.pop("n_samples", None), suffix_keys_wds, global_batch_size, **kwargs)
+        self._conversion = assembly.conversion(
+            writer=writer,
+            names={split.name: given for split, given in names.items()},
+            directories={split.name: self._splits[split].sources[0].directory for split in names},
+            prefix=self._settings.prefix,
+            n_shards=n_tars_wds,
+            key_encoder=key_encoder,
+            executor=executor,
+            policy=self._settings.policy,
+            plugins=kwargs.get("plugins"),
+        )
+
+    def prepare_data(self) -> None:
+        """Write the shards of every split that are not there yet, or whose source changed.
+
+        Lightning calls this on one process of each node; on a disk that nodes share, one of them writes.
+
+        Raises:
+            InputError: If the source is bad; all problems are listed and nothing is written.
+            ConversionError: If writing fails; what was there before is untouched.
+        """
+        assembly.convert(self._conversion)
+
+
+class PickledDataWDS(SourceDataWDS):
+    """Pickle files, one for each sample and suffix, written to tar shards once and read from there.
+
+    The file of a sample is ``{dir_pickles}/{name}.{suffix_pickles}``.
+    In the shards it is ``{"__key__": name.replace(".", "-"), suffix_pickles: pickle.dumps(data)}``.
+
+    Args:
+        dir_pickles: The directory of the pickle files.
+        suffix_pickles: The suffix of the files, and of the field in the shards; or several of them.
+        names_subset: For each split the names of its samples.
+        prefix_dir_tars_wds: Where the shards go; the split's name is appended.
+        *args: Further arguments of :class:`WebDataModule` from ``global_batch_size`` on, in their order.
+        n_tars_wds: Shards of each split; by default so many that each has about 256 MiB.
+        **kwargs: Further arguments of :class:`SourceDataWDS` and :class:`WebDataModule`.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        dir_pickles: Directory,
+        suffix_pickles: str | Iterable[str],
+        names_subset: Mapping[Split, Any] | Mapping[str, Any],
+        prefix_dir_tars_wds: Directory,
+        *args: Any,
+        n_tars_wds: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if len(args) > len(_PARENT_ARGUMENTS):
+            raise ConfigError(f"*args are {', '.join(_PARENT_ARGUMENTS)}; {len(args)} were given")
+        given = dict(zip(_PARENT_ARGUMENTS, args, strict=False))
+        if twice := sorted(set(given) & set(kwargs)):
+            raise ConfigError(f"{', '.join(twice)} is given both by position and by name")
+        suffixes = suffix_tuple("suffix_pickles", suffix_pickles)
+        super().__init__(
+            Use("pickles", directory=os.fspath(dir_pickles), suffixes=suffixes),
+            names_subset,
+            prefix_dir_tars_wds,
+            kwargs.pop("suffix_keys_wds", suffixes),
+            n_tars_wds=n_tars_wds,
+            **given,
+            **kwargs,
+        )
+
+
+_PARENT_ARGUMENTS = (
+    "global_batch_size",
+    "prefix_tars_wds",
+    "pipeline_wds",
+    "pipeline_prebatch_wld",
+    "kwargs_wds",
+    "kwargs_wld",
+)
+
+
+def _stages(argument: str, given: object, plugins: Plugins | None) -> tuple[Any, ...] | None:
+    return None if given is None else resolve_stages(argument, given, plugins)

@@ -1,0 +1,224 @@
+"""Datasets in global order: they follow an epoch plan, one share of a global batch after the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import webdataset as wds
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.compat import FluidInterface
+
+from bionemo.webdatamodule.epochs import context
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.pipelines import chain, describe
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule.epochs.plan import EpochPlan
+    from bionemo.webdatamodule.shards.read import SampleReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What a loader moves from a worker to the main process: some work of one worker, in order.
+
+    Attributes:
+        epoch: The epoch that it belongs to.
+        start: Samples of the epoch that were used up before this iteration began.
+        worker: The worker that made it, from 0.
+        values: In global order one value for each share: a list of samples, or the batch.
+            In shards order the samples themselves.
+    """
+
+    epoch: int
+    start: int
+    worker: int
+    values: Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """This process's place among the data-parallel processes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+class Position:
+    """The epoch, and the samples of it already used up, at which the next iteration begins.
+
+    Workers that live for one iteration take it along when they start.
+    Persistent workers look it up in shared memory when an iteration begins.
+    """
+
+    def __init__(self) -> None:
+        self._own = (0, 0)
+        self._shared: torch.Tensor | None = None
+
+    def share(self) -> None:
+        """Let workers that live longer than an iteration see later positions too."""
+        self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def set(self, epoch: int, start: int) -> None:
+        """Set the position, in the main process, before the iteration begins."""
+        self._own = (epoch, start)
+        if self._shared is not None:
+            self._shared[0], self._shared[1] = epoch, start
+
+    def get(self) -> tuple[int, int]:
+        """Return ``(epoch, start)``."""
+        if self._shared is None:
+            return self._own
+        epoch, start = self._shared.tolist()
+        return epoch, start
+
+
+class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
+    """The view of a dataset that a loader gets: its items, whatever they hold."""
+
+    def __init__(self, dataset: PlannedDataset | Any) -> None:
+        super().__init__()
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.dataset.items()  # type: ignore[no-any-return]
+
+
+class Planned(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # webdataset is not typed
+    """A webdataset pipeline whose length the plan decides: it refuses webdataset's ways to change it."""
+
+    split: str
+
+    def with_epoch(self, nsamples: int = -1, nbatches: int = -1) -> Planned:
+        """Refuse, since the plan decides the length of an epoch."""
+        raise self._planned(f"with_epoch({nsamples=}, {nbatches=})")
+
+    def with_length(self, n: int, silent: bool = False) -> Planned:  # noqa: ARG002 - webdataset's signature
+        """Refuse, since the length is known and true."""
+        raise self._planned(f"with_length({n})")
+
+    def repeat(self, nepochs: int = -1, nbatches: int = -1) -> Planned:
+        """Refuse, since the plan decides the length of an epoch."""
+        raise self._planned(f"repeat({nepochs=}, {nbatches=})")
+
+    def slice(self, *args: int) -> Planned:
+        """Refuse, since the plan decides the length of an epoch."""
+        raise self._planned(f"slice{args}")
+
+    def _planned(self, call: str) -> ConfigError:
+        return ConfigError(
+            f"{call} would make ranks unequal in global order; set the epoch's length with n_samples, "
+            "the Trainer's limits, or read in order='shards'",
+            split=self.split,
+        )
+
+
+class PlannedDataset(Planned):
+    """A split in global order, as a webdataset pipeline.
+
+    Iterating it gives this rank's samples of the current epoch after the stages.
+    webdataset's fluid methods (``map``, ``select`` …) add stages to a copy.
+    Stages run anew on each share, this rank's part of a global batch,
+    so nothing they buffer can cross from one batch to another.
+
+    Args:
+        reader: Reads samples by id.
+        plan: Says which ids make up which share.
+        stages: Run on the samples of each share, in workers.
+        collate: ``True`` makes a batch of each share in the worker; ``stages`` then are at most ``untuple``.
+        untuple: Whether the only value of a sample is taken out of its 1-tuple before batching.
+        topology: This process's place.
+        split: The split's name, for messages.
+        seed: The data module's seed, for stages that draw random numbers.
+        batches_per_item: Shares that cross to the main process together.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: SampleReader,
+        plan: EpochPlan,
+        stages: Sequence[Any] = (),
+        collate: bool = False,
+        untuple: bool = False,
+        topology: Topology = Topology(),
+        split: str = "train",
+        seed: int = 0,
+        batches_per_item: int = 1,
+    ) -> None:
+        super().__init__()
+        self.reader = reader
+        self.plan = plan
+        self.stages = tuple(stages)
+        self.collate = collate
+        self.untuple = untuple
+        self.topology = topology
+        self.split = split
+        self.seed = seed
+        self.batches_per_item = batches_per_item
+        self.position = Position()
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.items():
+            for value in item.values:
+                yield from [value] if self.collate else value
+
+    def compose(self, *stages: Any) -> PlannedDataset:
+        """Return a copy with more stages, which run on each share."""
+        if self.collate:
+            raise ConfigError(
+                "this dataset joins its samples into batches itself; give the stages as pipeline_wds instead",
+                split=self.split,
+            )
+        result = copy.copy(self)
+        result.stages = (*self.stages, *stages)
+        return result
+
+    def append(self, f: Any) -> None:
+        """Add a stage, which runs on each share."""
+        self.stages = (*self.stages, f)
+
+    def items(self) -> Iterator[Item]:
+        """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
+        epoch, start = self.position.get()
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        n_batches = self.plan.n_batches(self.topology.world_size, start=start)
+        step = self.batches_per_item
+        for first in range(worker * step, n_batches, workers * step):
+            batches = range(first, min(first + step, n_batches))
+            values = [self._value(epoch, batch, start) for batch in batches]
+            yield Item(epoch=epoch, start=start, worker=worker, values=values)
+
+    def _ids(self, epoch: int, batch: int, start: int) -> Any:
+        place = self.topology
+        return self.plan.share(epoch, batch, place.rank, place.world_size, start=start)
+
+    def _value(self, epoch: int, batch: int, start: int) -> Any:
+        """Return what one share becomes: a batch, or the list of its samples."""
+        ids = self._ids(epoch, batch, start)
+        if self.collate:
+            columns = self.reader.read_batch(ids)
+            return columns[0] if self.untuple else list(columns)
+        samples = self.reader.read(ids)
+        if not self.stages:
+            return samples
+        first = self.plan.consumed(batch, self.topology.world_size, start=start, epoch=epoch)
+        with context.at(self.place(epoch, first)):
+            out = list(chain(self.stages, samples))
+        if not out:
+            raise ConfigError(
+                f"pipeline_wds ({', '.join(map(describe, self.stages))}) left nothing of a share of "
+                f"{len(samples)} samples, and every rank must take the same steps; "
+                "drop samples when converting, take larger batches, or read in order='shards'",
+                split=self.split,
+                rank=self.topology.rank,
+            )
+        return out
+
+    def place(self, epoch: int, first: int) -> context.Context:
+        """Return the place of a share for stages that draw random numbers."""
+        return context.Context(order="global", seed=self.seed, epoch=epoch, first=first, rank=self.topology.rank)

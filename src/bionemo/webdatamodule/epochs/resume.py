@@ -1,0 +1,86 @@
+"""Exact resume under Lightning: brings the loader to where the checkpoint was written.
+
+Lightning keeps the state of rank 0's train loader alone, and hands it back only where it takes the run for
+interrupted in mid-epoch; with ``trainer.estimated_stepping_batches`` in ``configure_optimizers`` not even then.
+So the data module keeps the state as well, and this callback applies it once the loops are restored.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+
+from bionemo.webdatamodule.epochs.loader import PlannedLoader
+from bionemo.webdatamodule.epochs.plan import Cursor
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule.datamodule import WebDataModule
+
+_log = logging.getLogger("bionemo.webdatamodule")
+
+
+class ResumeCallback(pl.Callback):
+    """Applies a checkpoint's cursor before the first batch is drawn.
+
+    ``WebDataModule.setup("fit")`` adds it to the trainer.
+
+    Args:
+        data_module: Holds the train loader and the state that the checkpoint brought.
+    """
+
+    def __init__(self, data_module: WebDataModule) -> None:
+        self.data_module = data_module
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seek the loader, and tell Lightning how many batches of the epoch are done."""
+        del pl_module
+        loader, state = self.data_module._take_resume()  # noqa: SLF001 - two parts of one thing
+        if loader is None:
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if state is not None:
+            loader.load_state_dict(state)
+        elif progress.current.completed and not loader.resumed:
+            self._seek_without_state(loader, progress.current.completed, trainer.current_epoch)
+        if isinstance(loader, PlannedLoader):
+            shift_progress(progress, loader, trainer.current_epoch)
+
+    def _seek_without_state(self, loader: Any, batches: int, epoch: int) -> None:
+        """Go to the batch that Lightning counts; the checkpoint was written with another data module."""
+        if not isinstance(loader, PlannedLoader):
+            return
+        _log.warning(
+            "the checkpoint holds no state of this data module; going on at batch %d of epoch %d, "
+            "which is right only if it was written with the same data, seed and global batch size",
+            batches,
+            epoch,
+        )
+        start = loader.cursor
+        used = loader.plan.consumed(batches, loader.world_size, start=0, epoch=epoch)
+        loader.seek(replace(start, epoch=epoch, samples=used))
+
+
+def shift_progress(progress: Any, loader: PlannedLoader, epoch: int) -> None:
+    """Make Lightning's count of this epoch's batches fit the plan of this run.
+
+    Lightning ends an epoch when its count reaches ``len(loader)``.
+    With another global batch size the samples used so far are another number of batches.
+    """
+    cursor: Cursor = loader.cursor
+    if cursor.samples >= cursor.n_samples:
+        done = len(loader)
+    elif cursor.epoch == epoch and cursor.samples:
+        done = len(loader) - loader.plan.n_batches(loader.world_size, start=cursor.samples)
+    else:
+        return
+    current = progress.current
+    # a checkpoint from on_train_batch_end was written before the batch counted as completed; Lightning adds it later
+    at_batch_end = current.ready == current.started == current.processed == current.completed + 1
+    shift = done - current.completed - at_batch_end
+    if shift:
+        _log.info("epoch %d goes on after %d of %d samples", epoch, cursor.samples, cursor.n_samples)
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(current, count, getattr(current, count) + shift)

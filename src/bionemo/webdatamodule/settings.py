@@ -1,0 +1,180 @@
+"""Reading the data modules' arguments: pure functions that check and normalise them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from bionemo.webdatamodule.errors import ConfigError
+
+SHARD_ARGUMENTS = (
+    "detshuffle",
+    "mode",
+    "nodesplitter",
+    "repeat",
+    "resampled",
+    "seed",
+    "shardshuffle",
+    "workersplitter",
+)
+"""Arguments of ``webdataset.WebDataset`` that deal or shuffle shards; naming one means ``order="shards"``."""
+
+CACHE_ARGUMENTS = ("cache_dir", "cache_size")
+"""Arguments of ``webdataset.WebDataset`` that place the cache of remote shards."""
+
+IGNORED_ARGUMENTS = ("empty_check", "handler", "verbose")
+"""Arguments of ``webdataset.WebDataset`` that are taken in any order."""
+
+
+class Source(NamedTuple):
+    """One directory of shards and its weight in a mixture."""
+
+    directory: str
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorPolicy:
+    """What happens to a sample that cannot be read.
+
+    Attributes:
+        on_error: ``"raise"``, or ``"skip"`` for leaving it out, counted and logged.
+        max_skipped: Samples that may be skipped in a process before it is an error after all.
+    """
+
+    on_error: Literal["raise", "skip"] = "raise"
+    max_skipped: int = 100
+
+
+def suffix_tuple(argument: str, given: object) -> tuple[str, ...]:
+    """Return one suffix, or an iterable of them, as a tuple.
+
+    Raises:
+        ConfigError: If there is none, one twice, or one that is no text.
+    """
+    suffixes = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else None
+    if not suffixes:
+        raise ConfigError(f"{argument} is a suffix such as 'tensor.pyd' or several of them, not {given!r}")
+    for suffix in suffixes:
+        if not isinstance(suffix, str) or not suffix:
+            raise ConfigError(f"{argument} holds {suffix!r}, which is no suffix")
+    if len(set(suffixes)) != len(suffixes):
+        raise ConfigError(f"{argument} names a suffix twice: {', '.join(map(str, suffixes))}")
+    return suffixes
+
+
+def whole_number(argument: str, given: object, *, least: int) -> int:
+    """Return a whole number that is large enough.
+
+    Raises:
+        ConfigError: If it is no whole number, or too small.
+    """
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise ConfigError(f"{argument} is a whole number, not {given!r}")
+    number = given.__index__()
+    if number < least:
+        raise ConfigError(f"{argument} is at least {least}, not {number}")
+    return int(number)
+
+
+def one_of(argument: str, given: object, choices: tuple[object, ...]) -> Any:
+    """Return a choice.
+
+    Raises:
+        ConfigError: If it is none of the choices.
+    """
+    if given not in choices:
+        raise ConfigError(f"{argument} is one of {', '.join(map(repr, choices))}, not {given!r}")
+    return given
+
+
+def sources(argument: str, given: object) -> tuple[Source, ...]:
+    """Return the directories of a split, with weights.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        given: A path or URL; or for a mixture a sequence of them, or of pairs of one and its weight.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if isinstance(given, str | os.PathLike):
+        return (Source(_directory(given), 1.0),)
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise ConfigError(f"{argument} is a directory, or a list of (directory, weight), not {given!r:.80}")
+    found = []
+    for entry in given:
+        if isinstance(entry, str | os.PathLike):
+            found.append(Source(_directory(entry), 1.0))
+            continue
+        try:
+            directory, weight = entry
+            source = Source(_directory(directory), float(weight))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{argument} holds {entry!r:.80}, which is no (directory, weight)") from error
+        if not 0 < source.weight < float("inf"):
+            raise ConfigError(f"{argument} gives {source.directory} the weight {weight!r}, which is not positive")
+        found.append(source)
+    if not found:
+        raise ConfigError(f"{argument} names no directory")
+    return tuple(found)
+
+
+def order_of(
+    order: Literal["global", "shards"] | None, kwargs_wds: Mapping[str, Any]
+) -> tuple[Literal["global", "shards"], str]:
+    """Return in which order a split is read, and why.
+
+    Args:
+        order: The user's choice, or ``None``.
+        kwargs_wds: The split's arguments for ``webdataset.WebDataset``.
+
+    Raises:
+        ConfigError: If the arguments contradict the choice, or one is not supported.
+    """
+    known = {*SHARD_ARGUMENTS, *CACHE_ARGUMENTS, *IGNORED_ARGUMENTS}
+    for name in kwargs_wds:
+        if name not in known:
+            raise ConfigError(
+                f"kwargs_wds names {name!r}, which this package does not take; it takes {', '.join(sorted(known))}"
+            )
+    named = [name for name in SHARD_ARGUMENTS if name in kwargs_wds]
+    if order == "global" and named:
+        raise ConfigError(
+            f"order='global' deals samples by its own plan, so kwargs_wds cannot name {', '.join(named)}; "
+            "leave them out, or take order='shards'"
+        )
+    if order is not None:
+        return order, "order says so"
+    if named:
+        return "shards", f"kwargs_wds names {', '.join(named)}"
+    return "global", "kwargs_wds names no shard argument"
+
+
+def error_policy(kwargs_wds: Mapping[str, Any], policy: ErrorPolicy) -> ErrorPolicy:
+    """Return the policy that webdataset's ``handler`` means, or the given one without a handler.
+
+    Raises:
+        ConfigError: If the handler is not one of webdataset's four.
+    """
+    handler = kwargs_wds.get("handler")
+    if handler is None:
+        return policy
+    name = getattr(handler, "__name__", "")
+    if name == "reraise_exception":
+        return ErrorPolicy(on_error="raise")
+    if name in ("ignore_and_continue", "warn_and_continue"):
+        return ErrorPolicy(on_error="skip", max_skipped=policy.max_skipped)
+    raise ConfigError(
+        f"kwargs_wds has the handler {name or handler!r}; give on_error='raise' or 'skip' in its place, "
+        "which counts what it skips and names it"
+    )
+
+
+def _directory(given: object) -> str:
+    path = os.fspath(given)  # type: ignore[call-overload]
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{given!r} is no path")
+    return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111 - a string stays a string
