@@ -1,0 +1,304 @@
+"""Plugins: discovery isolates and names what is broken, and names are looked up."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from bionemo.webdatamodule import Executor, KeyEncoder, Loader, Stage, Use, Writer, hookimpl, hookspecs, plugins
+from bionemo.webdatamodule.cli import main
+from bionemo.webdatamodule.errors import ConfigError, PluginError, PluginWarning, UnknownNameError
+from bionemo.webdatamodule.plugins import HOOKS, Plugins, as_use, find, resolve
+
+GOOD = """
+from bionemo.webdatamodule import Stage, hookimpl
+
+@hookimpl
+def webdatamodule_stages():
+    yield Stage(name="{component}", summary="a test stage", factory=list)
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that puts a hand-made distribution with one plugin on the path."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(plugins.STRICT, raising=False)
+    monkeypatch.delenv(plugins.DISABLED, raising=False)
+
+    def install(distribution, code, *, name="acme", module=None):
+        module = module or f"plugin_of_{distribution.replace('-', '_')}"
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
+        metadata = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[{hookspecs.NAME}]\n{name} = {module}\n")
+        return module
+
+    yield install
+    for module in [name for name in sys.modules if name.startswith("plugin_of_")]:
+        del sys.modules[module]
+
+
+def load():
+    """Load what is installed, and return the set and the warnings about the plugins under test."""
+    found = Plugins()
+    with pytest.warns(PluginWarning) as caught:
+        found.load_installed()
+    return found, [str(warning.message) for warning in caught if "acme" in str(warning.message)]
+
+
+def test_every_hook_has_a_record_and_a_spec():
+    """The table of records and the module of specs name the same hooks."""
+    specs = [name for name in vars(hookspecs) if name.startswith("webdatamodule_")]
+
+    assert sorted(specs) == sorted(HOOKS)
+
+
+def test_every_hook_spec_shows_a_complete_plugin():
+    """Each hook's docstring holds an example that registers a component when it is run."""
+    for hook in HOOKS:
+        doc = textwrap.dedent(getattr(hookspecs, hook).__doc__.partition("\n")[2])
+        code = textwrap.dedent(doc.partition("::\n")[2])
+        namespace = {"__name__": f"example_of_{hook}"}
+        sys.modules[namespace["__name__"]] = type(sys)(namespace["__name__"])
+        exec(compile(code, hook, "exec", dont_inherit=True), namespace)
+        found = Plugins()
+        found.register(type("Example", (), {hook: staticmethod(namespace[hook])})(), "docs")
+
+        assert [HOOKS[hook]] == [type(r.component) for r in found.registered if r.plugin == "docs"]
+
+
+def test_an_installed_plugin_is_found_by_name(install):
+    """A component of an installed distribution is looked up by its name, with its provenance."""
+    install("acme-good", GOOD.format(component="acme-stage"))
+    found = Plugins()
+    found.load_installed()
+    entry = found.provider(Stage, "acme-stage")
+
+    assert ("acme", "acme-good", "1.0") == (entry.plugin, entry.distribution, entry.version)
+    assert found.find(Stage, "acme-stage") is entry.component
+
+
+BROKEN = {
+    "import error": ("import pyarrow_not_there", "No module named 'pyarrow_not_there'"),
+    "import raises": ("raise RuntimeError('no licence')", "no licence"),
+    "misspelt hook": (
+        "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writer(): return ()",
+        "it implements webdatamodule_writer, which is no hook of this version; did you mean webdatamodule_writers?",
+    ),
+    "argument with a default": (
+        "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_stages(config=None): return ()",
+        "webdatamodule_stages takes config, which no caller passes",
+    ),
+    "argument without one": (
+        "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_stages(config): return ()",
+        "config",
+    ),
+    "wrapper": (
+        "from bionemo.webdatamodule.hookspecs import NAME\nimport pluggy\n"
+        "@pluggy.HookimplMarker(NAME)(wrapper=True)\ndef webdatamodule_stages():\n    return (yield)",
+        "webdatamodule_stages is a wrapper; hooks here only register",
+    ),
+    "wrong record": (
+        "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writers(): return ['parquet']",
+        "webdatamodule_writers yields 'parquet', which is no Writer",
+    ),
+    "record of another kind": (
+        "from bionemo.webdatamodule import Stage, hookimpl\n@hookimpl\n"
+        "def webdatamodule_writers(): yield Stage(name='a', summary='b', factory=list)",
+        "which is no Writer",
+    ),
+    "raises": (
+        "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writers(): raise OSError('disk')",
+        "it raised OSError: disk",
+    ),
+    "returns None": (
+        "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writers(): return None",
+        "webdatamodule_writers returns None, not an iterable of Writer",
+    ),
+    "no hook": ("x = 1", "it implements no hook; mark its hook functions with @hookimpl"),
+    "bad name": (GOOD.format(component="No Good"), "yields the name 'No Good'"),
+    "two lines": (
+        GOOD.format(component="a").replace("a test stage", "one\\ntwo"),
+        "yields 'a' without a summary of one line",
+    ),
+    "no factory": (GOOD.format(component="a").replace("factory=list", "factory=3"), "whose factory cannot be called"),
+    "reserved name": (GOOD.format(component="shuffle"), "registers 'shuffle', which is the name of a default"),
+    "twice": (GOOD.format(component="a").replace("yield", "for _ in '12': yield"), "registers 'a' twice"),
+}
+
+
+@pytest.mark.parametrize(("code", "reason"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_plugin_is_named_and_left_out_as_a_whole(install, code, reason):
+    """A plugin that breaks its contract is left out with its name and the reason, and a good one beside it works."""
+    install("acme-broken", code, name="acme-b")
+    install("acme-fine", GOOD.format(component="acme-stage"), name="acme-f")
+    found, messages = load()
+
+    [message] = messages
+
+    assert message.startswith("plugin 'acme-b' of acme-broken 1.0 is left out: ")
+    assert reason in message
+    assert ["acme-stage"] == [r.component.name for r in found.registered if r.plugin.startswith("acme")]
+
+
+def test_a_second_plugin_of_one_name_is_left_out(install):
+    """Two distributions with one entry-point name do not replace each other."""
+    install("acme-one", GOOD.format(component="a"), name="acme")
+    install("acme-two", GOOD.format(component="b"), name="acme")
+    found, messages = load()
+
+    assert ["plugin 'acme' of acme-two 1.0 is left out: another plugin already has this name"] == messages
+    assert ["a"] == [r.component.name for r in found.registered if r.plugin == "acme"]
+
+
+def test_two_plugins_with_one_component_clash_when_it_is_asked_for(install):
+    """A clash is no error until the name is used; then both plugins are named."""
+    install("acme-one", GOOD.format(component="same"), name="acme-1")
+    install("acme-two", GOOD.format(component="same"), name="acme-2")
+    found = Plugins()
+    found.load_installed()
+
+    with pytest.raises(PluginError, match="'acme-1' of acme-one 1.0 and 'acme-2' of acme-two 1.0"):
+        found.find(Stage, "same")
+
+
+@pytest.mark.parametrize("disabled", ["acme", "x, acme", "*"])
+def test_a_disabled_plugin_is_not_even_imported(install, monkeypatch, disabled):
+    """The environment variable keeps a plugin from being imported, and the listing says so."""
+    module = install("acme-off", GOOD.format(component="acme-stage"))
+    monkeypatch.setenv(plugins.DISABLED, disabled)
+    found = Plugins()
+    found.load_installed()
+
+    assert ["WEBDATAMODULE_DISABLED_PLUGINS says so"] == [
+        left.reason for left in found.left_out if left.plugin == "acme"
+    ]
+    assert module not in sys.modules
+
+
+def test_strict_mode_makes_the_first_failure_an_error(install, monkeypatch):
+    """With the strict variable a broken plugin stops the program."""
+    install("acme-broken", "import not_there_at_all", name="aaa-first")
+    monkeypatch.setenv(plugins.STRICT, "1")
+
+    with pytest.raises(PluginError, match=r"plugin 'aaa-first' of acme-broken 1.0 is left out: No module named"):
+        Plugins().load_installed()
+
+
+def test_an_unknown_name_offers_a_near_one_and_what_was_left_out(install):
+    """The error for an unknown name helps with the spelling and mentions plugins that failed."""
+    install("acme-broken", "import pyarrow_not_there")
+    found, _ = load()
+
+    with pytest.raises(UnknownNameError, match=r"no stage is named 'shufle'; did you mean 'shuffle'\?.*acme \(No mod"):
+        found.find(Stage, "shufle")
+
+
+def test_a_default_is_found_without_loading_any_plugin(install, monkeypatch):
+    """Looking a default up imports no third party's code."""
+    module = install("acme-good", GOOD.format(component="acme-stage"))
+    monkeypatch.setattr(plugins, "installed_plugins", None)
+
+    assert find(Stage, "shuffle").name == "shuffle"
+    assert module not in sys.modules
+
+
+def test_defaults_of_every_kind_are_registered():
+    """The default plugins offer what the data modules are built from."""
+    names = {
+        kind: sorted(r.component.name for r in Plugins().registered if type(r.component) is kind)
+        for kind in (Writer, KeyEncoder, Loader, Executor)
+    }
+
+    assert {
+        Writer: ["pickles"],
+        KeyEncoder: ["dashes", "escaped"],
+        Loader: ["webloader"],
+        Executor: ["processes", "serial"],
+    } == names
+
+
+def test_an_object_can_be_registered_in_process():
+    """A plugin needs no distribution: an object with hook implementations will do."""
+
+    class Mine:
+        @hookimpl
+        def webdatamodule_stages(self):
+            return [Stage(name="mine", summary="mine", factory=lambda *, n=1: n)]
+
+    found = Plugins()
+    found.register(Mine(), "mine")
+
+    assert 3 == resolve(Stage, Use("mine", n=3), found)
+    with pytest.raises(PluginError, match="another plugin already has this name"):
+        found.register(Mine(), "mine")
+
+
+def test_references_by_name_take_three_forms():
+    """A name, a Use and a mapping from YAML mean the same."""
+    use = Use("shuffle", size=3)
+
+    assert [use, use, Use("batch")] == [
+        as_use(use),
+        as_use({"name": "shuffle", "options": {"size": 3}}),
+        as_use("batch"),
+    ]
+    assert as_use(len) is None
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        (Use("shuffle"), r"the stage 'shuffle' takes .*size.*: missing a required argument: 'size'"),
+        (Use("shuffle", siz=1), "the stage 'shuffle' takes"),
+        (Use("shuffle", size=0), "size is a whole number of at least 1, not 0"),
+        ({"nam": "shuffle"}, "a component is given as"),
+        (3, "a stage is a name, a Use or a callable, not 3"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_signature(ref, message):
+    """Options that do not fit are refused when the reference is resolved."""
+    with pytest.raises(ConfigError, match=message):
+        resolve(Stage, ref)
+
+
+def test_the_command_lists_components_and_what_was_left_out(install, capsys):
+    """`webdatamodule plugins` names kind, name, plugin and version; --check fails when a plugin is broken."""
+    install("acme-good", GOOD.format(component="acme-stage"), name="acme-good")
+    install("acme-broken", "import pyarrow_not_there", name="acme-broken")
+    code = main(["plugins", "--json", "--check"])
+    shown = json.loads(capsys.readouterr().out)
+
+    assert 1 == code
+    assert [
+        {
+            "kind": "stage",
+            "name": "acme-stage",
+            "summary": "a test stage",
+            "plugin": "acme-good",
+            "distribution": "acme-good",
+            "version": "1.0",
+        }
+    ] == [row for row in shown["components"] if row["plugin"] == "acme-good"]
+    assert ["No module named 'pyarrow_not_there'"] == [
+        left["reason"] for left in shown["left_out"] if left["plugin"] == "acme-broken"
+    ]
+    assert 0 == main(["plugins"])
+    assert "plugin 'acme-broken' of acme-broken 1.0 is left out" in capsys.readouterr().out
+
+
+def test_importing_the_package_imports_neither_torch_nor_plugins():
+    """The package's import is light, also with warnings as errors."""
+    code = (
+        "import sys, bionemo.webdatamodule, bionemo.webdatamodule.hookspecs, bionemo.webdatamodule.plugins\n"
+        "heavy = [m for m in ('torch', 'lightning', 'webdataset') if m in sys.modules]\n"
+        "defaults = [m for m in sys.modules if '.default_plugins.' in m]\n"
+        "print(heavy, defaults)"
+    )
+    shown = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+
+    assert "[] []" == shown.stdout.strip()
