@@ -150,6 +150,11 @@ def staging_path(directory: str, prefix: str) -> str:
     return os.path.join(directory, f".{prefix}.staging")
 
 
+def lease_path(directory: str, prefix: str) -> str:
+    """Return the link by which a conversion tells others that it is at work."""
+    return os.path.join(directory, f".{prefix}.lease")
+
+
 def shard_name(prefix: str, number: int, n_shards: int) -> str:
     """Return the file name of a shard.
 

@@ -1,0 +1,120 @@
+"""The default executors: what runs the tasks of a conversion."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from multiprocessing import connection
+from types import TracebackType
+from typing import Any, TypeVar
+
+from bionemo.webdatamodule.components import Executor
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.hookspecs import hookimpl
+
+_T = TypeVar("_T")
+
+
+class Processes:
+    """A pool of processes of this machine, alive between ``with`` and its end.
+
+    Its workers end with it, also when this process is killed, and when the ``with`` block is left by an
+    exception they stop in the middle of what they do.
+
+    Args:
+        workers: How many; by default one for each core that this process may use.
+        start_method: ``"fork"``, ``"forkserver"`` or ``"spawn"``. The default is ``"fork"`` where the
+            system has it: workers start in milliseconds and scripts need no ``__main__`` guard.
+
+    Raises:
+        ConfigError: If ``workers`` is no positive number or there is no such start method.
+    """
+
+    def __init__(self, *, workers: int | None = None, start_method: str | None = None) -> None:
+        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+            raise ConfigError(f"workers must be a positive number, not {workers!r}")
+        methods = multiprocessing.get_all_start_methods()
+        if start_method is not None and start_method not in methods:
+            raise ConfigError(f"start_method is {start_method!r}; this system has {', '.join(methods)}")
+        self.workers = workers
+        self.start_method = start_method or ("fork" if "fork" in methods else "spawn")
+        self._pool: futures.ProcessPoolExecutor | None = None
+        self._stop: connection.Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"Processes(workers={self.workers}, start_method={self.start_method!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _processes, (self.workers, self.start_method)
+
+    def __enter__(self) -> futures.Executor:
+        context = multiprocessing.get_context(self.start_method)
+        stopped, self._stop = context.Pipe(duplex=False)
+        self._pool = futures.ProcessPoolExecutor(
+            self.workers or _cores(), mp_context=context, initializer=_start_worker, initargs=(stopped,)
+        )
+        with warnings.catch_warnings():
+            # Python 3.12 warns of fork where threads run; the workers touch none of them.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            self._pool.submit(os.getpid).result()  # starts the workers
+        return self._pool
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pool, stop = self._pool, self._stop
+        self._pool = self._stop = None
+        if pool is None or stop is None:
+            return
+        if kind is not None:
+            stop.send_bytes(b"stop")  # nobody reads it: every worker sees that there is something to read
+        pool.shutdown(wait=True, cancel_futures=True)
+        stop.close()
+
+
+class Serial(futures.Executor):
+    """An executor that does each task at once, in the calling thread."""
+
+    def submit(self, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> futures.Future[_T]:
+        """Call the function and return its result as a future."""
+        future: futures.Future[_T] = futures.Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - a future holds whatever was raised
+            future.set_exception(error)
+        return future
+
+
+def _processes(workers: int | None, start_method: str) -> Processes:
+    return Processes(workers=workers, start_method=start_method)
+
+
+def _start_worker(stopped: connection.Connection) -> None:
+    """Let a worker ignore Ctrl-C, which is for its parent, and end with its parent or when it is told to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    events = [stopped] if parent is None else [stopped, parent.sentinel]
+    threading.Thread(target=_end_on, args=(events,), name="webdatamodule-end", daemon=True).start()
+
+
+def _end_on(events: list[Any]) -> None:
+    connection.wait(events)
+    os._exit(1)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@hookimpl
+def webdatamodule_executors() -> Iterable[Executor]:
+    """Register the executors ``processes`` and ``serial``."""
+    yield Executor(name="processes", summary="a process for each core of this machine", factory=Processes)
+    yield Executor(name="serial", summary="one task after the other, in this process", factory=Serial)

@@ -1,0 +1,235 @@
+"""Sources to shards: validate, cut into one task a shard, run on an executor, publish each split as a whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from contextlib import AbstractContextManager, ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bionemo.webdatamodule.components import KeyFunction, SampleReader
+from bionemo.webdatamodule.errors import ConversionError, ManifestError
+from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.shards import checks, files, publish
+from bionemo.webdatamodule.shards.index import ShardIndex, index_name
+from bionemo.webdatamodule.shards.layout import Source, SplitPlan, as_json, check_n_shards, plan_split
+from bionemo.webdatamodule.shards.lease import Lease
+from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, lease_path, read_manifest
+from bionemo.webdatamodule.shards.run import run_tasks
+from bionemo.webdatamodule.shards.tasks import Staged, codec_of
+
+_LOG = logging.getLogger("bionemo.webdatamodule")
+_SURE = 0.8  # of the estimated bytes: a conversion is not begun with less space than that
+
+
+def convert(
+    *,
+    reader: SampleReader,
+    names: Mapping[str, Sequence[str]],
+    directories: Mapping[str, str],
+    prefix: str,
+    key_encoder: KeyFunction,
+    executor: AbstractContextManager[futures.Executor],
+    n_shards: int | None = None,
+    policy: Policy | None = None,
+    writer: str = "custom",
+    options: Mapping[str, Any] | None = None,
+    provider: Mapping[str, str] | None = None,
+    key_encoder_name: str = "custom",
+    progress: bool = False,
+) -> dict[str, Manifest]:
+    """Write the samples of each split into tar shards, and return what each split's directory then holds.
+
+    Each split is published as a whole or not at all. Where the sources have not changed nothing is touched,
+    where a few have only their shards are made anew, and shards that a stopped run finished are used.
+
+    Args:
+        reader: The writer plugin's reader.
+        names: The samples of each split, by its name. Their order is the order in the shards.
+        directories: The directory of each split, which is made if need be.
+        prefix: Beginning of the shards' names, ``{prefix}-000000.tar`` and so on.
+        key_encoder: Makes the key of a name.
+        executor: Runs the tasks; entered only if there is something to do.
+        n_shards: Shards of each split. The default makes them about 256 MiB large.
+        policy: What pickles may hold. The default is the safe one.
+        writer: Name of the writer.
+        options: The writer's options; other options than last time make all shards anew.
+        provider: ``plugin``, ``distribution`` and ``version`` that the writer comes from, for the manifest.
+        key_encoder_name: For the manifest.
+        progress: Whether to show progress bars on standard error.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+        InputError: If names, keys, directories or samples are bad; it lists the problems of all splits.
+        ConversionError: If the disk fails or is full; what was there before stays.
+        PluginError: If the reader breaks its contract.
+    """
+    named = {split: checks.check_names(members, split=split) for split, members in names.items()}
+    checks.check_request(list(named), directories, prefix)
+    check_n_shards(n_shards)
+    checks.raise_problems(checks.name_problems(named, key_encoder))
+    source = Source(reader=reader, encode=key_encoder, policy=policy or Policy(), writer=writer, options=options or {})
+    total = sum(len(members) for members in named.values())
+    with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:
+        plans = [
+            plan_split(
+                source,
+                members,
+                split=split,
+                directory=os.fspath(directories[split]),
+                prefix=prefix,
+                n_shards=n_shards,
+                progress=bar.update,
+            )
+            for split, members in named.items()
+        ]
+    checks.raise_problems(problem for plan in plans for problem in plan.problems)
+    settled = {plan.split: _settled(plan) for plan in plans}
+    manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
+    todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.directory, prefix)]
+    if todo:
+        checks.raise_problems(problem for plan in todo for problem in publish.problems(plan.directory, prefix))
+        about = {
+            "writer": {"name": writer, "options": as_json(source.options), **(provider or {})},
+            "key_encoder": {"name": key_encoder_name},
+            "versions": _versions(),
+        }
+        manifests.update(_convert(todo, executor, about=about, progress=progress))
+    return {split: manifests[split] for split in named}
+
+
+def _convert(
+    plans: Sequence[SplitPlan],
+    executor: AbstractContextManager[futures.Executor],
+    *,
+    about: Mapping[str, Any],
+    progress: bool,
+) -> dict[str, Manifest]:
+    """Make and publish what the plans still lack, with the right to do so; return the manifests of all plans."""
+    manifests: dict[str, Manifest] = {}
+    with ExitStack() as held:
+        leases: dict[str, Lease] = {}
+        for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.directory)):  # one order for everybody
+            leases[plan.split] = held.enter_context(_begin(plan))
+            publish.heal(plan.directory, plan.prefix, check=leases[plan.split].check)
+            settled = _settled(plan)
+            if settled is not None:  # another conversion did it while this one waited
+                manifests[plan.split] = settled
+                files.remove_directory(plan.staging)
+        todo = [plan for plan in plans if plan.split not in manifests]
+        kept = {plan.split: _kept(plan) for plan in todo}
+        tasks = {plan.split: [task for task in plan.tasks if task.inputs not in kept[plan.split]] for plan in todo}
+        for plan in todo:
+            held.callback(publish.tidy, plan.staging)
+            publish.tidy(plan.staging)
+            files.make_private_directory(plan.staging)
+            _check_space(plan, sum(len(task.names) for task in tasks[plan.split]))
+        every = [task for plan in todo for task in tasks[plan.split]]
+        staged = run_tasks(every, executor, progress=progress)
+        made = {task.inputs: shard for task, shard in zip(every, staged, strict=True)}
+        for plan in todo:
+            manifest = _manifest(plan, kept[plan.split], made, about)
+            publish.publish(plan.directory, manifest, check=leases[plan.split].check)
+            manifests[plan.split] = manifest
+            _LOG.info(
+                "split %s: %d samples in %d shards in %s, %d of them new",
+                plan.split,
+                manifest.n_samples,
+                len(manifest.shards),
+                plan.directory,
+                len(tasks[plan.split]),
+            )
+    return manifests
+
+
+def _begin(plan: SplitPlan) -> Lease:
+    files.make_directories(plan.directory)
+    return Lease(lease_path(plan.directory, plan.prefix), probe=plan.staging)
+
+
+def _settled(plan: SplitPlan) -> Manifest | None:
+    """Return the manifest of a directory that holds just what the plan asks for, or ``None``."""
+    try:
+        manifest = read_manifest(plan.directory, plan.prefix)
+    except ManifestError:
+        return None
+    if manifest is None or [(shard.name, shard.inputs) for shard in manifest.shards] != plan.wanted:
+        return None
+    return manifest if all(publish.is_in_place(plan.directory, shard) for shard in manifest.shards) else None
+
+
+def _kept(plan: SplitPlan) -> dict[str, ShardEntry]:
+    """Return the shards that can stay as they are, by their inputs."""
+    try:
+        manifest = read_manifest(plan.directory, plan.prefix)
+    except ManifestError:  # it cannot be read, so nothing that it says counts
+        manifest = None
+    shards = manifest.shards if manifest is not None else ()
+    wanted = set(plan.wanted)
+    return {
+        shard.inputs: shard
+        for shard in shards
+        if (shard.name, shard.inputs) in wanted and publish.is_in_place(plan.directory, shard)
+    }
+
+
+def _manifest(
+    plan: SplitPlan, kept: Mapping[str, ShardEntry], made: Mapping[str, Staged], about: Mapping[str, Any]
+) -> Manifest:
+    shards = []
+    suffixes: set[str] = set()
+    for name, inputs in plan.wanted:
+        if inputs in kept:
+            shards.append(kept[inputs])
+            index = Path(plan.directory, index_name(name)).read_bytes()
+            suffixes.update(ShardIndex.from_buffer(index).suffixes)
+        else:
+            staged = made[inputs]
+            suffixes.update(staged.suffixes)
+            shards.append(
+                ShardEntry(
+                    name=name,
+                    bytes=staged.bytes,
+                    samples=staged.samples,
+                    sha256=staged.sha256,
+                    index_sha256=staged.index_sha256,
+                    inputs=inputs,
+                )
+            )
+    return Manifest(
+        prefix=plan.prefix,
+        suffixes=tuple(sorted(suffixes)),
+        codecs={suffix: codec_of(suffix, plan.tasks[0].codecs) for suffix in sorted(suffixes)},
+        shards=tuple(shards),
+        **about,
+    )
+
+
+def _check_space(plan: SplitPlan, n_samples: int) -> None:
+    """Refuse to begin where the disk is clearly too small.
+
+    Raises:
+        ConversionError: If so, with both numbers.
+    """
+    needed = plan.bytes_per_sample * n_samples
+    free = shutil.disk_usage(plan.directory).free
+    if free < _SURE * needed:
+        raise ConversionError(
+            f"{plan.directory} has {free / 1e9:.3g} GB free, and the shards need about {needed / 1e9:.3g} GB",
+            split=plan.split,
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "bionemo-webdatamodule": metadata.version("bionemo-webdatamodule"),
+        "python": platform.python_version(),
+    }

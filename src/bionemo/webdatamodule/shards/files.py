@@ -1,0 +1,111 @@
+"""Every change that a conversion makes to a disk goes through these functions.
+
+Each is one operation of the operating system, so that tests can fail or kill any single one of them
+(``bionemo.webdatamodule.testing.faults``). Call them through the module: ``files.replace(...)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+
+
+def make_directories(path: str) -> None:
+    """Create a directory and its parents; the umask decides who may read them."""
+    os.makedirs(path, exist_ok=True)
+
+
+def make_private_directory(path: str) -> None:
+    """Create a directory that only this user may enter; its parent exists, and so may it."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+
+
+def create(path: str) -> int:
+    """Open a new file for writing, or empty an old one; the umask decides who may read it."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+
+def write(descriptor: int, data: bytes | memoryview) -> int:
+    """Write what the system takes at once and return how many bytes that was."""
+    return os.write(descriptor, data)
+
+
+def sync(descriptor: int) -> None:
+    """Bring a file's bytes to the disk."""
+    os.fsync(descriptor)
+
+
+def close(descriptor: int) -> None:
+    """Close a file."""
+    os.close(descriptor)
+
+
+def replace(source: str, target: str) -> None:
+    """Rename a file over another, at once for everybody who looks."""
+    os.replace(source, target)
+
+
+def make_link(text: str, path: str) -> bool:
+    """Make a symbolic link; return false where the path is taken already."""
+    try:
+        os.symlink(text, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def touch(path: str) -> None:
+    """Set a file's times to now."""
+    os.utime(path)
+
+
+def remove(path: str) -> None:
+    """Remove a file, if it is still there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_directory(path: str) -> None:
+    """Remove a directory with all that is in it, if it is still there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_empty_directory(path: str) -> None:
+    """Remove a directory, if it is still there and there is nothing in it."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def sync_directory(path: str) -> None:
+    """Bring a directory's entries to the disk: names that were created, renamed or removed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Put a file there at once: under a temporary name, synced, then renamed; the caller syncs the directory."""
+    temporary = f"{path}.tmp"
+    descriptor = create(temporary)
+    try:
+        write_all(descriptor, data)
+        sync(descriptor)
+    finally:
+        close(descriptor)
+    replace(temporary, path)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of the data, however many calls the system wants for it."""
+    written = write(descriptor, data)
+    if written < len(data):
+        rest = memoryview(data)[written:]
+        while rest:
+            rest = rest[write(descriptor, rest) :]

@@ -1,0 +1,103 @@
+"""Runs the tasks of a conversion on an executor, shows how far they are, and gathers what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Sequence
+from concurrent import futures
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bionemo.webdatamodule.errors import ConfigError, ConversionError, WebDataModuleError
+from bionemo.webdatamodule.shards import checks
+from bionemo.webdatamodule.shards.tasks import Result, ShardTask, Staged, progress_path
+
+_REFRESH = 0.5  # seconds between two updates of the progress bar
+
+
+def run_tasks(
+    tasks: Sequence[ShardTask], executor: AbstractContextManager[futures.Executor], *, progress: bool
+) -> list[Staged]:
+    """Run all tasks and return their shards, in the order of the tasks.
+
+    Args:
+        tasks: One for each shard.
+        executor: Gives a standard executor, which is entered only if there is something to do.
+        progress: Whether to show a progress bar on standard error.
+
+    Raises:
+        InputError: If samples are bad. All tasks run to their end before, so that all problems are known.
+        ConversionError: If a shard could not be made.
+        ConfigError: If a task cannot be pickled for the executor.
+        PluginError: If the writer broke its contract.
+    """
+    if not tasks:
+        return []
+    n_samples = sum(len(task.names) for task in tasks)
+    with (
+        executor as pool,
+        tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
+    ):
+        running = {pool.submit(task): task for task in tasks}
+        try:
+            _watch(running, bar)
+        except BaseException:
+            for future in running:
+                future.cancel()
+            raise
+        results = [future.result() for future in running]
+    problems = [problem for result in results for problem in result.problems]
+    if problems:
+        raise checks.input_error(problems, sum(result.n_problems for result in results))
+    return [result.staged for result in results if result.staged is not None]
+
+
+def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> None:
+    """Wait for all tasks, raising the first error that stops the conversion."""
+    waiting = set(running)
+    done = 0
+    while waiting:
+        finished, waiting = futures.wait(waiting, timeout=_REFRESH, return_when=futures.FIRST_COMPLETED)
+        for future in finished:
+            done += len(running[future].names)
+            _raise_failure(future, running[future])
+        bar.update(done + sum(_noted(running[future]) for future in waiting) - bar.n)
+
+
+def _raise_failure(future: futures.Future[Result], task: ShardTask) -> None:
+    error = future.exception()
+    if error is None:
+        return
+    if isinstance(error, WebDataModuleError):
+        raise error
+    if isinstance(error, futures.BrokenExecutor):
+        raise ConversionError(
+            "a process that made shards died, perhaps for want of memory; "
+            "run it again with fewer workers, finished shards are kept"
+        ) from error
+    for what, part in (("writer", task.reader), ("key encoder", task.encode)):
+        reason = _why_unpicklable(part)
+        if reason:
+            raise ConfigError(
+                f"the {what} {part!r} cannot be sent to another process ({reason}); "
+                "make it of module-level functions and classes, or use executor='serial'"
+            ) from error
+    raise ConversionError(f"a shard could not be made: {type(error).__name__}: {error}") from error
+
+
+def _why_unpicklable(value: object) -> str | None:
+    try:
+        pickle.dumps(value)
+    except Exception as error:  # noqa: BLE001 - pickling runs the object's own code
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _noted(task: ShardTask) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(progress_path(task.staging, task.inputs)).read_text())
+    return 0
