@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bionemo.webdatamodule import Sample, Stage, Writer, hookimpl
+from bionemo.webdatamodule.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,12 @@ class LineReader:
         """Yield the lines of these names, one at a time.
 
         Raises:
-            KeyError: If the file has no such line.
+            InputError: If the file has no such line.
         """
         lines = self._lines()
         for name in names:
             if name not in lines:
-                raise KeyError(f"{self.path} has {len(lines)} lines and none is named {name!r}")
+                raise InputError(f"no line is named {name!r}; there are {len(lines)}", file=self.path)
             yield Sample(name, {"txt": lines[name].encode()})
 
     def _lines(self) -> dict[str, str]:

@@ -66,12 +66,16 @@ class ImageReader:
         return sorted(found)
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
-        """Return for each image its class, size and modification time."""
+        """Return for each image its class, size and modification time; ``""`` where there is no such image."""
         numbers = self._numbers()
+        listed: dict[str, dict[str, list[str]]] = {}
         marks = []
-        for name, path in zip(names, self._paths(names), strict=True):
-            status = path.stat()
-            marks.append(f"{self._class(name, numbers)}-{status.st_size}-{status.st_mtime_ns}")
+        for name in names:
+            try:
+                status = self._path(name, listed).stat()
+                marks.append(f"{self._class(name, numbers)}-{status.st_size}-{status.st_mtime_ns}")
+            except (InputError, OSError):  # noqa: PERF203 - one missing image must not hide the others
+                marks.append("")
         return marks
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
@@ -81,23 +85,23 @@ class ImageReader:
             InputError: If there is no such image, or more than one.
         """
         numbers = self._numbers()
-        for name, path in zip(names, self._paths(names), strict=True):
+        listed: dict[str, dict[str, list[str]]] = {}
+        for name in names:
+            path = self._path(name, listed)
             files = {self.suffix or path.suffix[1:].lower(): path.read_bytes()}
             if self.label is not None:
                 files[self.label] = str(self._class(name, numbers)).encode()
             yield Sample(name, files)
 
-    def _paths(self, names: Sequence[str]) -> Iterator[Path]:
-        """Yield the file of each name; a folder is listed once."""
-        listed: dict[str, dict[str, list[str]]] = {}
-        for name in names:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name:
-                raise InputError(f"{name!r} is no path below the directory", key=name, file=self.directory)
-            folder = str(Path(self.directory, path.parent))
-            if folder not in listed:
-                listed[folder] = self._images(folder)
-            yield Path(folder, self._only(name, listed[folder]))
+    def _path(self, name: str, listed: dict[str, dict[str, list[str]]]) -> Path:
+        """Return the file of a name; a folder is listed once and kept in ``listed``."""
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or str(path) != name:
+            raise InputError(f"{name!r} is no path below the directory", key=name, file=self.directory)
+        folder = str(Path(self.directory, path.parent))
+        if folder not in listed:
+            listed[folder] = self._images(folder)
+        return Path(folder, self._only(name, listed[folder]))
 
     def _images(self, folder: str) -> dict[str, list[str]]:
         """Return the image files of a folder by their names without extension."""

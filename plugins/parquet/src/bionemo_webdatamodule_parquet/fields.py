@@ -16,7 +16,7 @@ from bionemo.webdatamodule import pickles
 from bionemo.webdatamodule.errors import ConfigError, InputError
 from bionemo_webdatamodule_parquet.source import File
 
-_PICKLED = ("pyd", "pickle", "pkl")
+_PICKLED = ("pickle", "pkl", "pt", "pyd")  # what conversion takes for pickles
 _BATCH = 1024  # rows decoded at a time while looking for the wanted ones
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bionemo.webdatamodule import Sample
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from bionemo_webdatamodule_parquet.fields import Rows
@@ -56,11 +56,12 @@ class ParquetReader:
         return source.names(source.files(self.paths), self.key)
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
-        """Return for each row the size and modification time (or the like) of the file it is in."""
+        """Return for each row the size and modification time (or the like) of its file; ``""`` for no row."""
         from bionemo_webdatamodule_parquet import source
 
         files = source.files(self.paths)
-        return [files[place.file].fingerprint for place in source.locate(files, self.key, names)]
+        places = source.locate(files, self.key, names)
+        return [files[place.file].fingerprint if place else "" for place in places]
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
         """Yield the rows of these names, in this order.
@@ -78,11 +79,14 @@ class ParquetReader:
         files = source.files(self.paths)
         places = source.locate(files, self.key, names)
         wanted: dict[tuple[int, int], list[int]] = {}
-        for place in places:
+        for place in filter(None, places):
             wanted.setdefault((place.file, place.group), []).append(place.row)
         waiting = {group: len(rows) for group, rows in wanted.items()}
         held: dict[tuple[int, int], Rows] = {}
         for name, place in zip(names, places, strict=True):
+            if place is None:
+                named = f"has {name!r} in the key column {self.key!r}" if self.key else f"is named {name!r}"
+                raise InputError(f"no row {named}", key=name)
             group = (place.file, place.group)
             if group not in held:
                 held[group] = fields.read_rows(

@@ -131,11 +131,12 @@ def names(files: Sequence[File], key: str | None) -> list[str]:
     return list(found)
 
 
-def locate(files: Sequence[File], key: str | None, names: Sequence[str]) -> list[Place]:
-    """Return where the rows of these names are.
+def locate(files: Sequence[File], key: str | None, names: Sequence[str]) -> list[Place | None]:
+    """Return where the rows of these names are, and ``None`` for a name without a row.
 
     Raises:
-        InputError: If a name belongs to no row, or to more than one.
+        InputError: If a name belongs to more than one row, or the key column holds a null.
+        ConfigError: If there is no key column, or it holds neither strings nor integers.
     """
     return _by_number(files, names) if key is None else _by_key(files, key, names)
 
@@ -144,46 +145,38 @@ def _row_name(file: File, row: int) -> str:
     return f"{file.stem}/{row:09d}"
 
 
-def _by_number(files: Sequence[File], names: Sequence[str]) -> list[Place]:
+def _by_number(files: Sequence[File], names: Sequence[str]) -> list[Place | None]:
     by_stem = {file.stem: number for number, file in enumerate(files)}
     starts: dict[int, Any] = {}  # the first row of each row group, and at last the count of rows
-    places = []
+    places: list[Place | None] = []
     for name in names:
         stem, _, digits = name.rpartition("/")
         number = by_stem.get(stem, -1)
         row = int(digits) if digits.isascii() and digits.isdigit() else -1
         if number < 0 or name != _row_name(files[number], row):
-            raise InputError(f"no row is named {name!r}; rows are named like {_row_name(files[0], 0)!r}", key=name)
+            places.append(None)
+            continue
         if number not in starts:
             starts[number] = np.cumsum([0, *files[number].group_sizes()])
-        if row >= starts[number][-1]:
-            raise InputError(
-                f"no row is named {name!r}; the file has {starts[number][-1]} rows",
-                key=name,
-                file=files[number].path,
-            )
         group = int(np.searchsorted(starts[number], row, side="right")) - 1
-        places.append(Place(number, group, row - int(starts[number][group])))
+        within = row < starts[number][-1]
+        places.append(Place(number, group, row - int(starts[number][group])) if within else None)
     return places
 
 
-def _by_key(files: Sequence[File], key: str, names: Sequence[str]) -> list[Place]:
+def _by_key(files: Sequence[File], key: str, names: Sequence[str]) -> list[Place | None]:
     wanted = pa.array(list(dict.fromkeys(names)), type=pa.string())
     found: dict[str, Place] = {}
     for number, file in enumerate(files):
         for group, keys in _keys(file, key):
-            hits = pc.is_in(keys, value_set=wanted)
-            rows = pc.indices_nonzero(hits)
+            rows = pc.indices_nonzero(pc.is_in(keys, value_set=wanted))
             for row, name in zip(rows.to_pylist(), keys.take(rows).to_pylist(), strict=True):
                 if name in found:
                     raise InputError(
                         f"the key {name!r} names more than one row; a key must be unique", key=name, file=file.path
                     )
                 found[name] = Place(number, group, row)
-    for name in names:
-        if name not in found:
-            raise InputError(f"no row has {name!r} in the key column {key!r}", key=name)
-    return [found[name] for name in names]
+    return [found.get(name) for name in names]
 
 
 def _keys(file: File, key: str) -> Iterator[tuple[int, Any]]:

@@ -1,0 +1,175 @@
+"""What every stage has to do."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import pytest
+
+from bionemo.webdatamodule.components import Stage
+from bionemo.webdatamodule.testing.compare import same
+from bionemo.webdatamodule.testing.component import ComponentConformance, NonconformingError, Subject
+from bionemo.webdatamodule.testing.processes import ProcessError, in_fresh_process
+
+
+class StageConformance(ComponentConformance):
+    """Checks of a stage.
+
+    Override the fixture ``samples``, and ``options`` where the stage needs any.
+    Options and samples go to another process, so functions among them must be importable by name.
+
+    Attributes:
+        in_place: The stage may change the samples that it gets.
+        ahead: How many samples it may take before it yields the first.
+    """
+
+    kind: ClassVar[type[Stage]] = Stage
+    in_place: ClassVar[bool] = False
+    ahead: ClassVar[int] = 10_000
+
+    @pytest.fixture
+    def samples(self) -> Sequence[Any]:
+        """A few samples as the stage gets them; override it."""
+        raise NotImplementedError("override the fixture 'samples' of the test class")
+
+    @pytest.fixture
+    def expected(self) -> Sequence[Any] | None:
+        """What the stage makes of the samples; override it to have that checked too."""
+        return None
+
+    def test_gives_what_is_expected(
+        self, subject: Subject, samples: Sequence[Any], expected: Sequence[Any] | None
+    ) -> None:
+        """The stage does its work."""
+        got = _run(subject, samples)
+        if expected is not None and not same(got, list(expected)):
+            subject.wrong(f"it makes {got!r:.200} of the samples, not {list(expected)!r:.200}", "compare the two")
+
+    def test_takes_samples_only_as_it_needs_them(self, subject: Subject, samples: Sequence[Any]) -> None:
+        """An endless stream gives a first sample; nothing is collected first."""
+        stage = subject.make()
+        taken = 0
+
+        def endless() -> Iterator[Any]:
+            nonlocal taken
+            for sample in itertools.cycle(samples):
+                taken += 1
+                if taken > self.ahead:
+                    raise _TooFarError
+                yield copy.deepcopy(sample)
+
+        try:
+            next(iter(stage(endless())))
+        except _TooFarError:
+            subject.wrong(
+                f"it took {self.ahead} samples and yielded none",
+                "yield as you go; a stage that must look further ahead says so with 'ahead' in its test class",
+            )
+        except StopIteration:
+            subject.wrong("it ends before an endless input does, with nothing yielded", "pass on what it can")
+
+    def test_empty_input_gives_empty_output(self, subject: Subject) -> None:
+        """A worker may have no samples at all."""
+        if got := _run(subject, []):
+            subject.wrong(f"without input it yields {got!r:.200}", "end when the input ends")
+
+    def test_does_not_change_its_input(self, subject: Subject, samples: Sequence[Any]) -> None:
+        """Samples belong to who made them, unless the stage says that it changes them."""
+        if self.in_place:
+            return
+        given = [copy.deepcopy(sample) for sample in samples]
+        with subject.trying("running over the samples", "make it take what the fixture 'samples' gives"):
+            list(subject.make()(iter(given)))
+        if not same(given, list(samples)):
+            subject.wrong(
+                "it changes the samples that it gets",
+                "change a copy, or set in_place = True in the test class and say so in the docstring",
+            )
+
+    def test_does_the_same_every_time(self, subject: Subject, samples: Sequence[Any]) -> None:
+        """The same samples give the same result, from one object twice and from another."""
+        stage = subject.make()
+        first = _run(subject, samples, stage)
+        if not same(first, _run(subject, samples, stage)):
+            subject.wrong(
+                "a second pass over the same samples gives something else",
+                "keep nothing from one call to the next; a loader calls a stage once an epoch",
+            )
+        if not same(first, _run(subject, samples)):
+            subject.wrong(
+                "two objects with the same options do different things",
+                "draw chance from an option 'seed' or bionemo.webdatamodule's context, not from the global generator",
+            )
+
+    def test_works_in_a_spawned_worker(self, subject: Subject, samples: Sequence[Any]) -> None:
+        """A worker that starts from nothing gives the same as this process."""
+        with subject.trying("pickling it with its samples", "use functions that are importable by name"):
+            here = _run(subject, samples)
+            try:
+                there = in_fresh_process(_collect, subject.make(), [copy.deepcopy(sample) for sample in samples])
+            except ProcessError as error:
+                subject.wrong(f"it fails in a spawned worker: {error}", "keep its classes importable by name", error)
+        if not same(here, there):
+            subject.wrong(
+                f"a spawned worker gives {there!r:.200}, this process {here!r:.200}",
+                "let nothing depend on hash(), the order of sets, or what was set up in the main process",
+            )
+
+    def test_one_to_one_claim_holds(self, subject: Subject, samples: Sequence[Any]) -> None:
+        """A stage that claims it gives one result for each sample, which depends on that sample alone."""
+        if not getattr(subject.registered.component, "one_to_one", False):
+            return
+        got = _run(subject, samples)
+        if len(got) != len(samples):
+            subject.wrong(
+                f"it says one_to_one and makes {len(got)} of {len(samples)} samples",
+                "register it without one_to_one=True; resume would count wrongly",
+            )
+        for number, (sample, result) in enumerate(zip(samples, got, strict=True)):
+            if not same(_run(subject, [sample]), [result]):
+                subject.wrong(
+                    f"it says one_to_one, and sample {number} alone becomes something else than among the others",
+                    "register it without one_to_one=True; resume seeks past the samples before",
+                )
+
+    def test_errors_of_the_input_pass(self, subject: Subject, samples: Sequence[Any]) -> None:
+        """An error while samples are read reaches the training loop."""
+
+        def failing() -> Iterator[Any]:
+            yield from (copy.deepcopy(sample) for sample in samples)
+            raise _BrokenInputError
+
+        try:
+            got = list(subject.make()(failing()))
+        except _BrokenInputError:
+            return
+        except NonconformingError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any other is the finding
+            subject.wrong(f"an error of the input becomes {type(error).__name__}", "let it pass", error)
+        subject.wrong(f"it swallows an error of its input and yields {len(got)} results", "let it pass")
+
+
+class _TooFarError(Exception):
+    """The stage asked for more samples than it may."""
+
+
+class _BrokenInputError(Exception):
+    """What the input of a stage raises in a test."""
+
+
+def _run(subject: Subject, samples: Iterable[Any], stage: Any = None) -> list[Any]:
+    with subject.trying("running over the samples", "make it take what the fixture 'samples' gives"):
+        results = (subject.make() if stage is None else stage)(copy.deepcopy(sample) for sample in samples)
+        if not isinstance(results, Iterator):
+            subject.wrong(
+                f"calling it returns a {type(results).__name__}", "make __call__ a generator, or return iter(...)"
+            )
+        return [copy.deepcopy(result) for result in results]
+
+
+def _collect(stage: Any, samples: Sequence[Any]) -> list[Any]:
+    return list(stage(iter(samples)))
