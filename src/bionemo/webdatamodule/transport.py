@@ -222,7 +222,7 @@ class _Pickler(pickle.Pickler):
             span.cover(0, obj.nbytes())
             return _storage, (span.number,)
         if isinstance(obj, torch.storage.TypedStorage) and obj.device.type == "cpu":
-            return reduce_typed_storage(obj)
+            return reduce_typed_storage(obj)  # type: ignore[no-untyped-call]
         return NotImplemented
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -1,0 +1,111 @@
+"""What each worker is doing, told to the main process for the day it hangs or dies."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import struct
+import time
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from typing import Any
+
+RECORD = 512  # bytes a worker: two numbers, then text
+_HEAD = struct.Struct("<diH")  # when the text was written, the descriptor for stacks, the length of the text
+_STACKS_WAIT = 1.0  # seconds that a worker gets to write its stacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a worker wrote last.
+
+    Attributes:
+        text: What it was doing; empty if it never said.
+        seconds: How long ago it said so.
+        stacks_fd: Its descriptor of the file that its stacks go to; -1 if there is none.
+    """
+
+    text: str
+    seconds: float
+    stacks_fd: int
+
+
+class Board:
+    """A few hundred bytes of shared memory for each worker of a loader.
+
+    It goes to the workers as an argument of their process, under any start method.
+
+    Args:
+        num_workers: How many workers write on it.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._records: Any = RawArray("c", num_workers * RECORD)
+
+    def write(self, worker: int, text: str, stacks_fd: int) -> None:
+        """Say what a worker is doing; text that does not fit is cut."""
+        data = text.encode(errors="replace")[: RECORD - _HEAD.size]
+        record = _HEAD.pack(time.monotonic(), stacks_fd, len(data)) + data
+        memoryview(self._records).cast("B")[worker * RECORD : worker * RECORD + len(record)] = record
+
+    def read(self, worker: int) -> Note:
+        """Return what a worker wrote last."""
+        record = bytes(memoryview(self._records).cast("B")[worker * RECORD : (worker + 1) * RECORD])
+        when, stacks_fd, length = _HEAD.unpack_from(record)
+        if not when:
+            return Note(text="", seconds=0.0, stacks_fd=-1)
+        text = record[_HEAD.size :][:length].decode(errors="replace")
+        return Note(text=text, seconds=max(0.0, time.monotonic() - when), stacks_fd=stacks_fd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    board: Board
+    number: int
+    stacks_fd: int
+
+
+_this: _Worker | None = None
+
+
+def join(board: Board, worker: int) -> None:
+    """Let this process write on a board, and write its stacks to a file of its own on ``SIGUSR1``.
+
+    Schedulers send that signal to every process of a job; in a worker it would otherwise run the trainer's
+    handler, or end the process.
+    """
+    global _this  # noqa: PLW0603 - one worker a process
+    stacks_fd = -1
+    if hasattr(os, "memfd_create"):
+        stacks_fd = os.memfd_create("webdatamodule-stacks", os.MFD_CLOEXEC)
+        faulthandler.register(signal.SIGUSR1, file=stacks_fd, all_threads=True)
+    _this = _Worker(board=board, number=worker, stacks_fd=stacks_fd)
+    doing("starting")
+
+
+def doing(text: str) -> None:
+    """Say what this worker is doing now, such as ``"reading wdshards-000003.tar"``; nothing outside a worker."""
+    if _this is not None:
+        _this.board.write(_this.number, text, _this.stacks_fd)
+
+
+def stacks(pid: int, note: Note) -> str:
+    """Return the Python stacks of a live worker, in the main process; empty where they cannot be had."""
+    if note.stacks_fd < 0:
+        return ""
+    file = Path(f"/proc/{pid}/fd/{note.stacks_fd}")
+    text, deadline = "", time.monotonic() + _STACKS_WAIT
+    try:
+        before = len(file.read_bytes())
+        os.kill(pid, signal.SIGUSR1)
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+            more = file.read_bytes()[before:].decode(errors="replace")
+            if more and more == text:
+                break
+            text = more
+    except OSError:  # it died in the meantime
+        return text
+    return text

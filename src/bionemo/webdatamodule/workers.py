@@ -1,0 +1,308 @@
+"""Torch's worker processes around a dataset: how they start, what crosses to the main process, how they fail."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data._utils import signal_handling
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from bionemo.webdatamodule import board as boards
+from bionemo.webdatamodule.board import Board
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.failures import Failure, explained
+from bionemo.webdatamodule.transport import Packed, pack, release_idle
+
+DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error that names nobody
+CHUNK_BYTES = 512 * 1024  # what crosses at once: less, and the crossing shows; more, and the caches are left
+CHUNK_BATCHES = 16  # at most, since the first batch of a chunk waits for the last
+
+
+class LoaderOptions(Protocol):
+    """What :func:`make_loader` asks for; the ``webloader`` component has these fields."""
+
+    num_workers: int
+    pin_memory: bool
+    prefetch_factor: int | None
+    persistent_workers: bool
+    timeout: float | None
+    multiprocessing_context: Any
+    worker_init_fn: Callable[[int], None] | None
+    generator: Any
+    in_order: bool
+
+
+def batches_per_chunk(batch_bytes: float, n_batches: int, num_workers: int) -> int:
+    """Return how many batches should cross from a worker at once.
+
+    As many as make some hundred kilobytes, so that the cost of a crossing is shared; but at least one, at most
+    :data:`CHUNK_BATCHES`, and few enough that every worker makes several chunks.
+
+    Args:
+        batch_bytes: Size of a batch of one rank, in bytes, as far as known.
+        n_batches: Batches of an epoch.
+        num_workers: Worker processes.
+    """
+    if num_workers == 0:
+        return 1
+    enough = int(CHUNK_BYTES // max(batch_bytes, 1))
+    fair = n_batches // (4 * num_workers)
+    return max(1, min(enough, fair, CHUNK_BATCHES))
+
+
+def start_context(named: str | BaseContext | None) -> BaseContext:
+    """Return the way in which workers start.
+
+    What the user named, here or with ``multiprocessing.set_start_method``, is taken.
+    Otherwise it is fork on Linux, also on Pythons whose default is forkserver: workers then share the dataset's
+    memory, start at once, and stages need not pickle.
+    That holds with CUDA in use too: a forked worker may not touch CUDA, but neither do stages have reason to,
+    and torch has started workers of GPU training like this since it has a loader.
+    """
+    if isinstance(named, BaseContext):
+        return named
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    default = multiprocessing.get_all_start_methods()[0]
+    if named is None and chosen is not None and chosen != default:
+        named = chosen
+    if named is None and sys.platform == "linux":
+        named = "fork"
+    try:
+        return multiprocessing.get_context(named)
+    except ValueError as error:
+        raise ConfigError(
+            f"multiprocessing_context={named!r} is no way to start workers here; "
+            f"there are {', '.join(multiprocessing.get_all_start_methods())}"
+        ) from error
+
+
+def check_pickles(dataset: Any, method: str) -> None:
+    """Refuse a dataset that cannot be sent to its workers, naming the part of it to blame.
+
+    Args:
+        dataset: What the workers iterate.
+        method: How they start; with fork nothing needs to pickle.
+
+    Raises:
+        ConfigError: With the path to the first part that does not pickle.
+    """
+    if method == "fork" or (error := _pickle_error(dataset)) is None:
+        return
+    path, part = _culprit("dataset", dataset)
+    raise ConfigError(
+        f"workers started by {method} get the dataset as a pickle, and {path} does not pickle: {part!r} ({error}); "
+        "define functions at the top level of a module and make locks, files and generators in the worker, "
+        "or set multiprocessing_context='fork' in kwargs_wld",
+        split=getattr(dataset, "split", None) or getattr(getattr(dataset, "dataset", None), "split", None),
+    ) from error
+
+
+class _Nowhere:
+    """Takes a pickle of any size and keeps none of it."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+class _Probe(ForkingPickler):
+    """Pickles as for a new process, but leaves tensors where they are, which always pickle."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (int, ()) if isinstance(obj, torch.Tensor) else NotImplemented
+
+
+def _pickle_error(value: Any) -> Exception | None:
+    try:
+        _Probe(_Nowhere()).dump(value)
+    except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
+        return error
+    return None
+
+
+def _culprit(path: str, value: Any) -> tuple[str, Any]:
+    """Follow attributes and items to the innermost part that does not pickle by itself."""
+    if isinstance(value, dict):
+        parts = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"{path}[{number}]", item) for number, item in enumerate(value)]
+    else:
+        parts = [(f"{path}.{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
+    for name, item in parts:
+        if _pickle_error(item) is not None:
+            return _culprit(name, item)
+    return path, value
+
+
+@dataclass(frozen=True)
+class _Init:
+    """What a worker does first."""
+
+    board: Board
+    then: Callable[[int], None] | None
+
+    def __call__(self, worker: int) -> None:
+        boards.join(self.board, worker)
+        if self.then is not None:
+            self.then(worker)
+
+
+class _Sending(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
+    """A dataset as a worker iterates it: items leave packed, and an exception leaves as an item."""
+
+    def __init__(self, dataset: Iterable[Any], where: Mapping[str, object]) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self._where = where
+
+    def __iter__(self) -> Iterator[Packed]:
+        info = get_worker_info()
+        try:
+            boards.doing("preparing its first data")
+            for item in self._dataset:
+                packed = pack(item)
+                boards.doing("waiting for the main process")
+                yield packed
+                boards.doing("preparing data")
+        except Exception as error:  # noqa: BLE001 - it is raised again in the main process
+            yield pack(Failure.of(error, {"worker": info.id if info else None, **self._where}))
+
+
+class _Receiving:
+    """One iteration of a :class:`WorkerLoader`: items arrive as the dataset made them, errors too."""
+
+    def __init__(self, loader: WorkerLoader, source: Any, board: Board) -> None:
+        self._loader = loader
+        self._source = source
+        self._board = board
+
+    def __iter__(self) -> _Receiving:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            packed = next(self._source)
+        except RuntimeError as error:
+            workers = self._source._workers  # noqa: SLF001 - torch has no public way to its processes
+            told = explained(error, workers, self._board, self._awaited(), self._loader.where)
+            if told is error:
+                raise
+            self._give_up()
+            raise told from told.__cause__ or error
+        value = packed.unpack()
+        if isinstance(value, Failure):
+            if not self._loader.persistent_workers:
+                self._shutdown_workers()
+            value.throw()
+        return value
+
+    @property
+    def _persistent_workers(self) -> bool:
+        return self._loader.persistent_workers
+
+    def _shutdown_workers(self) -> None:
+        """End the workers, as Lightning and webdataset call it."""
+        self._source._shutdown_workers()  # noqa: SLF001 - torch's own would wait for the garbage collector
+        release_idle(all_workers=False)
+
+    def _awaited(self) -> int | None:
+        """Return the worker whose item is next."""
+        tasks, next_task = getattr(self._source, "_task_info", {}), getattr(self._source, "_rcvd_idx", -1)
+        return tasks[next_task][0] if next_task in tasks else None
+
+    def _give_up(self) -> None:
+        """Kill the workers, since one is dead or stuck, so that nobody waits for them."""
+        # Otherwise torch's signal handler would report what is done here on purpose.
+        signal_handling._remove_worker_pids(id(self._source))  # type: ignore[attr-defined]  # noqa: SLF001
+        self._source._worker_pids_set = False  # noqa: SLF001
+        for worker in self._source._workers:  # noqa: SLF001
+            worker.kill()
+        self._shutdown_workers()
+        self._loader._iterator = None  # noqa: SLF001 - where torch keeps persistent workers
+
+
+class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
+    """Torch's loader for a dataset whose items are of any kind, with our transport and errors.
+
+    Args:
+        dataset: Iterated in every worker, which yields its own part of the items.
+        options: How many workers, and how they are kept.
+
+    Raises:
+        ConfigError: If the dataset must pickle and does not.
+    """
+
+    def __init__(self, dataset: Iterable[Any], options: LoaderOptions) -> None:
+        context = start_context(options.multiprocessing_context)
+        check_pickles(dataset, context.get_start_method())
+        self.where: Mapping[str, object] = getattr(dataset, "where", {})
+        self._user_init = options.worker_init_fn
+        super().__init__(
+            _Sending(dataset, self.where),
+            batch_size=None,
+            num_workers=options.num_workers,
+            pin_memory=options.pin_memory,
+            prefetch_factor=options.prefetch_factor,
+            persistent_workers=options.persistent_workers,
+            timeout=DEFAULT_TIMEOUT if options.timeout is None else options.timeout,
+            multiprocessing_context=context,
+            generator=options.generator or _generator(),
+            in_order=options.in_order,
+        )
+
+    def __iter__(self) -> Any:
+        if not self.persistent_workers or self._iterator is None:
+            # Its own for each set of workers: two iterations may be alive at once.
+            self._board = Board(self.num_workers)
+            self.worker_init_fn = _Init(self._board, self._user_init)
+        return _Receiving(self, super().__iter__(), self._board)
+
+
+class InProcessLoader:
+    """The loader without workers: the dataset itself, as torch's would cost 10 µs an item.
+
+    Args:
+        dataset: What to iterate.
+        pin_memory: Copy tensors to page-locked memory where there is an accelerator.
+    """
+
+    num_workers = 0
+    persistent_workers = False
+
+    def __init__(self, dataset: Iterable[Any], *, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self.pin_memory = pin_memory
+        self._iterator: Any = None  # Lightning sets it to None after use
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.pin_memory and torch.accelerator.is_available():
+            return map(pin_memory, self.dataset)
+        return iter(self.dataset)
+
+
+def make_loader(dataset: Iterable[Any], options: LoaderOptions) -> WorkerLoader | InProcessLoader:
+    """Return an iterable of a dataset's items, read in worker processes if there are any.
+
+    Args:
+        dataset: An iterable; in a worker it yields that worker's part of the items.
+            Its attribute ``where``, a mapping such as ``{"split": "train", "rank": 0}``, is shown in errors.
+        options: Those of the ``webloader`` component.
+
+    Raises:
+        ConfigError: If an option cannot be served, or the dataset must pickle and does not.
+    """
+    if options.num_workers == 0:
+        return InProcessLoader(dataset, pin_memory=options.pin_memory)
+    return WorkerLoader(dataset, options)
+
+
+def _generator() -> torch.Generator:
+    """Return a generator for workers' seeds that depends on torch's seed and leaves torch's own alone."""
+    return torch.Generator().manual_seed(torch.initial_seed())
