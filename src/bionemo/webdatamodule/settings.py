@@ -101,17 +101,17 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
         ConfigError: If it is none of these.
     """
     if isinstance(given, str | os.PathLike):
-        return (Source(_directory(given), 1.0),)
+        return (Source(_directory(given, argument), 1.0),)
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise ConfigError(f"{argument} is a directory, or a list of (directory, weight), not {given!r:.80}")
     found = []
     for entry in given:
         if isinstance(entry, str | os.PathLike):
-            found.append(Source(_directory(entry), 1.0))
+            found.append(Source(_directory(entry, argument), 1.0))
             continue
         try:
             directory, weight = entry
-            source = Source(_directory(directory), float(weight))
+            source = Source(_directory(directory, argument), float(weight))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{argument} holds {entry!r:.80}, which is no (directory, weight)") from error
         if not 0 < source.weight < float("inf"):
@@ -173,8 +173,8 @@ def error_policy(kwargs_wds: Mapping[str, Any], policy: ErrorPolicy) -> ErrorPol
     )
 
 
-def _directory(given: object) -> str:
-    path = os.fspath(given)  # type: ignore[call-overload]
+def _directory(given: Any, argument: str) -> str:
+    path = os.fspath(given)
     if not isinstance(path, str) or not path:
-        raise ValueError(f"{given!r} is no path")
+        raise ConfigError(f"{argument} holds {given!r}, which is no path")
     return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111 - a string stays a string
