@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule.epochs import context
@@ -37,6 +38,10 @@ class Item:
     start: int
     worker: int
     values: Sequence[Any]
+
+    def pin_memory(self) -> Item:
+        """Return a copy whose tensors lie in page-locked memory; torch's loaders call this."""
+        return replace(self, values=pin_memory(list(self.values)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,11 @@ class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is gene
     def __init__(self, dataset: PlannedDataset | Any) -> None:
         super().__init__()
         self.dataset = dataset
+
+    @property
+    def where(self) -> dict[str, object]:
+        """Split and rank, for the errors of workers."""
+        return {"split": self.dataset.split, "rank": self.dataset.topology.rank}
 
     def __iter__(self) -> Iterator[Item]:
         return self.dataset.items()  # type: ignore[no-any-return]
