@@ -1,8 +1,7 @@
 from pathlib import Path
 
-from bionemo_webdatamodule_example import LineReader
-
 from bionemo.webdatamodule.testing import run_examples
+from bionemo_webdatamodule_example import LineReader
 
 ROOT = Path(__file__).parents[1]
 

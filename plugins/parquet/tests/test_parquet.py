@@ -1,4 +1,4 @@
-import datetime
+import datetime as dt
 import decimal
 import pickle
 from pathlib import Path
@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bionemo_webdatamodule_parquet import ParquetReader, fields
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_iris
 
 from bionemo.webdatamodule.errors import ConfigError, InputError
 from bionemo.webdatamodule.testing import run_examples, same
+from bionemo_webdatamodule_parquet import ParquetReader, fields
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,7 +90,7 @@ def test_ragged_lists_and_structs_are_lists_and_dicts(tmp_path):
 
 def test_times_decimals_and_categories(tmp_path):
     """Times keep their unit, decimals stay exact, categories are their text."""
-    noon = datetime.datetime(2026, 7, 1, 12, tzinfo=datetime.timezone.utc)
+    noon = dt.datetime(2026, 7, 1, 12, tzinfo=dt.timezone.utc)
 
     assert same(
         [np.datetime64("2026-07-01T12:00:00", "us")], values_of(tmp_path, "x", pa.timestamp("us", "UTC"), [noon])
