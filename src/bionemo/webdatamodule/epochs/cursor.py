@@ -1,0 +1,96 @@
+"""Where a run stands in its epochs: what a checkpoint stores, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from bionemo.webdatamodule.errors import ResumeError
+
+VERSION = 1
+"""Version of the state that this package writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """A place in the epochs of a plan, counted in samples, so that it means the same for any number of ranks.
+
+    Attributes:
+        version: Version of this record.
+        epoch: Number of the epoch, from 0.
+        samples: Samples of the epoch that all ranks together have used.
+        n_samples: Samples of an epoch.
+        seed: The seed of the order.
+        global_batch_size: Samples of a global batch when the state was made; another one may go on from it.
+            0 where batches have no fixed number of samples.
+        digest: ``"{data}/{order}"``: what identifies the data, and the settings that their order depends on.
+    """
+
+    version: int = VERSION
+    epoch: int = 0
+    samples: int = 0
+    n_samples: int
+    seed: int
+    global_batch_size: int
+    digest: str
+
+    def to_state(self) -> dict[str, int | str]:
+        """Return plain integers and strings, which JSON and ``torch.load(weights_only=True)`` take."""
+        return {name: value if isinstance(value, str) else int(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Cursor:
+        """Return the cursor that :meth:`to_state` wrote.
+
+        Raises:
+            ResumeError: If it is of a newer version, or not such a state.
+        """
+        if not isinstance(state, Mapping):
+            raise ResumeError(f"a loader's state is a mapping, not {type(state).__name__}")
+        version = state.get("version")
+        if type(version) is int and version > VERSION:
+            raise ResumeError(
+                f"the checkpoint's loader state is of version {version}, and this package reads up to {VERSION}; "
+                "upgrade bionemo-webdatamodule to go on"
+            )
+        values = {}
+        for attribute in fields(cls):
+            name, kind = attribute.name, str if attribute.type == "str" else int
+            if name not in state:
+                raise ResumeError(f"the checkpoint's loader state has no {name!r}: it is damaged or of another loader")
+            if type(state[name]) is not kind:
+                raise ResumeError(f"{name!r} of the checkpoint's loader state is no {kind.__name__}: {state[name]!r}")
+            values[name] = state[name]
+        cursor = cls(**values)
+        if cursor.version < 1 or cursor.epoch < 0 or not 0 <= cursor.samples <= cursor.n_samples:
+            raise ResumeError(f"the checkpoint's loader state stands nowhere in an epoch: {dict(state)}")
+        return cursor
+
+    def check(self, now: Cursor) -> None:
+        """Check that a run may go on from this cursor.
+
+        Args:
+            now: Any cursor of the run that wants to.
+
+        Raises:
+            ResumeError: If data, seed, length of the epoch or order differ: going on would repeat or lose samples.
+                Another global batch size is no error.
+        """
+        (data, _, order), (data_now, _, order_now) = self.digest.partition("/"), now.digest.partition("/")
+        if data != data_now:
+            raise ResumeError(
+                f"the checkpoint was made with other data (digest {data[:12]}…, now {data_now[:12]}…); "
+                "give the same shards, or start without the checkpoint's loader state"
+            )
+        for what in ("seed", "n_samples"):
+            then, given = getattr(self, what), getattr(now, what)
+            if then != given:
+                raise ResumeError(
+                    f"the checkpoint was made with {what}={then}, and this run has {given}; set {what}={then} to go on"
+                )
+        if order != order_now:
+            raise ResumeError(
+                "the checkpoint was made with the samples in another order: the sources' samples or weights, "
+                "the blocks of the shuffle or the sizes of the batches were set differently; set them as they were"
+            )

@@ -1,0 +1,112 @@
+"""How an epoch is cut into global batches, a batch into ranks' shares, and a rank's batches into workers' chunks.
+
+Everything here is arithmetic on integers.
+``rest`` is what an epoch still has to give, so cutting the rest at any batch boundary
+gives the batches that were to come anyway: nothing but the count of samples must be remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+from bionemo.webdatamodule.errors import PlanError
+
+Tail: TypeAlias = Literal["share", "drop", "fill"]
+"""What becomes of samples that do not fill a global batch: the last two batches share them evenly,
+they are left out, or the batch is filled from the next epoch's order."""
+
+
+def n_batches(rest: int, size: int, ranks: int, tail: Tail) -> int:
+    """Return the number of global batches, the same for every rank.
+
+    Args:
+        rest: Samples to cut.
+        size: Global batch size.
+        ranks: Ranks that share each batch.
+        tail: What becomes of an incomplete batch.
+
+    Returns:
+        ``ceil(rest / size)``, or with fewer than two samples a rank and batch ``floor``, the leftover joining
+        the last full batch. 0 where the rest has fewer samples than ranks.
+
+    Raises:
+        PlanError: If a global batch has fewer samples than ranks.
+    """
+    if not 1 <= ranks <= size:
+        raise PlanError(
+            f"a global batch of {size} samples cannot serve {ranks} ranks: each needs at least one; "
+            f"raise global_batch_size to {max(ranks, 1)} or more, or use fewer ranks"
+        )
+    full, left = divmod(max(rest, 0), size)
+    if tail == "drop" or not left:
+        return full
+    if tail == "fill":
+        return full + 1
+    if not full:
+        return int(left >= ranks)
+    return full + (size >= 2 * ranks)
+
+
+def bounds(batch: int, rest: int, size: int, ranks: int, tail: Tail) -> tuple[int, int]:
+    """Return where a global batch begins and ends, in samples from the beginning of the rest.
+
+    With ``tail="fill"`` the last one may end beyond the rest, in the next epoch.
+
+    Args:
+        batch: Number of the batch.
+        rest: Samples to cut.
+        size: Global batch size.
+        ranks: Ranks that share each batch.
+        tail: What becomes of an incomplete batch.
+
+    Raises:
+        IndexError: If there is no such batch.
+    """
+    count = n_batches(rest, size, ranks, tail)
+    if not 0 <= batch < count:
+        raise IndexError(f"there is no batch {batch}: {rest} samples in batches of {size} make {count}")
+    first, stop = batch * size, (batch + 1) * size
+    if tail != "share" or rest == count * size or batch < count - 2:
+        return first, stop
+    if count < -(-rest // size):  # the leftover joins the last batch
+        return first, rest if batch == count - 1 else stop
+    if count == 1:
+        return 0, rest
+    middle = rest - (rest - (count - 2) * size) // 2
+    return (middle, rest) if batch == count - 1 else (first, middle)
+
+
+def part(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Return where a rank's share of ``size`` samples begins and ends; shares differ by one at most.
+
+    The shares of ranks 0, 1, … in a row are the whole (the rule of ``numpy.array_split``).
+    """
+    each, more = divmod(size, ranks)
+    first = rank * each + min(rank, more)
+    return first, first + each + (rank < more)
+
+
+def chunks(batches: int, worker: int, workers: int, *, length: int = 1) -> Iterator[range]:
+    """Yield the runs of batches that a worker takes: chunk ``worker``, ``worker + workers``, ….
+
+    A loader that asks its workers in turn for one chunk each gets all batches in order.
+
+    Args:
+        batches: Batches of this rank.
+        worker: Number of the worker, from 0.
+        workers: Number of workers; 0, for none, counts as one.
+        length: Batches in a chunk; the last one may be shorter.
+    """
+    for first in range(worker * length, batches, max(workers, 1) * length):
+        yield range(first, min(first + length, batches))
+
+
+def chunk_of(batch: int, workers: int, *, length: int = 1) -> tuple[int, int, int]:
+    """Return who brings a batch: the worker, the number of the chunk among its own, and the place within.
+
+    The inverse of :func:`chunks`.
+    """
+    chunk, place = divmod(batch, length)
+    turn, worker = divmod(chunk, max(workers, 1))
+    return worker, turn, place
