@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
+import os
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule.errors import CorruptShardError
+from bionemo.webdatamodule.shards.grouping import group
+from bionemo.webdatamodule.shards.walk import walk
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | mmap.mmap"
 
@@ -89,30 +93,68 @@ class ShardIndex:
         """
         view = memoryview(buffer).cast("B").toreadonly()
         try:
-            magic, version, length = _HEAD.unpack_from(view)
-            if magic != _MAGIC or version != _VERSION:
-                raise ValueError(f"it begins with {magic!r}, version {version}")
-            about = json.loads(bytes(view[_HEAD.size : _HEAD.size + length]))
-            start, n, k = _HEAD.size + length, about["samples"], len(about["suffixes"])
-            expected = n * k * (16 + 4 * about["crcs"]) + n * 8
-            body = view[start:]
-            if len(body) != expected or zlib.crc32(body) != about["crc32"]:
-                raise ValueError(f"{len(body)} bytes of arrays are not the {expected} that were written")
-            offsets, sizes, headers = (
-                np.frombuffer(body, "<i8", count, at) for count, at in ((n * k, 0), (n * k, n * k * 8), (n, n * k * 16))
-            )
-            return cls(
-                tar_bytes=about["tar_bytes"],
-                suffixes=tuple(about["suffixes"]),
-                offsets=offsets.reshape(n, k),
-                sizes=sizes.reshape(n, k),
-                crcs=np.frombuffer(body, "<u4", n * k, n * (k * 16 + 8)).reshape(n, k) if about["crcs"] else None,
-                headers=headers,
-            )
+            about, body = _open(view)
+            n, k, arrays = about["samples"], len(about["suffixes"]), []
+            wanted = [("<i8", (n, k)), ("<i8", (n, k)), ("<i8", (n,)), *[("<u4", (n, k))] * about["crcs"]]
+            for kind, shape in wanted:
+                array = np.frombuffer(body, kind, math.prod(shape)).reshape(shape)
+                body = body[array.nbytes :]
+                arrays.append(array)
+            tar_bytes, suffixes = int(about["tar_bytes"]), tuple(about["suffixes"])
         except (struct.error, ValueError, KeyError, TypeError) as error:
-            raise CorruptShardError(f"a shard's index is cut short, changed or no index: {error}") from error
+            raise CorruptShardError(f"a shard's index is cut short, changed or none at all ({error})") from error
+        offsets, sizes, headers, *crcs = arrays
+        return cls(
+            tar_bytes=tar_bytes,
+            suffixes=suffixes,
+            offsets=offsets,
+            sizes=sizes,
+            headers=headers,
+            crcs=crcs[0] if crcs else None,
+        )
+
+
+def _open(view: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """Return what the JSON of an index file says, and its arrays as bytes."""
+    magic, version, length = _HEAD.unpack_from(view)
+    if magic != _MAGIC or version != _VERSION:
+        raise ValueError(f"it begins with {magic!r}, version {version}")
+    about = json.loads(bytes(view[_HEAD.size : _HEAD.size + length]))
+    body = view[_HEAD.size + length :]
+    if zlib.crc32(body) != about["crc32"]:
+        raise ValueError("its checksum is wrong")
+    return about, body
 
 
 def index_name(shard_name: str) -> str:
     """Return the file name of a shard's index: ``wdshards-000000.tar`` has ``wdshards-000000.tar.idx``."""
     return f"{shard_name}.idx"
+
+
+def build_index(path: str | os.PathLike[str]) -> ShardIndex:
+    """Return the index of a tar, by a strict walk over its headers.
+
+    Args:
+        path: The tar, as a local file.
+
+    Raises:
+        CorruptShardError: If it is damaged, no tar, holds a member twice or the members of one sample apart,
+            or has members that are no plain files (see :func:`~bionemo.webdatamodule.shards.walk.walk`).
+        OSError: If the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise CorruptShardError("the file is empty; restore the shard", shard=path)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        grouped = group(walk(data))
+    except CorruptShardError as error:
+        raise error.located(shard=path) from error.__cause__
+    return ShardIndex(
+        tar_bytes=len(data),
+        suffixes=grouped.suffixes,
+        offsets=grouped.offsets,
+        sizes=grouped.sizes,
+        crcs=None,
+        headers=grouped.headers,
+    )

@@ -1,0 +1,180 @@
+"""One tar header: its numbers, its checksum, its name, and the PAX and GNU records that may come before it.
+
+Formats: POSIX.1-2017, ``pax``, "ustar Interchange Format" and "pax Header Block", for USTAR and PAX records;
+the manual of GNU tar, "Basic Tar Format", for long names and base-256 numbers.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import zlib
+from typing import NoReturn, TypeAlias
+
+from bionemo.webdatamodule.errors import CorruptShardError
+
+Tar: TypeAlias = "mmap.mmap | bytes"
+
+BLOCK = 512
+"""Headers and payloads begin at multiples of this many bytes."""
+
+LONGEST_RECORDS = 1 << 20
+"""Bytes of PAX records or of a GNU long name at most; more would only serve to fill memory."""
+
+EXTENDING = frozenset((b"x", b"X", b"g", b"L"))
+"""Kinds of headers that describe the member after them."""
+
+_SPARSE = "a sparse file"
+_REFUSED = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a fifo",
+    b"K": "a link with a long name",
+    b"M": "the rest of a file in a multi-volume archive",
+    b"S": _SPARSE,
+    b"V": "a volume label",
+}
+_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
+
+
+def check_header(header: bytes, position: int) -> None:
+    """Check the checksum of one header block: the sum of its bytes, the checksum's own eight taken as spaces.
+
+    Adler-32 has that sum in its low half, as 1 plus the sum modulo 65521, and is the quickest way to it.
+
+    Args:
+        header: The block.
+        position: Where it lies in the tar, for the message.
+
+    Raises:
+        CorruptShardError: If the checksum is wrong.
+    """
+    field = header[148:156]
+    expected = checksum(field, position) - 8 * 0x20 + sum(field) + 1
+    if len(header) != BLOCK or zlib.adler32(header) & 0xFFFF != expected % 65521:
+        fail(f"the header at byte {position} was changed: its checksum is wrong")
+
+
+def checksum(field: bytes, position: int) -> int:
+    """Return the number in a header's checksum field: octal digits, then a NUL, a space or one of each."""
+    digits = field.rstrip(b"\x00 ").lstrip(b" ")
+    if not 0 < len(digits) < 8 or digits.strip(b"01234567") or field[6:] in {b"\x00\x00", b"  "}:
+        fail(f"the block at byte {position} is no tar header")
+    return int(digits, 8)
+
+
+def number(field: bytes, position: int) -> int:
+    """Return the number in a header's size field: octal digits between spaces and NULs, or GNU's base 256."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.split(b"\x00", 1)[0].strip(b" ")
+    if not digits or digits.strip(b"01234567"):
+        kind = "negative" if field[0] == 0xFF or digits.startswith(b"-") else "no number"
+        fail(f"the header at byte {position} has the size {field!r}, which is {kind}")
+    return int(digits, 8)
+
+
+def name(header: bytes) -> bytes:
+    """Return the name in a header block, with the directories that USTAR keeps apart."""
+    own = header[:100].split(b"\x00", 1)[0]
+    directory = header[345:500].split(b"\x00", 1)[0]
+    return b"%b/%b" % (directory, own) if directory and header[257:263] == b"ustar\x00" else own
+
+
+class Records:
+    """What PAX and GNU headers say about the member that follows them.
+
+    Attributes:
+        start: Where the first of them begins; -1 where there is none.
+        name: The member's name, where they give it.
+        size: Bytes of its payload, where they give it.
+    """
+
+    def __init__(self) -> None:
+        self.start = -1
+        self.name: bytes | None = None
+        self.size: int | None = None
+
+    def take(self, data: Tar, position: int, kind: bytes, size: int) -> int:
+        """Read the header at a position, and return the position behind it."""
+        if size > LONGEST_RECORDS:
+            fail(f"the header at byte {position} claims a name or PAX records of {size} bytes")
+        body = data[position + BLOCK : position + BLOCK + size]
+        if len(body) < size:
+            fail(f"the PAX or GNU header at byte {position} is cut short", cut=True)
+        if self.start < 0:
+            self.start = position
+        if kind == b"L":
+            self.name = body.split(b"\x00", 1)[0]
+        else:
+            self._pax(body, position, everywhere=kind == b"g")
+        return position + BLOCK + padded(size)
+
+    def _pax(self, body: bytes, position: int, *, everywhere: bool) -> None:
+        at = 0
+        while at < len(body):
+            found = _RECORD.match(body, at)
+            end = at + int(found[1]) if found else 0
+            if not found or not found.end() < end <= len(body) or body[end - 1] != 0x0A:
+                fail(f"the PAX records at byte {position} are damaged")
+            keyword, value = found[2], body[found.end() : end - 1]
+            if keyword.startswith(b"GNU.sparse.") or keyword == b"SCHILY.realsize":
+                refuse(_SPARSE, position)
+            if everywhere and keyword in {b"path", b"size"}:
+                refuse(f"a PAX header that gives all members one {keyword.decode()}", position)
+            if keyword == b"path":
+                self.name = value
+            elif keyword == b"size":
+                if not value.isdigit() or len(value) > 19:
+                    fail(f"the PAX header at byte {position} gives the size {value[:40]!r}")
+                self.size = int(value)
+            at = end
+
+
+def member_name(data: Tar, position: int) -> bytes:
+    """Return the name of the member whose first header block begins at a position, after checking its headers.
+
+    Raises:
+        CorruptShardError: If a header there is damaged.
+    """
+    records = Records()
+    while True:
+        header = data[position : position + BLOCK]
+        check_header(header, position)
+        kind = header[156:157]
+        if kind not in EXTENDING:
+            return name(header) if records.name is None else records.name
+        position = records.take(data, position, kind, number(header[124:136], position))
+
+
+def split_name(path: bytes) -> tuple[bytes, bytes] | None:
+    """Split a member's name into key and suffix where webdataset does: at the first dot of its last part.
+
+    Returns:
+        Key and suffix, or ``None`` for names without a dot and those that begin with one, which are no fields.
+    """
+    base = path.rfind(b"/") + 1
+    dot = path.find(b".", base)
+    return (path[:dot], path[dot + 1 :]) if dot > base else None
+
+
+def padded(size: int) -> int:
+    """Return the bytes that a payload fills up to the next header."""
+    return (size + BLOCK - 1) & -BLOCK
+
+
+def refuse_kind(kind: bytes, position: int) -> NoReturn:
+    """Raise the error for a member that is no plain file."""
+    refuse(_REFUSED.get(kind, f"of the unknown kind {kind!r}"), position)
+
+
+def refuse(what: str, position: int) -> NoReturn:
+    """Raise the error for a member that a shard has no use for."""
+    raise CorruptShardError(f"the member at byte {position} is {what}; a shard holds plain files only")
+
+
+def fail(what: str, *, cut: bool = False) -> NoReturn:
+    """Raise the error for a damaged tar."""
+    raise CorruptShardError(f"{what}; the shard was cut short, copy it again" if cut else f"{what}; restore the shard")
