@@ -51,7 +51,8 @@ class BlockPermutation:
             start = int(self._windows[number])
             found[here] = self._within(number)(places[here] - start) + start
         shards = np.searchsorted(self._places, found, side="right") - 1
-        return self._starts[shards] + (found - self._places[shards])
+        found += self._starts[shards] - self._places[shards]
+        return found
 
     def shards(self, first: int, stop: int) -> list[int]:
         """Return the shards that hold the samples of places ``first`` to ``stop``, in the order they are needed.
@@ -61,7 +62,7 @@ class BlockPermutation:
         if first >= stop:
             return []
         low, high = np.searchsorted(self._windows, [first, stop - 1], side="right") - 1
-        return self._order[int(low) * self.window : (int(high) + 1) * self.window].tolist()
+        return [int(shard) for shard in self._order[low * self.window : (high + 1) * self.window]]
 
     def _within(self, number: int) -> Permutation:
         """Return the permutation of a window; the latest is kept, since windows are read one after another."""

@@ -40,11 +40,15 @@ class Cursor:
         return {name: value if isinstance(value, str) else int(value) for name, value in asdict(self).items()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Cursor:
+    def from_state(cls, state: Mapping[str, Any], *, expected: Cursor | None = None) -> Cursor:
         """Return the cursor that :meth:`to_state` wrote.
 
+        Args:
+            state: What it wrote.
+            expected: Any cursor of the run that wants to go on from it; see :meth:`check`.
+
         Raises:
-            ResumeError: If it is of a newer version, or not such a state.
+            ResumeError: If it is of a newer version, not such a state, or does not fit the run.
         """
         if not isinstance(state, Mapping):
             raise ResumeError(f"a loader's state is a mapping, not {type(state).__name__}")
@@ -65,6 +69,8 @@ class Cursor:
         cursor = cls(**values)
         if cursor.version < 1 or cursor.epoch < 0 or not 0 <= cursor.samples <= cursor.n_samples:
             raise ResumeError(f"the checkpoint's loader state stands nowhere in an epoch: {dict(state)}")
+        if expected is not None:
+            cursor.check(expected)
         return cursor
 
     def check(self, now: Cursor) -> None:

@@ -92,7 +92,8 @@ class Permutation:
     def _network(self, places: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Do the rounds of :meth:`at` once for many places; in place, since allocation would cost as much."""
         rows, columns = np.uint64(self._rows), np.uint64(self._columns)
-        moved, fixed = places // columns, places % columns
+        moved: NDArray[np.uint64] = places // columns
+        fixed: NDArray[np.uint64] = places - moved * columns
         ring, other = rows, columns
         hashed, high = np.empty_like(places), np.empty_like(places)
         for round_key in self._keys:
@@ -109,7 +110,8 @@ class Permutation:
             np.minimum(moved, hashed, out=moved)  # so the smaller of both is the remainder
             moved, fixed, ring, other = fixed, moved, other, ring
         np.multiply(moved, columns, out=moved)
-        return np.add(moved, fixed, out=moved)
+        np.add(moved, fixed, out=moved)
+        return moved
 
 
 def _hash(value: int, round_key: int, size: int) -> int:

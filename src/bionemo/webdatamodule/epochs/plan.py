@@ -149,21 +149,26 @@ class Plan:
     def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002
         """Return the samples of the epoch that are used up after so many batches from ``start``.
 
+        After the last batch that is all of them, those that ``tail="drop"`` drops included.
+
         Raises:
             IndexError: If there are not so many.
         """
         if not batches:
             return start
-        return min(self.n_samples, self.batch_bounds(batches - 1, world_size, start=start)[1])
+        if batches == self.n_batches(world_size, start=start):
+            return self.n_samples
+        return self.batch_bounds(batches - 1, world_size, start=start)[1]
 
-    def unserved(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
+    def unserved(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002
         """Return the samples at the end of the epoch that no batch takes.
 
         They are what ``tail="drop"`` drops, or, after a change of the number of ranks near the end of an epoch,
         a rest with fewer samples than ranks.
         """
         batches = self.n_batches(world_size, start=start)
-        return self.n_samples - self.consumed(batches, world_size, start=start, epoch=epoch)
+        end = self.batch_bounds(batches - 1, world_size, start=start)[1] if batches else start
+        return max(0, self.n_samples - end)
 
     def check(self, world_size: int) -> None:
         """Check that every rank gets a sample at every step.
