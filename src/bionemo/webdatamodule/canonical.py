@@ -1,0 +1,245 @@
+"""The canonical pickle: plain pickle, read without this package, equal bytes for equal values, fastest to load.
+
+It is protocol 5 with everything in one stream, and differs from ``pickle.dumps(value, protocol=5)`` in three
+places only:
+
+* An array of plain numbers is ``numpy.ndarray(shape, "<f4", bytearray)``: one call instead of four, no name that
+  differs between numpy 1 and 2, and writable.
+* A dense CPU tensor is ``torch.from_numpy`` of such an array, where torch's own form goes through ``torch.load``
+  (20 times slower) and writes an address of this process into the file. A dtype that numpy lacks is written as
+  integers of its size and taken back with ``torch.view_copy``. Strides other than the contiguous ones, and memory
+  that tensors of one dtype share, come back through ``torch.as_strided``; memory that no tensor shows is left out.
+* A set inside dicts, lists and tuples is written in the order of its elements' pickles, not of their hashes.
+
+Everything else is what the standard pickler writes: sparse, quantized, CUDA and subclassed tensors, structured and
+object arrays, objects of any class (a set inside which keeps the order of its hashes).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+import sys
+from dataclasses import dataclass
+from types import BuiltinFunctionType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from bionemo.webdatamodule.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+PROTOCOL: Final = 5
+_SCALARS: Final = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray))
+
+
+_KINDS: Final = "biufcSUmM"  # dtypes of plain numbers, text and times
+_Spans: TypeAlias = "dict[tuple[int, torch.dtype], list[tuple[int, int]]]"
+
+
+def dumps(value: Any) -> bytes:
+    """Encode a value as a canonical pickle.
+
+    Raises:
+        DecodeError: The value is nested too deeply for any pickler.
+        Exception: Whatever its classes raise while they are pickled.
+    """
+    try:
+        pickler = _CarefulPickler if _has_set(value) else _QuickPickler
+        data, spans = _dump(pickler, value, {})
+        # Only now is it known which tensors share memory.
+        return _dump(pickler, value, spans)[0] if spans else data
+    except RecursionError as error:
+        raise DecodeError("the value is nested too deeply to be pickled") from error
+
+
+def _dump(pickler: type[_Pickler], value: Any, spans: _Spans) -> tuple[bytes, _Spans]:
+    stream = io.BytesIO()
+    reducer = _Reducer(spans)
+    instance = pickler(stream, protocol=PROTOCOL)
+    instance.reducer_override = reducer
+    instance.dump(value)
+    return stream.getvalue(), reducer.shared()
+
+
+def _has_set(value: Any) -> bool:
+    """Say whether there is a set with an order to settle in dicts, lists and tuples."""
+    seen: set[int] = set()
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        kind = type(item)
+        if kind in (set, frozenset):
+            if len(item) > 1:
+                return True
+        elif kind in (list, tuple, dict) and id(item) not in seen:
+            seen.add(id(item))
+            parts: Iterable[Any] = itertools.chain(item, item.values()) if kind is dict else item
+            waiting.extend(part for part in parts if type(part) not in _SCALARS)
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class _Flat:
+    """A contiguous tensor on its way into the stream: an array, and the dtype where numpy has none such."""
+
+    array: np.ndarray[Any, Any]
+    dtype: torch.dtype | None = None
+
+    def reduce(self) -> tuple[Any, ...]:
+        import torch
+
+        if self.dtype is None:
+            return torch.from_numpy, (self.array,)
+        return torch.view_copy, (_Flat(self.array), self.dtype)
+
+
+class _Reducer:
+    """Says how arrays and tensors of one stream are written, and which tensors share memory.
+
+    Args:
+        spans: For each storage and dtype the runs of elements that several tensors show, as a first pass found.
+    """
+
+    def __init__(self, spans: _Spans) -> None:
+        self.spans = spans
+        self.seen: _Spans = {}
+        self.bases: dict[tuple[int, torch.dtype, int], _Flat] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """Return a reduction, the name of a function of torch, or NotImplemented for the standard way."""
+        kind = type(value)
+        if kind is np.ndarray:
+            return _reduce_array(value)
+        if kind is _Flat:
+            return value.reduce()
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            if kind is torch.Tensor:
+                return self.tensor(value)
+            if kind is BuiltinFunctionType and value.__module__ == "torch":
+                return value.__name__  # the standard way would write getattr(torch._C._VariableFunctions, …)
+        return NotImplemented
+
+    def tensor(self, tensor: torch.Tensor) -> Any:
+        """Return the reduction of a tensor."""
+        if not _is_plain(tensor):
+            return NotImplemented
+        state = ((True, None, None),) if tensor.requires_grad else ()  # see torch.Tensor.__setstate__
+        tensor = tensor.detach().resolve_conj().resolve_neg()  # bits that numpy does not know
+        if tensor.numel():
+            low = tensor.storage_offset()
+            high = low + 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+            key = (tensor.untyped_storage().data_ptr(), tensor.dtype)
+            for start, stop in self.spans.get(key, ()):
+                if start <= low < stop:
+                    return *self.view(tensor, start, stop), *state
+            self.seen.setdefault(key, []).append((low, high))
+            if not tensor.is_contiguous() and _is_dense(tensor):
+                return *self.view(tensor, low, high), *state
+        return *_flat(tensor.contiguous()).reduce(), *state
+
+    def view(self, tensor: torch.Tensor, start: int, stop: int) -> tuple[Any, ...]:
+        """Return a tensor as a view of the elements from ``start`` to ``stop`` of its storage."""
+        import torch
+
+        key = (tensor.untyped_storage().data_ptr(), tensor.dtype, start)
+        if key not in self.bases:
+            self.bases[key] = _flat(torch.as_strided(tensor, (stop - start,), (1,), start))
+        offset = tensor.storage_offset() - start
+        return torch.as_strided, (self.bases[key], tuple(tensor.shape), tensor.stride(), offset)
+
+    def shared(self) -> _Spans:
+        """Return the runs of elements that more than one tensor showed."""
+        shared: _Spans = {}
+        for key, spans in self.seen.items():
+            runs: list[tuple[int, int, int]] = []
+            for low, high in sorted(spans):
+                if runs and low < runs[-1][1]:
+                    start, stop, count = runs.pop()
+                    runs.append((start, max(stop, high), count + 1))
+                else:
+                    runs.append((low, high, 1))
+            found = [(start, stop) for start, stop, count in runs if count > 1]
+            if found:
+                shared[key] = found
+        return shared
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_nested)
+        and not tensor.__dict__  # attributes that a user gave it, which torch pickles too
+        and not tensor._backward_hooks
+    )
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Say whether the elements fill their span of memory without gaps or overlaps, in any order."""
+    expected = 1
+    for step, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1:
+            if step != expected:
+                return False
+            expected *= length
+    return True
+
+
+def _flat(tensor: torch.Tensor) -> _Flat:
+    try:
+        return _Flat(tensor.numpy())
+    except TypeError:  # numpy has no such dtype: bfloat16, float8, complex32 …
+        import torch
+
+        size = tensor.dtype.itemsize
+        return _Flat(tensor.view(torch.uint8 if size == 1 else getattr(torch, f"int{8 * size}")).numpy(), tensor.dtype)
+
+
+def _reduce_array(array: np.ndarray[Any, Any]) -> Any:
+    dtype = array.dtype
+    plain = dtype.kind in _KINDS and dtype.itemsize and dtype.metadata is None
+    if not plain or not array.flags.c_contiguous:
+        return NotImplemented
+    buffer = array.view(np.int64) if dtype.kind in "mM" else array  # times have no buffer of their own
+    if not array.flags.writeable:
+        buffer = buffer.copy()  # a read-only buffer would be written as bytes and come back read-only
+    return np.ndarray, (array.shape, dtype.str, pickle.PickleBuffer(buffer))
+
+
+class _QuickPickler(pickle.Pickler):
+    """The standard pickler in C."""
+
+
+class _CarefulPickler(pickle._Pickler):
+    """The standard pickler in Python, ten times slower, with sets in an order that every process agrees on."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_sorted(self, items: Any) -> None:
+        """Write a set or frozenset in the order of its elements' pickles."""
+        ordered = sorted(items, key=dumps)
+        write, frozen = self.write, type(items) is frozenset
+        if not frozen:
+            write(pickle.EMPTY_SET)
+            self.memoize(items)
+        write(pickle.MARK)
+        for item in ordered:
+            self.save(item)
+        write(pickle.FROZENSET if frozen else pickle.ADDITEMS)
+        if frozen:
+            self.memoize(items)
+
+    dispatch[set] = save_sorted
+    dispatch[frozenset] = save_sorted
+
+
+_Pickler: TypeAlias = "_QuickPickler | _CarefulPickler"
