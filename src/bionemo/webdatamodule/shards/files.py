@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Create one directory."""
+    os.mkdir(path, mode)
 
 
 def make_directories(path: str) -> None:
-    """Create a directory and its parents; the umask decides who may read them."""
-    os.makedirs(path, exist_ok=True)
+    """Create a directory and its parents, brought to the disk; the umask decides who may read them."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        return
+    make_directories(parent)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        make_directory(path, 0o777)
+    sync_directory(parent)
 
 
 def make_private_directory(path: str) -> None:
-    """Create a directory that only this user may enter; its parent exists, and so may it."""
+    """Create a directory that only this user may enter, if it is not there yet; its parent exists."""
     try:
-        os.mkdir(path, 0o700)
+        make_directory(path, 0o700)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
@@ -71,8 +81,14 @@ def remove(path: str) -> None:
 
 
 def remove_directory(path: str) -> None:
-    """Remove a directory with all that is in it, if it is still there."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Remove a directory with the files in it, if it is still there; it holds no other directories."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return
+    for name in names:
+        remove(f"{path}/{name}")
+    remove_empty_directory(path)
 
 
 def remove_empty_directory(path: str) -> None:

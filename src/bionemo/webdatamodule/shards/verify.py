@@ -1,0 +1,155 @@
+"""Does a directory hold what its manifest says: sizes, hashes, and on request every sample decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bionemo.webdatamodule.errors import DecodeError, ManifestError, NoShardsError
+from bionemo.webdatamodule.pickles import Policy, loads
+from bionemo.webdatamodule.shards import publish
+from bionemo.webdatamodule.shards.index import ShardIndex, index_name
+from bionemo.webdatamodule.shards.manifest import (
+    Manifest,
+    ShardEntry,
+    manifest_path,
+    read_manifest,
+    staging_path,
+)
+from bionemo.webdatamodule.shards.write import file_sha256
+
+_ENDING = manifest_path("", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What :func:`verify` found.
+
+    Attributes:
+        directory: What was looked at.
+        prefix: Beginning of the shards' names.
+        shards: Shards that the manifest lists.
+        samples: Samples that the manifest counts.
+        bytes: Size of the shards as the manifest has it.
+        problems: What is wrong, a sentence each; empty where all is as it should be.
+        notes: What is there beside the data and does no harm to them.
+    """
+
+    directory: str
+    prefix: str
+    shards: int
+    samples: int
+    bytes: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find_prefixes(directory: str) -> list[str]:
+    """Return the sorted prefixes of which a local directory holds a manifest.
+
+    Raises:
+        NoShardsError: If there is none.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise NoShardsError(f"{directory} cannot be listed: {error.strerror}") from error
+    found = sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
+    if not found:
+        raise NoShardsError(
+            f"{directory} holds no manifest; for shards that another tool wrote, run `webdatamodule index` first"
+        )
+    return found
+
+
+def verify(
+    directory: str, prefix: str, *, deep: bool = False, policy: Policy | None = None, progress: bool = False
+) -> Report:
+    """Compare a local directory with its manifest, byte for byte.
+
+    Args:
+        directory: The split's directory.
+        prefix: Beginning of the shards' names.
+        deep: Also decode every sample.
+        policy: What pickles may hold, for ``deep``.
+        progress: Whether to show a progress bar on standard error.
+
+    Raises:
+        ManifestError: If there is no manifest, or it cannot be read.
+    """
+    manifest = read_manifest(directory, prefix)
+    if manifest is None:
+        raise ManifestError(
+            f"{directory} holds no {prefix}.manifest.json; convert into it, or index what another tool wrote"
+        )
+    problems: list[str] = []
+    total = sum(entry.bytes for entry in manifest.shards)
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=not progress, leave=False) as bar,
+        futures.ThreadPoolExecutor() as pool,  # hashing lets go of the interpreter's lock
+    ):
+        for entry, found in zip(
+            manifest.shards, pool.map(lambda entry: shard_problem(directory, entry), manifest.shards), strict=True
+        ):
+            if found is not None:
+                problems.append(f"{entry.name}: {found}")
+            bar.update(entry.bytes)
+    if deep and not problems:
+        problems += _undecodable(directory, manifest, policy or Policy(), progress=progress)
+    return Report(
+        directory=directory,
+        prefix=prefix,
+        shards=len(manifest.shards),
+        samples=manifest.n_samples,
+        bytes=total,
+        problems=tuple(problems),
+        notes=tuple(_notes(directory, manifest)),
+    )
+
+
+def shard_problem(directory: str, entry: ShardEntry) -> str | None:
+    """Return how a shard or its index differs from what the manifest says, or ``None``."""
+    path = os.path.join(directory, entry.name)
+    if os.path.isfile(path) and os.path.getsize(path) != entry.bytes:
+        return f"it has {os.path.getsize(path)} bytes instead of {entry.bytes}"
+    return _difference("it", path, entry.sha256) or _difference("its index", index_name(path), entry.index_sha256)
+
+
+def _difference(what: str, path: str, sha256: str) -> str | None:
+    try:
+        return None if file_sha256(path) == sha256 else f"{what} has other bytes than were written"
+    except FileNotFoundError:
+        return f"{what} is missing"
+    except OSError as error:
+        return f"{what} cannot be read: {error.strerror}"
+
+
+def _notes(directory: str, manifest: Manifest) -> Iterator[str]:
+    listed = {entry.name for entry in manifest.shards}
+    for name in publish.shard_files(directory, manifest.prefix):
+        if name not in listed and name.removesuffix(index_name("")) not in listed:
+            yield f"{name} is not listed by the manifest, so it is not read"
+    if os.path.lexists(staging_path(directory, manifest.prefix)):
+        yield "a conversion is at work, or was stopped; the next one clears it away"
+
+
+def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress: bool) -> Iterator[str]:
+    """Decode every field of every sample and yield what cannot be."""
+    with tqdm(total=manifest.n_samples, unit=" samples", desc="decoding", disable=not progress, leave=False) as bar:
+        for entry in manifest.shards:
+            data = np.memmap(os.path.join(directory, entry.name), np.uint8, "r").data
+            index = ShardIndex.from_buffer(Path(directory, index_name(entry.name)).read_bytes())
+            for sample, (offsets, sizes) in enumerate(zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)):
+                for suffix, offset, size in zip(index.suffixes, offsets, sizes, strict=True):
+                    if offset >= 0 and manifest.codecs.get(suffix) == "pickle":
+                        try:
+                            loads(data[offset : offset + size], policy=policy)
+                        except DecodeError as error:
+                            yield f"{entry.name}: sample {sample}, {suffix}: {error.message}"
+                bar.update()
