@@ -50,15 +50,29 @@ def test_numpy_numbers_are_numbers():
 
 def test_a_split_has_one_directory_or_a_mixture():
     """A path, a path object, a URL, a list of directories, or pairs with weights."""
-    assert (Source("d", 1.0),) == sources("dirs", Path("d"))
-    assert (Source("s3://b/d", 1.0),) == sources("dirs", "s3://b/d")
+    assert (Source("d", None),) == sources("dirs", Path("d"))
+    assert (Source("s3://b/d", None),) == sources("dirs", "s3://b/d")
     assert (Source("a", 0.7), Source("b", 0.3)) == sources("dirs", [("a", 0.7), ["b", 0.3]])
-    assert (Source("a", 1.0), Source("b", 1.0)) == sources("dirs", ["a", Path("b")])
-    assert (Source(str(Path("~/x").expanduser()), 1.0),) == sources("dirs", "~/x")
+    assert (Source("a", None), Source("b", None)) == sources("dirs", ["a", Path("b")])
+    assert (Source(str(Path("~/x").expanduser()), None),) == sources("dirs", "~/x")
 
 
 @pytest.mark.parametrize(
-    "given", [3, {}, [], [3], [("a", 0)], [("a", -1)], [("a", "x")], [("a", 1, 2)], "", None, [("a", float("nan"))]]
+    "given",
+    [
+        3,
+        {},
+        [],
+        [3],
+        [("a", 0)],
+        [("a", -1)],
+        [("a", "x")],
+        [("a", 1, 2)],
+        [("a", 1), "b"],
+        "",
+        None,
+        [("a", float("nan"))],
+    ],
 )
 def test_wrong_directories_are_refused(given):
     """What is no directory and no mixture is named."""

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import default_convert
+from webdataset.shardlists import split_by_node, split_by_worker
 
-from bionemo.webdatamodule.components import Loader, LoaderFunction, Use
+from bionemo.webdatamodule.components import Loader, LoaderFunction
 from bionemo.webdatamodule.default_plugins.stages import Batch, Untuple
-from bionemo.webdatamodule.epochs.clock import Clock, NoClock, TrainerClock
+from bionemo.webdatamodule.epochs.clock import Clock, EvaluationClock, TrainerClock
 from bionemo.webdatamodule.epochs.dataset import PlannedDataset, Topology
 from bionemo.webdatamodule.epochs.loader import PlannedLoader
-from bionemo.webdatamodule.epochs.plan import Cursor, Plan
+from bionemo.webdatamodule.epochs.plan import Cursor, EpochPlan, Plan
+from bionemo.webdatamodule.epochs.plan import Source as PlanSource
 from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset, StreamLoader
-from bionemo.webdatamodule.errors import ConfigError, DataWarning
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.plugins import Plugins, as_use, find, resolve
-from bionemo.webdatamodule.settings import ErrorPolicy, Source
+from bionemo.webdatamodule.plugins import Plugins, as_use, build, find, resolve
+from bionemo.webdatamodule.settings import ErrorPolicy, Source, whole_number
 from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
 
 if TYPE_CHECKING:
@@ -177,37 +179,34 @@ def make_loader(module: WebDataModule, settings: Settings, split: SplitSettings,
         ConfigError: If a stage does not fit the workers' start method.
         PlanError: If a worker would have nothing to read.
     """
-    training = split.split == "train"
-    cursor = Cursor(
-        version=1,
-        epoch=0,
-        samples=0,
-        n_samples=split.n_samples or dataset.reader.n_samples,
-        seed=settings.seed,
-        global_batch_size=settings.global_batch_size,
-        digest=dataset.reader.digest,
-    )
-    clock: Clock = TrainerClock(module) if training else EvaluationClock()
+    clock: Clock = TrainerClock(module) if split.split == "train" else EvaluationClock()
     function = split.loader.function
     if isinstance(dataset, PlannedDataset):
-        stages = _loader_stages(split) or ()
+        if not getattr(function, "in_order", True):
+            raise ConfigError("in_order=False in kwargs_wld breaks the plan of order='global'", split=split.split)
         loader: Any = PlannedLoader(
             dataset=dataset,
             loader=function,
-            stages=stages,
+            stages=_loader_stages(split) or (),
             clock=clock,
-            cursor=replace(cursor, n_samples=dataset.plan.n_samples),
+            cursor=dataset.plan.cursor(dataset.reader.digest),
         )
     else:
         dataset.check(split.loader.num_workers)
+        n_samples = split.n_samples or dataset.reader.n_samples
         loader = StreamLoader(
             dataset=dataset,
             loader=function,
             stages=_loader_stages(split) or (() if split.loader.batch_size else (Batch(),)),
-            n_batches=math.ceil(cursor.n_samples / settings.global_batch_size),
+            n_batches=math.ceil(n_samples / settings.global_batch_size),
             num_workers=split.loader.num_workers,
             clock=clock,
-            cursor=replace(cursor, seed=dataset.dealing.seed),
+            cursor=Cursor(
+                n_samples=n_samples,
+                seed=dataset.dealing.seed,
+                global_batch_size=settings.global_batch_size,
+                digest=f"{dataset.reader.digest}/shards",
+            ),
         )
     return _called("invoke_wld", split.split, loader, split.loader_calls)
 
@@ -271,7 +270,7 @@ def _stream(
     )
 
 
-def _plan(settings: Settings, split: SplitSettings, sets: list[ShardSet], *, training: bool) -> EpochPlan:
+def _plan(settings: Settings, split: SplitSettings, sets: Sequence[ShardSet], *, training: bool) -> EpochPlan:
     available = sum(found.n_samples for found in sets)
     if not available:
         raise PlanError(f"{split.sources[0].directory} holds no sample", split=split.split)
@@ -282,7 +281,18 @@ def _plan(settings: Settings, split: SplitSettings, sets: list[ShardSet], *, tra
             DataWarning,
             stacklevel=2,
         )
-    return Plan(...)
+    pairs = zip(split.sources, sets, strict=True)
+    try:
+        return Plan(
+            sources=tuple(PlanSource(samples=found.n_samples, weight=source.weight) for source, found in pairs),
+            global_batch_size=settings.global_batch_size,
+            n_samples=split.n_samples or 0,
+            seed=settings.seed,
+            shuffle=training,
+            tail=settings.tail if training else "share",
+        )
+    except PlanError as error:
+        raise error.located(split=split.split) from error.__cause__
 
 
 def _worker_stages(settings: Settings, split: SplitSettings) -> tuple[tuple[Any, ...], bool, bool]:

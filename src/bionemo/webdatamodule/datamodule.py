@@ -8,13 +8,14 @@ from typing import Any, Literal, TypeAlias
 
 import lightning as L  # noqa: N812 - Lightning's own abbreviation
 
-from bionemo.webdatamodule import assembly
+from bionemo.webdatamodule import assembly, conversion
 from bionemo.webdatamodule.assembly import Settings, SplitSettings
-from bionemo.webdatamodule.components import Ref, Use
+from bionemo.webdatamodule.components import Executor, KeyEncoder, Ref, Use, Writer
+from bionemo.webdatamodule.conversion import Conversion, choose, materialised
 from bionemo.webdatamodule.errors import ConfigError, UsageError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.pipelines import resolve_stages
-from bionemo.webdatamodule.plugins import Plugins
+from bionemo.webdatamodule.plugins import Plugins, resolve
 from bionemo.webdatamodule.settings import (
     ErrorPolicy,
     error_policy,
@@ -284,16 +285,16 @@ class SourceDataWDS(WebDataModule):
         prefix = os.fspath(prefix_dir_tars_wds)
         directories = {split: f"{prefix}{split.name}" for split in names}
         super().__init__(directories, kwargs.pop("n_samples", None), suffix_keys_wds, global_batch_size, **kwargs)
-        self._conversion = assembly.conversion(
-            writer=writer,
-            names={split.name: given for split, given in names.items()},
+        plugins = kwargs.get("plugins")
+        self._conversion = Conversion(
+            writer=choose(Writer, writer, plugins),
+            names={split.name: materialised(split.name, given) for split, given in names.items()},
             directories={split.name: self._splits[split].sources[0].directory for split in names},
             prefix=self._settings.prefix,
-            n_shards=n_tars_wds,
-            key_encoder=key_encoder,
-            executor=executor,
+            n_shards=None if n_tars_wds is None else whole_number("n_tars_wds", n_tars_wds, least=1),
+            key_encoder=choose(KeyEncoder, key_encoder, plugins),
+            executor=resolve(Executor, executor, plugins),
             policy=self._settings.policy,
-            plugins=kwargs.get("plugins"),
         )
 
     def prepare_data(self) -> None:
@@ -305,7 +306,7 @@ class SourceDataWDS(WebDataModule):
             InputError: If the source is bad; all problems are listed and nothing is written.
             ConversionError: If writing fails; what was there before is untouched.
         """
-        assembly.convert(self._conversion)
+        conversion.run(self._conversion)
 
 
 class PickledDataWDS(SourceDataWDS):

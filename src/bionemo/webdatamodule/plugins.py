@@ -272,9 +272,18 @@ def find(kind: type[_C], name: str, plugins: Plugins | None = None) -> _C:
         UnknownNameError: If no plugin registers it.
         PluginError: If several plugins do.
     """
-    if plugins is None:
-        plugins = default_plugins() if default_plugins().provider(kind, name) else installed_plugins()
-    return plugins.find(kind, name)
+    return _set_with(kind, name, plugins).find(kind, name)
+
+
+def provider(kind: type[Component], name: str, plugins: Plugins | None = None) -> Registered | None:
+    """Return a component with the plugin, distribution and version it comes from, or ``None``."""
+    return _set_with(kind, name, plugins).provider(kind, name)
+
+
+def _set_with(kind: type[Component], name: str, plugins: Plugins | None) -> Plugins:
+    if plugins is not None:
+        return plugins
+    return default_plugins() if default_plugins().provider(kind, name) else installed_plugins()
 
 
 def as_use(ref: object) -> Use | None:

@@ -29,10 +29,10 @@ IGNORED_ARGUMENTS = ("empty_check", "handler", "verbose")
 
 
 class Source(NamedTuple):
-    """One directory of shards and its weight in a mixture."""
+    """One directory of shards, and its weight in a mixture; ``None`` outside one."""
 
     directory: str
-    weight: float
+    weight: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,24 +101,26 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
         ConfigError: If it is none of these.
     """
     if isinstance(given, str | os.PathLike):
-        return (Source(_directory(given, argument), 1.0),)
+        return (Source(_directory(given, argument), None),)
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise ConfigError(f"{argument} is a directory, or a list of (directory, weight), not {given!r:.80}")
     found = []
     for entry in given:
         if isinstance(entry, str | os.PathLike):
-            found.append(Source(_directory(entry, argument), 1.0))
+            found.append(Source(_directory(entry, argument), None))
             continue
         try:
             directory, weight = entry
             source = Source(_directory(directory, argument), float(weight))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{argument} holds {entry!r:.80}, which is no (directory, weight)") from error
-        if not 0 < source.weight < float("inf"):
+        if not 0 < float(weight) < float("inf"):
             raise ConfigError(f"{argument} gives {source.directory} the weight {weight!r}, which is not positive")
         found.append(source)
     if not found:
         raise ConfigError(f"{argument} names no directory")
+    if len({source.weight is None for source in found}) > 1:
+        raise ConfigError(f"{argument} gives some directories a weight and others none; give all of them one")
     return tuple(found)
 
 

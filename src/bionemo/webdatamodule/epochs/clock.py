@@ -13,20 +13,20 @@ class Clock(Protocol):
         """Return the epoch that runs now, or ``None`` outside a training run."""
         ...
 
-    def steps(self) -> int:
-        """Return how many batches of the current epoch had their step run."""
+    def steps(self) -> int | None:
+        """Return how many batches of the current epoch had their step run, or ``None`` if nobody counts."""
         ...
 
 
-class NoClock:
-    """The clock of a loader that no ``Trainer`` trains from."""
+class EvaluationClock:
+    """The clock of validation, test and prediction: every pass is the same epoch."""
 
-    def epoch(self) -> None:
-        """Return ``None``."""
-
-    def steps(self) -> int:
+    def epoch(self) -> int:
         """Return 0."""
         return 0
+
+    def steps(self) -> None:
+        """Return ``None``: nobody counts the steps."""
 
 
 class TrainerClock:

@@ -14,10 +14,12 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule.epochs import context
+from bionemo.webdatamodule.epochs.split import chunks
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.pipelines import chain, describe
 
 if TYPE_CHECKING:
+    from bionemo.webdatamodule.epochs.permute import Ids
     from bionemo.webdatamodule.epochs.plan import EpochPlan
     from bionemo.webdatamodule.shards.read import SampleReader
 
@@ -50,6 +52,10 @@ class Topology:
 
     rank: int = 0
     world_size: int = 1
+
+
+ALONE = Topology()
+"""The place of the only process."""
 
 
 class Position:
@@ -154,7 +160,7 @@ class PlannedDataset(Planned):
         stages: Sequence[Any] = (),
         collate: bool = False,
         untuple: bool = False,
-        topology: Topology = Topology(),
+        topology: Topology = ALONE,
         split: str = "train",
         seed: int = 0,
         batches_per_item: int = 1,
@@ -196,26 +202,22 @@ class PlannedDataset(Planned):
         epoch, start = self.position.get()
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        n_batches = self.plan.n_batches(self.topology.world_size, start=start)
-        step = self.batches_per_item
-        for first in range(worker * step, n_batches, workers * step):
-            batches = range(first, min(first + step, n_batches))
-            values = [self._value(epoch, batch, start) for batch in batches]
+        place = self.topology
+        n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
+        for batches in chunks(n_batches, worker, workers, length=self.batches_per_item):
+            shares = self.plan.shares(epoch, batches, place.rank, place.world_size, start=start)
+            values = [
+                self._batch(ids) if self.collate else self._samples(ids, batch, epoch, start)
+                for batch, ids in zip(batches, shares, strict=True)
+            ]
             yield Item(epoch=epoch, start=start, worker=worker, values=values)
 
-    def _ids(self, epoch: int, batch: int, start: int) -> Any:
-        place = self.topology
-        return self.plan.share(epoch, batch, place.rank, place.world_size, start=start)
+    def _batch(self, ids: Ids) -> Any:
+        columns = self.reader.read_batch(ids)
+        return columns[0] if self.untuple else list(columns)
 
-    def _value(self, epoch: int, batch: int, start: int) -> Any:
-        """Return what one share becomes: a batch, or the list of its samples."""
-        ids = self._ids(epoch, batch, start)
-        if self.collate:
-            columns = self.reader.read_batch(ids)
-            return columns[0] if self.untuple else list(columns)
+    def _samples(self, ids: Ids, batch: int, epoch: int, start: int) -> list[Any]:
         samples = self.reader.read(ids)
-        if not self.stages:
-            return samples
         first = self.plan.consumed(batch, self.topology.world_size, start=start, epoch=epoch)
         with context.at(self.place(epoch, first)):
             out = list(chain(self.stages, samples))

@@ -107,11 +107,17 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         Raises:
             ResumeError: If the state is of other data, of another seed or of a newer version.
         """
-        self.seek(Cursor.from_state(state, expected=self._progress.cursor))
+        cursor = Cursor.from_state(state)
+        cursor.check(self._progress.cursor)
+        self.seek(cursor)
 
     def seek(self, cursor: Cursor) -> None:
-        """Begin the next iteration at a cursor."""
-        self._progress.seek(cursor)
+        """Begin the next iteration at a cursor, which may have been made with another global batch size."""
+        self._progress.seek(replace(self._progress.cursor, epoch=cursor.epoch, samples=cursor.samples))
+
+    def finished(self, cursor: Cursor) -> bool:
+        """Tell whether nothing is left of the epoch at a cursor."""
+        return not self.plan.n_batches(self.world_size, start=cursor.samples, epoch=cursor.epoch)
 
     @property
     def _iterator(self) -> Any:
@@ -123,11 +129,11 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         torch_loader(self.pipeline[0])._iterator = value  # noqa: SLF001 - as Lightning does
 
     def _epoch(self) -> Iterator[Any]:
-        cursor = self._progress.begin(self._progress.cursor.n_samples)
+        cursor = self._progress.begin(self.finished)
         if cursor is None:
             return
         place = self._data.topology
-        shares = self._data.plan.n_batches(place.world_size, start=cursor.samples)
+        shares = self.plan.n_batches(place.world_size, start=cursor.samples, epoch=cursor.epoch)
         values = itertools.chain.from_iterable(self._items(cursor))
         for index in range(shares):
             try:
@@ -138,7 +144,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
                     split=self.split,
                     rank=place.rank,
                 ) from None
-            batch = self._batch(value, cursor, index) if self.stages else value
+            batch = value if self._data.collate and not self.stages else self._batch(value, cursor, index)
             self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
             yield batch
 
@@ -160,8 +166,9 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             )
         return item
 
-    def _batch(self, samples: Any, cursor: Cursor, index: int) -> Any:
-        """Run the stages on the samples of one share, which must give one batch."""
+    def _batch(self, value: Any, cursor: Cursor, index: int) -> Any:
+        """Run the stages on the samples of one share, or on the batch of it, which must give one batch."""
+        samples = [value] if self._data.collate else value
         with context.at(self._data.place(cursor.epoch, self._consumed(index, cursor))):
             batches = list(itertools.islice(chain(self.stages, samples), 2))
         if len(batches) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from bionemo.webdatamodule.epochs.clock import Clock
@@ -34,11 +35,11 @@ class Progress:
         self._begun = False
         self._steps_before = None
 
-    def begin(self, end: int) -> Cursor | None:
+    def begin(self, finished: Callable[[Cursor], bool]) -> Cursor | None:
         """Begin an iteration.
 
         Args:
-            end: Samples of a whole epoch.
+            finished: Tells whether nothing is left of the epoch at a cursor.
 
         Returns:
             Where it begins, or ``None`` if nothing is left of the trainer's epoch.
@@ -46,11 +47,11 @@ class Progress:
         cursor = self.cursor
         epoch = self._clock.epoch()
         if epoch is None:
-            if self._begun or cursor.samples >= end:
+            if self._begun or finished(cursor):
                 cursor = replace(cursor, epoch=cursor.epoch + 1, samples=0)
         elif self._begun or cursor.epoch != epoch:
             cursor = replace(cursor, epoch=epoch, samples=0)
-        elif cursor.samples >= end:
+        elif finished(cursor):
             return None  # with max_steps Lightning asks an epoch that it resumed at its end for one more batch
         self.seek(cursor)
         self.resumed = False
@@ -65,7 +66,8 @@ class Progress:
         A checkpoint may be written while the step of the last batch handed out runs or fails;
         Lightning then begins again at that batch.
         """
-        if self._steps_before is None:
+        steps = self._clock.steps()
+        if self._steps_before is None or steps is None:
             return self.delivered
-        ran = self._clock.steps() - self._steps_before
+        ran = steps - self._steps_before
         return self.delivered if ran < 0 else min(self.delivered, ran)  # below 0: the next epoch was announced

@@ -70,10 +70,13 @@ def shift_progress(progress: Any, loader: PlannedLoader, epoch: int) -> None:
     With another global batch size the samples used so far are another number of batches.
     """
     cursor: Cursor = loader.cursor
-    if cursor.samples >= cursor.n_samples:
+    if loader.finished(cursor):
         done = len(loader)
+        lost = loader.plan.unserved(loader.world_size, start=cursor.samples, epoch=cursor.epoch)
+        if lost > loader.plan.unserved(loader.world_size, epoch=cursor.epoch):
+            _log.warning("epoch %d ends %d samples early: they are fewer than this run's ranks", cursor.epoch, lost)
     elif cursor.epoch == epoch and cursor.samples:
-        done = len(loader) - loader.plan.n_batches(loader.world_size, start=cursor.samples)
+        done = len(loader) - loader.plan.n_batches(loader.world_size, start=cursor.samples, epoch=epoch)
     else:
         return
     current = progress.current

@@ -14,7 +14,7 @@ from webdataset.shardlists import split_by_node, split_by_worker
 
 from bionemo.webdatamodule.default_plugins.stages import Shuffle
 from bionemo.webdatamodule.epochs import context
-from bionemo.webdatamodule.epochs.dataset import Item, Items, Position, Topology
+from bionemo.webdatamodule.epochs.dataset import ALONE, Item, Items, Position, Topology
 from bionemo.webdatamodule.epochs.loader import close, keeps_workers, torch_loader
 from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.progress import Progress
@@ -58,6 +58,10 @@ class Dealing:
     seed: int = 0
 
 
+PLAIN = Dealing()
+"""Shards in their order, dealt to ranks and workers in turn."""
+
+
 class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # webdataset is not typed
     """A split in shards order, as a webdataset pipeline: shards, splitters, samples, the user's stages.
 
@@ -77,8 +81,8 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         reader: SampleReader,
         shards: Sequence[str],
         stages: Sequence[Any] = (),
-        dealing: Dealing = Dealing(),
-        topology: Topology = Topology(),
+        dealing: Dealing = PLAIN,
+        topology: Topology = ALONE,
         split: str = "train",
         batch_size: int = 1,
     ) -> None:
@@ -270,8 +274,15 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
                 f"with {order}, not {self._order()}; take the same, or read in order='global'",
                 split=self._data.split,
             )
-        state = {name: value for name, value in state.items() if name not in order}
-        self.seek(Cursor.from_state(state, expected=self._progress.cursor))
+        cursor = Cursor.from_state(state)
+        cursor.check(self._progress.cursor)
+        if cursor.global_batch_size != self._progress.cursor.global_batch_size:
+            raise ResumeError(
+                "in shards order a run cannot go on with another global batch size: the checkpoint was written with "
+                f"{cursor.global_batch_size}, not {self._progress.cursor.global_batch_size}",
+                split=self._data.split,
+            )
+        self.seek(cursor)
 
     def seek(self, cursor: Cursor) -> None:
         """Begin the next iteration at a cursor."""
@@ -291,7 +302,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
     def _epoch(self) -> Iterator[Any]:
         size = self._progress.cursor.global_batch_size
-        cursor = self._progress.begin(self.n_batches * size)
+        cursor = self._progress.begin(lambda cursor: cursor.samples >= self.n_batches * size)
         if cursor is None:
             return
         done = cursor.samples // size
