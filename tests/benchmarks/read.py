@@ -1,0 +1,229 @@
+"""Read benchmark: one epoch of ready data, against the peers and against what the machine allows.
+
+    python tests/benchmarks/read.py [--peers ours floor litdata] [--workers 0 2] [--datasets small large dict]
+
+Every contender has its own environment and process. All take turns, round after round, so that a slow minute of the
+machine is everybody's; ratios compare within a round only. Before the clock runs, each proves that it delivers each
+sample exactly once; in every measured epoch all values are summed, as a stand-in for the copy to a device, and the sum
+is checked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from _contenders import Contender, ContenderError, Field, choose
+from _data import BATCH_SIZE, KINDS, N_SHARDS, Source, make_source
+from _options import n_rounds, n_samples, parser
+from _report import (
+    NOTHING,
+    TIMES,
+    Measurement,
+    Results,
+    Summary,
+    cell,
+    number,
+    provenance,
+    provenance_text,
+    summarise,
+    table,
+    write_page,
+)
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import argparse
+
+SHUFFLED, IN_ORDER = "shuffled", "in order"
+DEFAULT = Contender(title="this package, default", peer="ours", variant="default", order=SHUFFLED)
+DOCUMENTED = Contender(title="this package, per-sample pipeline", peer="ours", variant="documented", order=SHUFFLED)
+FOREIGN = Contender(title="this package, shards of `wds.ShardWriter`", peer="ours", variant="foreign", order=SHUFFLED)
+FLOOR = Contender(title="floor", peer="floor", variant="raw", order=IN_ORDER)
+FLOOR_SHUFFLED = Contender(title="floor, shuffled", peer="floor", variant="raw-shuffled", order=SHUFFLED)
+UPSTREAM = Contender(
+    title="bionemo-webdatamodule 1.0.0", peer="bionemo-webdatamodule", variant="documented", order=SHUFFLED
+)
+WEBDATASET_PICKLES = Contender(title="webdataset, pickles", peer="webdataset", variant="pickles", order=IN_ORDER)
+LITDATA = Contender(title="litdata", peer="litdata", variant="in-order", order=IN_ORDER)
+CONTENDERS = (
+    DEFAULT,
+    DOCUMENTED,
+    FOREIGN,
+    FLOOR,
+    FLOOR_SHUFFLED,
+    LITDATA,
+    Contender(title="litdata, shuffled", peer="litdata", variant="shuffled", order=SHUFFLED),
+    WEBDATASET_PICKLES,
+    Contender(title="webdataset, npy", peer="webdataset", variant="npy", order=IN_ORDER),
+    Contender(title="webdataset, npy, shuffled", peer="webdataset", variant="npy-shuffled", order=SHUFFLED),
+    Contender(title="megatron-energon", peer="megatron-energon", variant="in-order", order=IN_ORDER),
+    Contender(title="megatron-energon, shuffled", peer="megatron-energon", variant="shuffled", order=SHUFFLED),
+    Contender(title="mosaicml-streaming", peer="mosaicml-streaming", variant="in-order", order=IN_ORDER),
+    Contender(title="mosaicml-streaming, shuffled", peer="mosaicml-streaming", variant="shuffled", order=SHUFFLED),
+    UPSTREAM,
+)
+LONG_EPOCH = 5.0  # seconds from which on the start of workers is lost in the first epoch, which then stands for all
+BLOCK = "read benchmark"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark and print, and where asked write, its tables."""
+    options = _parse(arguments)
+    field = Field(choose(CONTENDERS, options.peers), options.cache.resolve())
+    try:
+        for peer, reason in field.absent.items():
+            print(f"{peer} is missing: {reason}", file=sys.stderr)
+        results = _measure(field, options)
+    finally:
+        field.close()
+    facts = provenance(field.versions, {"rounds": n_rounds(options), "quick": options.quick})
+    page = render(results, field.absent, facts, options)
+    print(page)
+    if options.json:
+        options.json.write_text(json.dumps(_record(results, field.absent, facts), indent=1))
+    if options.markdown:
+        write_page(options.markdown, BLOCK, page)
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    options = parser("Compare one epoch of reading with the peers.", datasets=list(KINDS))
+    options.add_argument("--workers", nargs="+", type=int, default=[0, 2])
+    return options.parse_args(arguments)
+
+
+def _measure(field: Field, options: argparse.Namespace) -> Results:
+    """Prepare and verify everybody, then take turns."""
+    measurements: list[Measurement] = []
+    failures: dict[tuple[str, int, str], str] = {}
+    cells = list(itertools.product(options.datasets, options.workers))
+    steps = len(cells) * len(field.contenders) * (n_rounds(options) + 1)
+    with tqdm(total=steps, unit="run", disable=None) as bar:
+        for kind, workers in cells:
+            size = n_samples(kind, options)
+            directory = options.cache.resolve() / "source" / f"{kind}-{size}"
+            source = make_source(KINDS[kind], directory, size, progress=_progress(kind))
+            ready = []
+            for contender in field.contenders:
+                bar.set_description(f"{kind}, {workers} workers: checking {contender.title}")
+                try:
+                    field.ask(contender, "prepare", source)
+                    field.ask(contender, "verify", source, workers=workers)
+                    ready.append(contender)
+                except ContenderError as error:
+                    failures[kind, workers, contender.title] = str(error)
+                bar.update()
+            for turn in range(n_rounds(options)):
+                for contender in ready:
+                    bar.set_description(f"{kind}, {workers} workers: {contender.title}")
+                    try:
+                        measurements += _turn(field, contender, source, workers, turn)
+                    except ContenderError as error:
+                        failures[kind, workers, contender.title] = str(error)
+                    bar.update()
+    return Results(measurements, failures)
+
+
+def _turn(field: Field, contender: Contender, source: Source, workers: int, turn: int) -> list[Measurement]:
+    """A contender's first epoch with a fresh loader, and a later one with the same."""
+    first = field.ask(contender, "open_and_epoch", source, workers=workers)
+    child = field.child(contender)
+    later = first if first["wall"] > LONG_EPOCH else child.ask("epoch")
+    child.ask("close")
+    return [
+        Measurement(
+            kind=source.kind,
+            workers=workers,
+            contender=contender.title,
+            phase=phase,
+            turn=turn,
+            wall=answer["wall"],
+            cpu=answer["cpu"],
+            samples=answer["samples"],
+        )
+        for phase, answer in (("first", first), ("later", later))
+    ]
+
+
+def _progress(kind: str) -> Any:
+    return lambda names: tqdm(names, desc=f"writing the pickles of {kind}", unit="file", leave=False, disable=None)
+
+
+def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, Summary | None]]:
+    """The ratios that matter, each within rounds: who is compared with whom, and how many times as fast."""
+    peers = [one for one in CONTENDERS if one.peer not in ("ours", "floor")]
+    pairs = [
+        (DEFAULT.title, results.best(kind, workers, "later", [one.title for one in peers if one.order == order]))
+        for order in (IN_ORDER, SHUFFLED)
+    ]
+    pairs += [
+        (DEFAULT.title, FLOOR.title),
+        (DEFAULT.title, FLOOR_SHUFFLED.title),
+        (DOCUMENTED.title, UPSTREAM.title),
+        (DOCUMENTED.title, LITDATA.title),
+        (FOREIGN.title, WEBDATASET_PICKLES.title),
+    ]
+    return [
+        (f"{mine} ÷ {other}", results.ratio(kind, workers, "later", mine, other))
+        for mine, other in pairs
+        if other is not None
+    ]
+
+
+def render(results: Results, absent: dict[str, str], facts: dict[str, Any], options: argparse.Namespace) -> str:
+    """The whole report in Markdown."""
+    explained = (
+        f"Samples a second, batches of {BATCH_SIZE}, {N_SHARDS} shards, page cache warm. "
+        f"Medians of {n_rounds(options)} rounds with the lowest and highest in brackets.\n"
+        '"First epoch" has the set-up of the loader and the start of its workers in it, and our check of every crc; '
+        '"later epochs" go on with the same loader.\n'
+        '"Ours" says how many times as fast as this row our default pipeline is in later epochs of the same round.'
+    )
+    parts = [explained, provenance_text(facts)]
+    for kind, workers in itertools.product(options.datasets, options.workers):
+        header = ("", "order", "later epochs", "first epoch", "CPU µs a sample", "ours")
+        rows = [row for one in CONTENDERS if (row := _row(results, kind, workers, one)) is not None]
+        size = number(n_samples(kind, options))
+        parts.append(f"### {KINDS[kind].title} {TIMES} {size}, {workers} workers\n\n{table(header, rows)}")
+        ratios = [(text, cell(ratio, sign=f" {TIMES}")) for text, ratio in headlines(results, kind, workers) if ratio]
+        if ratios:
+            parts.append(table(("within the same round", "ratio"), ratios))
+    parts += [f"{peer} did not take part: {reason}" for peer, reason in absent.items()]
+    return "\n\n".join(parts)
+
+
+def _row(results: Results, kind: str, workers: int, contender: Contender) -> list[str] | None:
+    title = contender.title
+    failure = results.failures.get((kind, workers, title))
+    if failure is not None:
+        return [title, contender.order, f"failed: {failure[:120]}", NOTHING, NOTHING, NOTHING]
+    later = summarise(results.rates(kind, workers, title, "later").values())
+    if later is None:
+        return None
+    cpu = results.cpu_per_sample(kind, workers, title, "later")
+    ratio = results.ratio(kind, workers, "later", DEFAULT.title, title)
+    return [
+        title,
+        contender.order,
+        cell(later),
+        cell(summarise(results.rates(kind, workers, title, "first").values())),
+        number(cpu.median) if cpu else NOTHING,
+        cell(ratio, sign=f" {TIMES}"),
+    ]
+
+
+def _record(results: Results, absent: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "provenance": facts,
+        "absent": absent,
+        "failures": [[*key, reason] for key, reason in results.failures.items()],
+        "measurements": [asdict(one) for one in results.measurements],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
