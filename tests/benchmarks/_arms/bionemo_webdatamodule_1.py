@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SEED = 27193781
 
+SYNCS = False
+
 
 def versions() -> dict[str, str]:
     """The library and what it stands on."""

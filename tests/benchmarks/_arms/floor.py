@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PROCESSES = 2
 
+SYNCS = True
+
 
 def versions() -> dict[str, str]:
     """Nothing but torch."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PROCESSES = 2
 
+SYNCS = False
+
 
 def versions() -> dict[str, str]:
     """The library and torch."""

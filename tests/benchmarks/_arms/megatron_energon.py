@@ -31,6 +31,8 @@ SHUFFLE_BUFFER = 1000
 SAMPLES_PER_SEQUENCE = 100  # as in its examples: a balance of reading in order and mixing
 DATASET_YAML = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
 
+SYNCS = False
+
 
 def versions() -> dict[str, str]:
     """The library and what it stands on."""

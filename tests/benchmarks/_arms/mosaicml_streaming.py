@@ -25,6 +25,8 @@ COLUMNS = {
     "dict": {"tokens": "ndarray:int64", "embedding": "ndarray:float32:64", "label": "int"},
 }
 
+SYNCS = False
+
 
 def versions() -> dict[str, str]:
     """The library and torch."""

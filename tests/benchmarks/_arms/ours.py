@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SEED = 27193781
 
+SYNCS = True
+
 
 def versions() -> dict[str, str]:
     """The package and what it stands on."""

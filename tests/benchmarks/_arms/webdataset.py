@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHUFFLE_BUFFER = 1000  # webdataset's own default and what its examples use
 
+SYNCS = False
+
 
 def versions() -> dict[str, str]:
     """The library and torch."""
