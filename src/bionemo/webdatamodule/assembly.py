@@ -141,8 +141,8 @@ def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None)
     )
 
 
-def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -> PlannedDataset | StreamDataset:
-    """Open a split's shards and make its dataset.
+def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -> Any:
+    """Open a split's shards and make its :class:`PlannedDataset` or :class:`StreamDataset`.
 
     Raises:
         PlanError: If the samples do not suffice for the ranks.

@@ -21,6 +21,7 @@ from bionemo.webdatamodule.pipelines import chain, describe
 if TYPE_CHECKING:
     from bionemo.webdatamodule.epochs.permute import Ids
     from bionemo.webdatamodule.epochs.plan import EpochPlan
+    from bionemo.webdatamodule.epochs.stream import StreamDataset
     from bionemo.webdatamodule.shards.read import SampleReader
 
 
@@ -90,7 +91,7 @@ class Position:
 class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
     """The view of a dataset that a loader gets: its items, whatever they hold."""
 
-    def __init__(self, dataset: PlannedDataset | Any) -> None:
+    def __init__(self, dataset: PlannedDataset | StreamDataset) -> None:
         super().__init__()
         self.dataset = dataset
 
@@ -100,7 +101,7 @@ class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is gene
         return {"split": self.dataset.split, "rank": self.dataset.topology.rank}
 
     def __iter__(self) -> Iterator[Item]:
-        return self.dataset.items()  # type: ignore[no-any-return]
+        return self.dataset.items()
 
 
 class Planned(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # webdataset is not typed

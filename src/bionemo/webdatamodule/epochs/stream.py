@@ -175,18 +175,25 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 worker=worker,
             )
 
-    def _dealt(self, place: context.Context) -> Iterable[dict[str, str]]:
+    def _dealt(self, at: context.Context) -> Iterable[dict[str, str]]:
         shards: Iterator[Any] = ({"url": path} for path in self.shards)
         if self.dealing.resampled:
-            choose = place.rng("resampled").choice
+            choose = at.rng("resampled").choice
             urls = list(shards)
             return (choose(urls) for _ in itertools.count())
         if self.dealing.shardshuffle:
             # the same on every rank and worker, so that what one of them leaves another takes
-            with context.at(replace(place, rank=0, worker=0)):
+            with context.at(replace(at, rank=0, worker=0)):
                 shards = Shuffle(size=self.dealing.shardshuffle)(shards)
-        for splitter in (self.dealing.nodesplitter, self.dealing.workersplitter):
-            if splitter is not None:
+        place, worker = self.topology, _worker()
+        # webdataset's own splitters ask the environment, which knows no model-parallel ranks
+        for splitter, own, (number, count) in (
+            (self.dealing.nodesplitter, split_by_node, (place.rank, place.world_size)),
+            (self.dealing.workersplitter, split_by_worker, worker),
+        ):
+            if splitter is own:
+                shards = itertools.islice(shards, number, None, count)
+            elif splitter is not None:
                 shards = iter(splitter(shards))
         return shards
 
@@ -219,10 +226,11 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         cursor: Cursor,
     ) -> None:
         wds.DataPipeline.__init__(self, loader(Items(dataset)), *stages)  # WebLoader's own makes a torch DataLoader
-        self.n_batches = n_batches
         self._data = dataset
         self._num_workers = num_workers
         self._progress = Progress(cursor, clock)
+        self.n_batches = 0
+        self.with_epoch(nbatches=n_batches)
         if keeps_workers(self.pipeline[0]):
             dataset.position.share()
 
@@ -236,6 +244,8 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
     def with_epoch(self, nsamples: int = -1, nbatches: int = -1) -> StreamLoader:
         """Set the number of batches in an epoch."""
         self.n_batches = max(nsamples, nbatches)
+        cursor = self._progress.cursor
+        self._progress.cursor = replace(cursor, n_samples=self.n_batches * cursor.global_batch_size)
         return self
 
     def with_length(self, n: int, silent: bool = False) -> StreamLoader:  # noqa: ARG002 - webdataset's signature
@@ -302,7 +312,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
     def _epoch(self) -> Iterator[Any]:
         size = self._progress.cursor.global_batch_size
-        cursor = self._progress.begin(lambda cursor: cursor.samples >= self.n_batches * size)
+        cursor = self._progress.begin(lambda cursor: cursor.samples >= cursor.n_samples)
         if cursor is None:
             return
         done = cursor.samples // size
