@@ -14,6 +14,7 @@ Only the worker leaves FREE and only the main process leaves SENT and HELD, so n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import weakref
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from bionemo.webdatamodule.errors import WorkerError
+from bionemo.webdatamodule.errors import UsageError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,21 +67,11 @@ class Block:
     """
 
     def __init__(self, nbytes: int = 0) -> None:
-        self._used = 0
+        self.used = 0  # bytes of the payload so far
+        self._expected = nbytes
         self._placed: dict[int, int] = {}
-        self._slot: _Slot | None = None
+        self._slot: _Slot | None = None  # taken when the first bytes are asked for
         self._views: list[Bytes] = []  # while any of them is alive, the slot is not used again
-        try:
-            self._slot = _pool().take()
-            self._reserve(nbytes)
-        except OSError:
-            self._slot = None
-        self._used = 0
-
-    @property
-    def shared(self) -> bool:
-        """Whether there is shared memory behind this block."""
-        return self._slot is not None
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised contiguous tensor that lies in the block, so that ``pack`` need not copy it.
@@ -98,7 +89,7 @@ class Block:
 
     def allocate(self, nbytes: int) -> int | None:
         """Reserve bytes and return their aligned offset in :attr:`memory`; ``None`` if there is no room."""
-        offset = aligned(self._used)
+        offset = aligned(self.used)
         try:
             self._reserve(offset + nbytes)
         except OSError:
@@ -117,21 +108,22 @@ class Block:
     def send(self) -> Place:
         """Hand the block to the main process, which must attach it exactly once."""
         if self._slot is None:
-            raise WorkerError("a block without shared memory cannot be sent; use pack()")
+            raise UsageError("an empty block cannot be sent; use pack()")
         return self._slot.send()
 
     def _reserve(self, nbytes: int) -> None:
         if self._slot is None:
-            raise OSError("there is no shared memory")
-        if self._slot.reserve(nbytes) or not self._views:
+            self._slot = _pool().take(max(nbytes, self._expected))
             self._views.append(self._slot.lease())
-        self._used = nbytes
+        if self._slot.reserve(nbytes):
+            self._views.append(self._slot.lease())
+        self.used = nbytes
 
 
 class _Slot:
     """A block's memory as its worker keeps it."""
 
-    def __init__(self) -> None:
+    def __init__(self, nbytes: int) -> None:
         self._fd = os.memfd_create("webdatamodule-block", os.MFD_CLOEXEC)
         self._capacity = 0
         self._token = secrets.randbits(62)
@@ -139,7 +131,7 @@ class _Slot:
         self._fields: NDArray[np.int64]
         self._bytes: Bytes
         try:
-            self.reserve(0)
+            self.reserve(nbytes)
         except OSError:
             os.close(self._fd)
             raise
@@ -190,20 +182,22 @@ class _Pool:
         self.pid = os.getpid()
         self._slots: list[_Slot] = []
         parent = parent_process()
-        folder = f"/proc/{parent.pid if parent else self.pid}/fd"
         # What this process may not see of its parent, the parent may not see of this process.
-        self._usable = hasattr(os, "memfd_create") and os.access(folder, os.R_OK | os.X_OK)
+        self._usable = hasattr(os, "memfd_create") and _sees_descriptors(parent.pid if parent else self.pid)
 
-    def take(self) -> _Slot:
+    def take(self, nbytes: int) -> _Slot:
+        """Return a block that is free, growing it if it must, or a new one."""
         if not self._usable:
             raise OSError("this system cannot share memory between processes by descriptor")
         for number in reversed(range(len(self._slots))):
             if self._slots[number].free:
-                self._slots.append(self._slots.pop(number))
-                return self._slots[-1]
+                slot = self._slots.pop(number)
+                self._slots.append(slot)
+                slot.reserve(nbytes)
+                return slot
         if len(self._slots) >= BLOCKS_PER_WORKER:
             self._retire_one()
-        self._slots.append(_Slot())
+        self._slots.append(_Slot(nbytes))
         return self._slots[-1]
 
     def _retire_one(self) -> None:
@@ -227,6 +221,14 @@ def _pool() -> _Pool:
         _Here.pool = _Pool()
         _Here.idle = {}
     return _Here.pool
+
+
+def _sees_descriptors(pid: int | None) -> bool:
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                return bool(descriptor.readlink())
+    return False
 
 
 def _map(path: str, nbytes: int) -> Bytes:

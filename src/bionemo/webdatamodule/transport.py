@@ -18,13 +18,13 @@ from bionemo.webdatamodule.blocks import Block, Place, aligned, attach, release_
 from bionemo.webdatamodule.errors import UsageError, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
 Memory: TypeAlias = "bytearray | NDArray[np.uint8]"
 
-__all__ = ["Block", "Packed", "pack", "release_idle"]
+__all__ = ["Block", "Packed", "empty", "pack", "pack_all", "release_idle"]
 
 SMALL = 32 * 1024  # bytes; less than this goes through the pipe faster than through a block
 IN_PICKLE = 512  # bytes; arrays smaller than this stay inside the pickle
@@ -72,12 +72,49 @@ def pack(value: Any, block: Block | None = None) -> Packed:
         ) from error
     program = stream.getvalue()
     pieces = collected.pieces()
-    if block is None and (need := sum(aligned(p.nbytes) for p in pieces) + len(program)) > SMALL:
-        block = Block(need)
+    if block is None or not block.used:
+        need = sum(aligned(p.nbytes) for p in pieces) + len(program)
+        block = Block(need) if need > SMALL else None
     if block is not None and (packed := _pack_into(block, program, pieces)) is not None:
         return packed
     parts = _copied(pieces, memory := bytearray(sum(aligned(p.nbytes) for p in pieces)))
     return Packed(program=program, parts=parts, memory=memory)
+
+
+_next_block: Block | None = None  # where empty() puts tensors; a Block only while pack_all() makes an item
+
+
+def pack_all(values: Iterable[Any]) -> Iterator[Packed]:
+    """Pack values one by one, in a worker; what :func:`empty` made for one of them is not copied again."""
+    global _next_block  # noqa: PLW0603 - one stream a worker; decoders may not thread it through users' stages
+    source, hint = iter(values), 0
+    while True:
+        _next_block = Block(hint)
+        try:
+            value = next(source)
+        except StopIteration:
+            return
+        finally:
+            block, _next_block = _next_block, None
+        packed = pack(value, block)
+        hint = block.used
+        del value, block  # while the consumer is busy, the value's memory is of use to others
+        yield packed
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return an uninitialised tensor for the value that is being made.
+
+    In a worker of our loader it lies in the block that the value is sent in, so that data decoded into it
+    reach the main process without another copy; anywhere else it is an ordinary tensor.
+
+    Args:
+        shape: Sizes of the tensor.
+        dtype: Type of its elements.
+    """
+    if _next_block is None:
+        return torch.empty(tuple(shape), dtype=dtype)
+    return _next_block.empty(shape, dtype)
 
 
 class Packed:
@@ -221,7 +258,7 @@ class _Pickler(pickle.Pickler):
             span = self._collected.span(obj)
             span.cover(0, obj.nbytes())
             return _storage, (span.number,)
-        if isinstance(obj, torch.storage.TypedStorage) and obj.device.type == "cpu":
+        if isinstance(obj, torch.storage.TypedStorage):
             return reduce_typed_storage(obj)  # type: ignore[no-untyped-call]
         return NotImplemented
 

@@ -19,7 +19,7 @@ from bionemo.webdatamodule import board as boards
 from bionemo.webdatamodule.board import Board
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.failures import Failure, explained
-from bionemo.webdatamodule.transport import Packed, pack, release_idle
+from bionemo.webdatamodule.transport import Packed, pack, pack_all, release_idle
 
 DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error that names nobody
 CHUNK_BYTES = 512 * 1024  # what crosses at once: less, and the crossing shows; more, and the caches are left
@@ -166,8 +166,7 @@ class _Sending(IterableDataset):  # type: ignore[type-arg]  # torch's class is g
         info = get_worker_info()
         try:
             boards.doing("preparing its first data")
-            for item in self._dataset:
-                packed = pack(item)
+            for packed in pack_all(self._dataset):
                 boards.doing("waiting for the main process")
                 yield packed
                 boards.doing("preparing data")
