@@ -102,7 +102,12 @@ def convert(
             "key_encoder": {"name": key_encoder_name},
             "versions": _versions(),
         }
-        manifests.update(_convert(todo, executor, about=about, progress=progress))
+        try:
+            manifests.update(_convert(todo, executor, about=about, progress=progress))
+        except OSError as error:
+            raise ConversionError(
+                f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
+            ) from error
     return {split: manifests[split] for split in named}
 
 

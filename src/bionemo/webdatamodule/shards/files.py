@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 
 
 def make_directory(path: str, mode: int) -> None:
@@ -108,7 +109,7 @@ def sync_directory(path: str) -> None:
 
 def write_whole(path: str, data: bytes) -> None:
     """Put a file there at once: under a temporary name, synced, then renamed; the caller syncs the directory."""
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     descriptor = create(temporary)
     try:
         write_all(descriptor, data)

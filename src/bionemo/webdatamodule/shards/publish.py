@@ -24,6 +24,7 @@ from bionemo.webdatamodule.shards.manifest import (
     Manifest,
     ShardEntry,
     journal_path,
+    lease_path,
     load_manifest,
     manifest_path,
     staging_path,
@@ -98,7 +99,8 @@ def problems(directory: str, prefix: str) -> Iterator[str]:
 
 def has_leftovers(directory: str, prefix: str) -> bool:
     """Return whether there is something that a stopped conversion left, and that may be removed."""
-    return os.path.lexists(staging_path(directory, prefix)) and os.access(directory, os.W_OK)
+    paths = staging_path(directory, prefix), lease_path(directory, prefix)
+    return any(map(os.path.lexists, paths)) and os.access(directory, os.W_OK)
 
 
 def tidy(staging: str) -> None:
