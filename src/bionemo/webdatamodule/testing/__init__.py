@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.testing.component import NonconformingError as NonconformingError
     from bionemo.webdatamodule.testing.component import Subject as Subject
     from bionemo.webdatamodule.testing.executors import ExecutorConformance as ExecutorConformance
+    from bionemo.webdatamodule.testing.faults import Faults as Faults
+    from bionemo.webdatamodule.testing.faults import KilledError as KilledError
     from bionemo.webdatamodule.testing.keys import KeyEncoderConformance as KeyEncoderConformance
     from bionemo.webdatamodule.testing.loaders import LoaderConformance as LoaderConformance
     from bionemo.webdatamodule.testing.processes import ProcessError as ProcessError
@@ -44,7 +46,9 @@ _MODULES = {
     "ComponentConformance": "component",
     "Example": "readme",
     "ExecutorConformance": "executors",
+    "Faults": "faults",
     "KeyEncoderConformance": "keys",
+    "KilledError": "faults",
     "LoaderConformance": "loaders",
     "NonconformingError": "component",
     "ProcessError": "processes",

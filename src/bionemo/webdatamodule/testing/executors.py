@@ -95,9 +95,15 @@ class ExecutorConformance(ComponentConformance):
             subject.wrong(f"{waiting} of 8 tasks are not done when its context is left", "shut down with wait=True")
 
     def test_can_be_entered_again(self, subject: Subject) -> None:
-        """Each conversion gets a working executor of its own from the same factory."""
+        """A data module makes one working object and enters it for each conversion."""
+        context = subject.make()
         for _ in range(2):
-            with subject.trying("a second executor", "keep no state between two"), subject.make() as pool:
+            with (
+                subject.trying(
+                    "entering it twice, one after the other,", "make a new pool in __enter__ and close it in __exit__"
+                ),
+                context as pool,
+            ):
                 pool.submit(_double, 1).result(self.timeout)
 
     def test_leaving_by_an_error_lets_it_pass(self, subject: Subject) -> None:

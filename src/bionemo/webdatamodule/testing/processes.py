@@ -46,7 +46,11 @@ def in_fresh_process(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P
     Raises:
         ProcessError: If the function, or bringing it there, raises.
     """
-    return pickle.loads(_python(_CALL, [], pickle.dumps((function, args, kwargs))))  # type: ignore[no-any-return]
+    try:
+        given = pickle.dumps((function, args, kwargs))
+    except Exception as error:
+        raise ProcessError(f"it cannot be pickled: {error}") from error
+    return pickle.loads(_python(_CALL, [], given))  # type: ignore[no-any-return]
 
 
 def imported_with(module: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def examples(path: str | os.PathLike[str]) -> Iterator[Example]:
     """Yield the Python blocks of a Markdown file in their order."""
     text = Path(path).read_text(encoding="utf-8")
     blocks = list(_BLOCK.finditer(text))
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, following in itertools.zip_longest(blocks, blocks[1:]):
         if block["language"] == "python":
             shown = following["text"] if following and following["language"] == "text" else None
             yield Example(code=block["text"], output=shown, line=text.count("\n", 0, block.start("text")) + 1)

@@ -1,0 +1,212 @@
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from bionemo.webdatamodule.errors import ConfigError, DecodeError, InputError
+from bionemo.webdatamodule.testing import run_examples, same
+from bionemo_webdatamodule_images import DecodeImage, ImageReader
+
+ROOT = Path(__file__).parents[1]
+PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
+
+
+def encoded(pixels, kind="PNG", mode=None):
+    """Return an array as the bytes of an image file."""
+    stream = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(stream, kind)
+    return stream.getvalue()
+
+
+def put(directory, *paths):
+    """Make tiny images of these paths below a directory, and return it as a string."""
+    for path in paths:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_bytes(path.encode())
+    return str(directory)
+
+
+def test_readme_does_what_it_says(tmp_path):
+    """The example of the README runs and prints what it shows."""
+    assert run_examples(ROOT / "README.md", tmp_path) == 1
+
+
+def test_photographs_are_copied_untouched_and_decode_to_their_pixels():
+    """Two real photographs come out as scikit-learn reads them."""
+    reader = ImageReader(directory=str(PHOTOS), label=None)
+
+    names = reader.names()
+    pixels = list(DecodeImage()(sample.files["jpg"] for sample in reader(names)))
+
+    assert ["china", "flower"] == names
+    assert [(PHOTOS / f"{name}.jpg").read_bytes() for name in names] == [s.files["jpg"] for s in reader(names)]
+    assert same(load_sample_images().images, pixels)
+
+
+def test_classes_are_numbered_by_sorted_folders(tmp_path):
+    """The first folder is the class; hidden ones and files beside the folders do not count."""
+    directory = put(tmp_path, "dog/1.png", "cat/old/2.png", "emu/3.PNG", ".cache/4.png", "emu/.hidden.png", "emu/a.txt")
+
+    reader = ImageReader(directory=directory)
+
+    assert ["cat/old/2", "dog/1", "emu/3"] == reader.names()
+    assert [b"0", b"1", b"2"] == [sample.files["cls"] for sample in reader(reader.names())]
+
+
+def test_classes_can_be_given(tmp_path):
+    """A list of classes fixes their numbers, whatever folders there are."""
+    reader = ImageReader(directory=put(tmp_path, "dog/1.png"), classes=["cat", "dog"], label="kind.cls")
+
+    assert [{"png": b"dog/1.png", "kind.cls": b"1"}] == [sample.files for sample in reader(["dog/1"])]
+
+
+def test_one_suffix_can_serve_all_formats(tmp_path):
+    """A folder of PNG and JPEG files can be one field."""
+    reader = ImageReader(directory=put(tmp_path, "1.png", "2.jpeg"), label=None, suffix="image")
+
+    assert [{"image": b"1.png"}, {"image": b"2.jpeg"}] == [sample.files for sample in reader(["1", "2"])]
+
+
+def test_bad_folders_are_errors(tmp_path):
+    """No image, an image without a class and two images of one name are said at once."""
+    with pytest.raises(InputError, match="directory cannot be read"):
+        ImageReader(directory=str(tmp_path / "none")).names()
+    with pytest.raises(InputError, match=r"no image was found; images end in bmp, gif"):
+        ImageReader(directory=put(tmp_path / "empty", "a/a.txt")).names()
+    with pytest.raises(InputError, match="'1' is in the folder of no class"):
+        ImageReader(directory=put(tmp_path / "bare", "1.png")).names()
+    with pytest.raises(InputError, match=r"1\.jpg and 1\.png would both be the sample 'a/1'"):
+        ImageReader(directory=put(tmp_path / "twice", "a/1.png", "a/1.jpg")).names()
+    with pytest.raises(InputError, match=r"\(cat\)"):
+        list(ImageReader(directory=put(tmp_path / "new", "dog/1.png"), classes=["cat"])(["dog/1"]))
+
+
+@pytest.mark.parametrize("name", ["../secret/1", "/etc/1", "a/../../secret/1", "a//1", "./a/1"])
+def test_names_stay_below_the_directory(tmp_path, name):
+    """A name that leads elsewhere, or is another spelling of one, is refused."""
+    put(tmp_path, "secret/1.png", "images/a/1.png")
+
+    with pytest.raises(InputError, match="no path below the directory"):
+        list(ImageReader(directory=str(tmp_path / "images"), label=None)([name]))
+
+
+def test_unreadable_folder_is_an_error(tmp_path, monkeypatch):
+    """Images in a folder that cannot be listed are not left out in silence."""
+    directory = put(tmp_path, "a/1.png", "a/locked/2.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    with pytest.raises(InputError, match=r"a folder cannot be read.*locked"):
+        ImageReader(directory=directory).names()
+
+
+def test_a_change_of_file_or_class_shows(tmp_path):
+    """The fingerprint changes with the file, and with the number of the class."""
+    reader = ImageReader(directory=put(tmp_path, "dog/1.png"))
+    first = reader.fingerprints(["dog/1"])
+
+    (tmp_path / "dog" / "1.png").write_bytes(b"longer than before")
+    second = reader.fingerprints(["dog/1"])
+    (tmp_path / "cat").mkdir()
+    third = reader.fingerprints(["dog/1"])
+
+    assert 3 == len({*first, *second, *third})
+
+
+def test_wrong_options_are_errors(tmp_path):
+    """The message says what the option takes."""
+    with pytest.raises(ConfigError, match="lists of names"):
+        ImageReader(directory=".", extensions="png")
+    with pytest.raises(ConfigError, match="classes names a folder twice"):
+        ImageReader(directory=".", classes=["a", "a"])
+    with pytest.raises(ConfigError, match="mode is one of L, LA, RGB, RGBA"):
+        DecodeImage(mode="CMYK")
+    with pytest.raises(ConfigError, match="output is"):
+        DecodeImage(output="jax")
+    with pytest.raises(ConfigError, match="size is a height and a width"):
+        DecodeImage(size=(0, 5))
+
+
+def test_modes_and_sizes():
+    """Pixels are uint8 of the shape (height, width, channels), in the mode asked for."""
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    data = encoded(grey)
+
+    assert same(grey[..., None], DecodeImage(mode="L").decode(data))
+    assert same(np.repeat(grey[..., None], 3, axis=2), DecodeImage().decode(data))
+    assert (3, 4, 4) == DecodeImage(mode="RGBA").decode(data).shape
+    assert (5, 7, 3) == DecodeImage(size=(5, 7)).decode(data).shape
+    assert (3, 4, 3) == DecodeImage().decode(encoded(grey, "GIF", "P")).shape
+
+
+def test_pixels_are_writable_arrays_or_tensors():
+    """A stage behind may change the pixels."""
+    data = encoded(np.zeros((2, 2, 3), np.uint8))
+    tensor = DecodeImage(output="tensor").decode(data)
+    array = DecodeImage().decode(data)
+
+    tensor += 1
+    array += 1
+
+    assert torch.equal(torch.ones(2, 2, 3, dtype=torch.uint8), tensor)
+    assert same(np.ones((2, 2, 3), np.uint8), array)
+
+
+def test_one_value_of_a_tuple_is_decoded():
+    """The others stay as they are, wherever the image is."""
+    data = encoded(np.full((1, 1), 9, np.uint8))
+
+    ((number, last),) = DecodeImage(field=1, mode="L")(iter([(5, data)]))
+    ((first, name),) = DecodeImage(field=-2, mode="L")(iter([(data, "x")]))
+
+    assert (5, [[[9]]]) == (number, last.tolist())
+    assert ([[[9]]], "x") == (first.tolist(), name)
+
+
+def test_bombs_are_refused_before_they_are_unpacked():
+    """A file of a few bytes whose header announces a billion pixels is an error, and so is any above the limit."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    def announced(side):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+    with pytest.raises(DecodeError, match="8000 x 8000 pixels has more than max_pixels=50000000"):
+        DecodeImage().decode(announced(8000))
+    with pytest.raises(DecodeError, match="decompression bomb"):
+        DecodeImage().decode(announced(40_000))
+    with pytest.raises(DecodeError, match="5 x 4 pixels has more than max_pixels=19"):
+        DecodeImage(max_pixels=19).decode(encoded(np.zeros((4, 5), np.uint8)))
+
+
+def test_bytes_that_are_no_good_image_are_errors():
+    """Truncated files, other bytes, other formats, deep colour and objects that are no bytes each say what is wrong."""
+    photo = (PHOTOS / "flower.jpg").read_bytes()
+
+    with pytest.raises(DecodeError, match="no readable image"):
+        DecodeImage().decode(photo[: len(photo) // 2])
+    with pytest.raises(DecodeError, match="no readable image"):
+        DecodeImage().decode(b"")
+    with pytest.raises(DecodeError, match="no readable image"):
+        DecodeImage(formats=("PNG",)).decode(photo)
+    with pytest.raises(DecodeError, match=r"mode 'I;16' has more than 8 bits"):
+        DecodeImage(mode="L").decode(encoded(np.array([[1000]], np.uint16)))
+    with pytest.raises(DecodeError, match="not int; in tuples of several suffixes"):
+        list(DecodeImage()(iter([(5, photo)])))

@@ -1,0 +1,241 @@
+import math
+import operator
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from bionemo.webdatamodule import pickles
+from bionemo.webdatamodule.plugins import default_plugins
+from bionemo.webdatamodule.testing import (
+    ComponentConformance,
+    ExecutorConformance,
+    KeyEncoderConformance,
+    LoaderConformance,
+    StageConformance,
+    WriterConformance,
+)
+
+
+class TestPickles(WriterConformance):
+    """One pickle file a sample, in nested directories, of objects that plain pickle wrote."""
+
+    name = "pickles"
+
+    @pytest.fixture
+    def expected(self):
+        values = {"a": {"x": [1, 2.5, None]}, "b.1": np.arange(5), "deep/c": torch.arange(3.0), "d": "text"}
+        return {name: {"mydata.pt": pickle.dumps(value)} for name, value in values.items()}
+
+    @pytest.fixture
+    def options(self, expected, tmp_path):
+        (tmp_path / "deep").mkdir()
+        for name, files in expected.items():
+            (tmp_path / f"{name}.mydata.pt").write_bytes(files["mydata.pt"])
+        return {"directory": str(tmp_path), "suffixes": "mydata.pt"}
+
+
+class TestPicklesOfSeveralSuffixes(WriterConformance):
+    """Two files a sample."""
+
+    name = "pickles"
+
+    @pytest.fixture
+    def expected(self):
+        return {f"s{number}": {"x.pyd": pickles.dumps(number), "y.pyd": pickles.dumps([number])} for number in range(3)}
+
+    @pytest.fixture
+    def options(self, expected, tmp_path):
+        for name, files in expected.items():
+            for suffix, data in files.items():
+                (tmp_path / f"{name}.{suffix}").write_bytes(data)
+        return {"directory": str(tmp_path), "suffixes": ["x.pyd", "y.pyd"]}
+
+
+class TestDashes(KeyEncoderConformance):
+    """The documented encoder, which gives some names one key."""
+
+    name = "dashes"
+    collides = True
+
+
+class TestEscaped(KeyEncoderConformance):
+    """The encoder that takes any name and collides for none."""
+
+    name = "escaped"
+    takes_any_name = True
+
+
+class _Stage(StageConformance):
+    """The stages below work on pairs of a tensor and a number, unless they say otherwise."""
+
+    @pytest.fixture
+    def samples(self):
+        return [(torch.full((3,), float(number)), number) for number in range(7)]
+
+
+class TestUntuple(_Stage):
+    """1-tuples to their value."""
+
+    name = "untuple"
+
+    @pytest.fixture
+    def samples(self):
+        return [(number,) for number in range(7)]
+
+    @pytest.fixture
+    def expected(self):
+        return list(range(7))
+
+
+class TestShuffle(_Stage):
+    """A buffered shuffle, with its default place in a run."""
+
+    name = "shuffle"
+
+    @pytest.fixture
+    def options(self):
+        return {"size": 4}
+
+
+class TestBatch(_Stage):
+    """Batches with torch's collation, the last one partial."""
+
+    name = "batch"
+
+    @pytest.fixture
+    def options(self):
+        return {"size": 3}
+
+    @pytest.fixture
+    def expected(self):
+        return [
+            [torch.tensor([[float(n)] * 3 for n in numbers]), torch.tensor(numbers)]
+            for numbers in ([0, 1, 2], [3, 4, 5], [6])
+        ]
+
+
+class TestUnbatch(_Stage):
+    """Lists to their items."""
+
+    name = "unbatch"
+
+    @pytest.fixture
+    def samples(self):
+        return [[0, 1], [2], [], [3, 4]]
+
+    @pytest.fixture
+    def expected(self):
+        return [0, 1, 2, 3, 4]
+
+
+class TestMap(_Stage):
+    """A function of each sample."""
+
+    name = "map"
+
+    @pytest.fixture
+    def options(self):
+        return {"function": math.sqrt}
+
+    @pytest.fixture
+    def samples(self):
+        return [0, 1, 4, 9]
+
+    @pytest.fixture
+    def expected(self):
+        return [0.0, 1.0, 2.0, 3.0]
+
+
+class TestMapTuple(_Stage):
+    """A function of each value, by import path and as itself."""
+
+    name = "map_tuple"
+
+    @pytest.fixture
+    def options(self):
+        return {"functions": ["torch.neg", operator.neg]}
+
+    @pytest.fixture
+    def expected(self, samples):
+        return [(-tensor, -number) for tensor, number in samples]
+
+
+class TestSelect(_Stage):
+    """The samples that a function likes."""
+
+    name = "select"
+
+    @pytest.fixture
+    def options(self):
+        return {"predicate": math.isfinite}
+
+    @pytest.fixture
+    def samples(self):
+        return [1.0, math.nan, 2.0, math.inf]
+
+    @pytest.fixture
+    def expected(self):
+        return [1.0, 2.0]
+
+
+class TestNamed(_Stage):
+    """Tuples to dictionaries."""
+
+    name = "named"
+
+    @pytest.fixture
+    def options(self):
+        return {"names": ["x", "y"]}
+
+    @pytest.fixture
+    def expected(self, samples):
+        return [{"x": tensor, "y": number} for tensor, number in samples]
+
+
+class TestWebLoader(LoaderConformance):
+    """The default loader."""
+
+    name = "webloader"
+
+
+class TestSpawnedWebLoader(LoaderConformance):
+    """The default loader with workers that inherit nothing."""
+
+    name = "webloader"
+
+    @pytest.fixture(params=[1], ids=["workers=1"])
+    def loader(self, subject):
+        from bionemo.webdatamodule.plugins import build
+
+        return build(subject.registered.component, {"num_workers": 1, "multiprocessing_context": "spawn"})
+
+
+class TestProcesses(ExecutorConformance):
+    """The default executor."""
+
+    name = "processes"
+
+    @pytest.fixture
+    def options(self):
+        return {"workers": 2}
+
+
+class TestSerial(ExecutorConformance):
+    """The executor without processes."""
+
+    name = "serial"
+
+
+def test_every_default_component_is_here():
+    """A new default component needs a class above."""
+    tested = {
+        (suite.kind, suite.name)
+        for suite in globals().values()
+        if isinstance(suite, type) and issubclass(suite, ComponentConformance) and hasattr(suite, "name")
+    }
+
+    registered = {(type(found.component), found.component.name) for found in default_plugins().registered}
+
+    assert registered == tested
