@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from _data import KINDS, Source, check_numbers, check_totals, consume
 from _processes import cpu_seconds
 
@@ -164,6 +165,7 @@ def sync(directory: Path) -> None:
 def main() -> None:
     """Answer requests until standard input ends."""
     name, scratch = sys.argv[1:]
+    torch.set_num_threads(1)  # torch's idle threads spin, which on few cores slows down whoever has workers
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries may print; the answers go their own way
     os.set_inheritable(answers.fileno(), False)
