@@ -46,7 +46,7 @@ class Members:
     sizes: NDArray[np.int64]
 
 
-def walk(data: Tar) -> Members:  # noqa: C901, PLR0912 - calls would double the cost of a hop
+def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would double the cost of a hop
     """Return the members of a tar, after checking every header and what follows the last member.
 
     Checked are checksum, size and format of each header, that payloads end inside the file,
@@ -68,7 +68,7 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912 - calls would double the 
     unpack, only_times = _SIZE_AND_KIND.unpack_from, _ONLY_TIMES.fullmatch
     records: Records | None = None
     first = -1  # the first header block of the member, where it has several
-    position = 0
+    position = end = 0
     while position < total:
         octal, kind = unpack(data, position)
         try:
@@ -97,13 +97,17 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912 - calls would double the 
                         end = position + BLOCK + headers.padded(size)
                     if records.name is not None:
                         names[len(mains)] = records.name
+                if end > total:
+                    break
                 mains.append(position)
                 firsts.append(first if first >= 0 else position)
                 sizes.append(size)
             first, records = -1, None
         if end > total:
-            fail(f"the header at byte {position} claims {size} bytes, {total - position - BLOCK} are left", cut=True)
+            break
         position = end
+    if end > total:
+        fail(f"the header at byte {position} claims {size} bytes, {total - position - BLOCK} are left", cut=True)
     if position >= total or first >= 0:
         fail("the end of the archive is missing", cut=True)
     grid = np.frombuffer(data, np.uint8).reshape(-1, BLOCK)
