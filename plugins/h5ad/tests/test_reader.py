@@ -202,8 +202,7 @@ def test_other_mistakes_are_refused(write, counts, tmp_path):
 
     with pytest.raises(InputError, match="no cell named 'cell50'"):
         read(H5adReader(path=path), ["cell1", "cell50"])
-    with pytest.raises(InputError, match="no cell named 'x'"):
-        H5adReader(path=path).fingerprints(["x"])
+    assert "" == H5adReader(path=path).fingerprints(["cell1", "cell50"])[1]
     with pytest.raises(InputError, match="holds int64, not categories"):
         H5adReader(path=path).categories("n")
     with pytest.raises(InputError, match="there is no raw"):

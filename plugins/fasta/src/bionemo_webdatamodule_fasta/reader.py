@@ -64,13 +64,9 @@ class FastaReader:
         return names
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
-        """Return for each record the size and modification time of the file it is in.
-
-        Raises:
-            InputError: If there is no such record.
-        """
+        """Return for each record the size and modification time of the file it is in, ``""`` for one in none."""
         indexes = self._indexes()
-        return [indexes[number].stamp for number, _ in _locate(indexes, names)]
+        return [next((index.stamp for index in indexes if index.row(name) is not None), "") for name in names]
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
         """Yield the records of these names, in this order; the order of the file is the fastest.

@@ -35,14 +35,8 @@ class Obs:
     columns: Mapping[str, Sequence[Any]]
 
     def rows(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each of these cells.
-
-        Raises:
-            InputError: If there is no such cell.
-        """
+        """Return the row of each of these cells, -1 for one that is not there."""
         rows: NDArray[np.int64] = self.names.get_indexer(pd.Index(names, dtype=object)).astype(np.int64)
-        if (rows < 0).any():
-            raise InputError(f"there is no cell named {names[int(np.argmax(rows < 0))]!r}", file=self.path)
         return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -74,7 +74,7 @@ def _matrix(stored: h5py.Dataset | h5py.Group, path: str, name: str) -> Matrix:
     return Matrix(data=data, ends=ends)
 
 
-def read_rows(matrix: Matrix, rows: NDArray[np.int64], *, form: str, dtype: str) -> Iterator[Fields]:
+def read_rows(matrix: Matrix, rows: Sequence[int], *, form: str, dtype: str) -> Iterator[Fields]:
     """Yield the fields of each row, in the order asked.
 
     Rows are read in windows of bounded size, and in each window in the order of the file:
@@ -82,11 +82,11 @@ def read_rows(matrix: Matrix, rows: NDArray[np.int64], *, form: str, dtype: str)
 
     Args:
         matrix: The matrix.
-        rows: ``(n,)``, which rows.
+        rows: Which rows.
         form: ``"csr"`` for the fields ``indices`` and ``data``, ``"dense"`` for ``x``.
         dtype: Type of the values.
     """
-    for window in _windows(rows, matrix.ends):
+    for window in _windows(np.asarray(rows, np.int64), matrix.ends):
         held: dict[int, Fields] = {}
         for run in _runs(np.unique(window), matrix.ends):
             block = matrix.data[int(run[0]) : int(run[-1]) + 1]

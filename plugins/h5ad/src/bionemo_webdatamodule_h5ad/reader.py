@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bionemo.webdatamodule import Sample
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +78,11 @@ class H5adReader:
         return cells.features(self.path, raw=self.matrix == "raw")
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the size and modification time of the file, once for each cell.
-
-        Raises:
-            InputError: If there is no such cell.
-        """
+        """Return the size and modification time of the file for each of its cells, ``""`` for others."""
         from bionemo_webdatamodule_h5ad import cells
 
         obs = cells.read_obs(self.path, ())
-        obs.rows(names)
-        return [obs.stamp] * len(names)
+        return [obs.stamp if row >= 0 else "" for row in obs.rows(names).tolist()]
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
         """Yield the cells of these names, in this order; the order of the file is the fastest.
@@ -98,14 +94,16 @@ class H5adReader:
         from bionemo_webdatamodule_h5ad import cells, matrix
 
         obs = cells.read_obs(self.path, tuple(self.obs))
-        rows = obs.rows(names)
+        found = list(itertools.takewhile(lambda row: row >= 0, obs.rows(names).tolist()))
         with matrix.open_matrix(self.path, self.matrix) as opened:
-            values = matrix.read_rows(opened, rows, form=self.form, dtype=self.dtype)
-            for name, row, fields in zip(names, rows.tolist(), values, strict=True):
+            values = matrix.read_rows(opened, found, form=self.form, dtype=self.dtype)
+            for name, row, fields in zip(names, found, values, strict=False):
                 files = {f"{field}.pyd": pickles.dumps(array) for field, array in fields.items()}
                 if self.obs:
                     files["obs.pyd"] = pickles.dumps(_of_cell(obs.columns, row))
                 yield Sample(name, files)
+        if len(found) < len(names):
+            raise InputError(f"there is no cell named {names[len(found)]!r}", file=self.path)
 
 
 def _of_cell(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:

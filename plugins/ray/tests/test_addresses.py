@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bionemo.webdatamodule.errors import ConversionError
+from bionemo_webdatamodule_ray import RayCluster
+
+
+def free_port():
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+CONVERT = """
+import sys
+from bionemo.webdatamodule.testing.conversion import MadeUpReader, convert_samples
+from bionemo_webdatamodule_ray import RayCluster
+
+reader = MadeUpReader(n=30)
+convert_samples(reader, reader.names(), sys.argv[2], executor=RayCluster(address=sys.argv[1]), n_shards=4)
+convert_samples(reader, reader.names(), sys.argv[3], n_shards=4)
+"""
+
+
+def wait_for_port(port, process):
+    """Wait until somebody listens on a port of this machine."""
+    for _ in range(600):
+        assert process.poll() is None, "the cluster ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"nobody listens on port {port}")
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Start a cluster as an administrator would; return its addresses for clients and for its own nodes."""
+    port, client = free_port(), free_port()
+    options = ["--head", "--block", f"--port={port}", f"--ray-client-server-port={client}", "--num-cpus=2"]
+    options += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
+    # --block keeps the program in the foreground, and stops this cluster and no other when it ends.
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for_port(client, process)
+            yield f"ray://127.0.0.1:{client}", f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def shards(folder):
+    """Return the bytes of all shards and indexes in a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.tar*")}
+
+
+def test_a_running_cluster_is_reached_by_its_addresses(cluster, tmp_path):
+    """``ray://`` from outside and ``host:port`` from a node; both write what ``serial`` writes."""
+    serially = tmp_path / "serial"
+    for number, address in enumerate(cluster):
+        by_ray = tmp_path / f"ray-{number}"
+        command = [sys.executable, "-c", CONVERT, address, str(by_ray), str(serially)]
+        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+
+        assert 0 == result.returncode, result.stdout + result.stderr
+        assert 8 == len(shards(serially))
+        assert shards(serially) == shards(by_ray)
+
+
+def test_a_cluster_that_is_not_there_is_an_error():
+    """It names the address."""
+    address = f"ray://127.0.0.1:{free_port()}"
+
+    with pytest.raises(ConversionError, match=f"Ray at {address} cannot be reached"), RayCluster(address=address):
+        pass
