@@ -43,8 +43,8 @@ class ResumeCallback(pl.Callback):
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if state is not None:
             loader.load_state_dict(state)
-        elif progress.current.completed and not loader.resumed:
-            self._seek_without_state(loader, progress.current.completed, trainer.current_epoch)
+        elif (batches := batches_done(progress.current)) and not loader.resumed:
+            self._seek_without_state(loader, batches, trainer.current_epoch)
         if isinstance(loader, PlannedLoader):
             shift_progress(progress, loader, trainer.current_epoch)
 
@@ -80,10 +80,16 @@ def shift_progress(progress: Any, loader: PlannedLoader, epoch: int) -> None:
     else:
         return
     current = progress.current
-    # a checkpoint from on_train_batch_end was written before the batch counted as completed; Lightning adds it later
-    at_batch_end = current.ready == current.started == current.processed == current.completed + 1
-    shift = done - current.completed - at_batch_end
-    if shift:
+    if shift := done - batches_done(current):
         _log.info("epoch %d goes on after %d of %d samples", epoch, cursor.samples, cursor.n_samples)
         for count in ("ready", "started", "processed", "completed"):
             setattr(current, count, getattr(current, count) + shift)
+
+
+def batches_done(current: Any) -> int:
+    """Return how many batches of the epoch Lightning takes for done, from its progress as a checkpoint restored it.
+
+    A checkpoint from ``on_train_batch_end`` was written before the batch counted as completed; Lightning adds it.
+    """
+    at_batch_end = current.ready == current.started == current.processed == current.completed + 1
+    return int(current.completed + at_batch_end)

@@ -1,0 +1,314 @@
+"""Exact resume through stock Lightning checkpoints, in one process: the rest of the run is the same, batch by batch."""
+
+import itertools
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bionemo.webdatamodule import Use
+from bionemo.webdatamodule.errors import ResumeError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*was in eval mode.*")
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after some step."""
+
+    def __init__(self, step, path):
+        self.step = step
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Save where asked."""
+        if trainer.fit_loop.epoch_loop.batch_progress.total.processed == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+class Crash(Exception):  # noqa: N818 - a crash is what it is
+    """What a failing step raises."""
+
+
+def fit(recorder, trainer, data, ckpt_path=None):
+    """Train, and return what was seen."""
+    model = recorder()
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+    return model.trained
+
+
+@pytest.fixture
+def whole(make_data, make_trainer, recorder):
+    """Return the batches of an undisturbed run of two epochs."""
+    return fit(recorder, make_trainer(max_epochs=2), make_data())
+
+
+@pytest.mark.parametrize("step", range(1, 20))
+def test_a_run_goes_on_exactly_after_any_step(tmp_path, make_data, make_trainer, recorder, whole, step):
+    """Saved after any step of two epochs, also at an epoch's last batch, the rest is the same."""
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(step, path)]), make_data())
+    torch.manual_seed(step)
+
+    assert whole[step:] == fit(recorder, make_trainer(max_epochs=2), make_data(), path)
+
+
+@pytest.mark.parametrize("max_steps", [3, 10, 13, 20])
+def test_a_run_cut_by_max_steps_goes_on(tmp_path, make_data, make_trainer, recorder, whole, max_steps):
+    """A run that ended by its number of steps goes on with more of them, also at the end of an epoch."""
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+    first = fit(recorder, make_trainer(max_steps=max_steps, callbacks=[checkpoint]), make_data())
+    rest = fit(recorder, make_trainer(max_steps=20), make_data(), tmp_path / "last.ckpt")
+
+    assert whole == first + rest
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_goes_on_after_an_epochs_end(tmp_path, make_data, make_trainer, recorder, whole, epochs):
+    """A checkpoint written at the end of an epoch begins the next one, not the same again."""
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    first = fit(recorder, make_trainer(max_epochs=epochs, callbacks=[checkpoint]), make_data())
+    rest = fit(recorder, make_trainer(max_epochs=2), make_data(), tmp_path / "last.ckpt")
+
+    assert whole == first + rest
+
+
+def test_a_run_goes_on_twice(tmp_path, make_data, make_trainer, recorder, whole):
+    """A resumed run is saved and resumed again."""
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(3, tmp_path / "a.ckpt")]), make_data())
+    fit(
+        recorder,
+        make_trainer(max_epochs=2, callbacks=[SaveAt(7, tmp_path / "b.ckpt")]),
+        make_data(),
+        tmp_path / "a.ckpt",
+    )
+
+    assert whole[7:] == fit(recorder, make_trainer(max_epochs=2), make_data(), tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize("workers", [(0, 2), (2, 0), (2, 1)])
+def test_a_run_goes_on_with_other_workers(tmp_path, make_data, make_trainer, recorder, whole, workers):
+    """The number of workers is no part of the state; what workers had fetched ahead is not lost."""
+    before, after = workers
+    path = tmp_path / "some.ckpt"
+    saving = make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)])
+    fit(recorder, saving, make_data(workers=before, loader_options={"prefetch_factor": 4} if before else {}))
+
+    assert whole[4:] == fit(recorder, make_trainer(max_epochs=2), make_data(workers=after), path)
+
+
+@pytest.mark.parametrize("at", [1, 4, 9])
+@pytest.mark.parametrize("where", ["training_step", "on_train_batch_end"])
+def test_a_run_goes_on_after_an_exception(tmp_path, make_data, make_trainer, recorder, whole, at, where):
+    """A checkpoint saved on an exception repeats the batch whose step failed, and none whose step ran."""
+
+    class Failing(recorder):
+        def training_step(self, batch, batch_idx):
+            if where == "training_step" and batch_idx == at:
+                raise Crash
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if where == "on_train_batch_end" and batch_idx == at:
+                raise Crash
+
+    checkpoint = ModelCheckpoint(tmp_path, save_on_exception=True, every_n_train_steps=100)
+    with pytest.raises(Crash):
+        fit(Failing, make_trainer(max_epochs=2, callbacks=[checkpoint]), make_data())
+    [path] = tmp_path.glob("*.ckpt")
+    done = at + (where == "on_train_batch_end")
+
+    assert whole[done:] == fit(recorder, make_trainer(max_epochs=2), make_data(), path)
+
+
+OPTIONS = [
+    {"accumulate_grad_batches": 2},
+    {"val_check_interval": 3},
+    {"val_check_interval": 0.5},
+    {"limit_train_batches": 7},
+    {"reload_dataloaders_every_n_epochs": 1},
+    {"num_sanity_val_steps": 2},
+    {"check_val_every_n_epoch": 2},
+]
+
+
+@pytest.mark.parametrize("kwargs", OPTIONS, ids=str)
+@pytest.mark.parametrize("step", [4, 7, 10])
+def test_a_run_goes_on_under_any_option(tmp_path, make_data, make_trainer, recorder, kwargs, step):
+    """Accumulation, validation in mid-epoch, limits and reloading change nothing."""
+    expected = fit(recorder, make_trainer(max_epochs=2, **kwargs), make_data())
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(step, path)], **kwargs), make_data())
+
+    assert expected[step:] == fit(recorder, make_trainer(max_epochs=2, **kwargs), make_data(), path)
+
+
+def test_a_run_goes_on_from_a_checkpoint_in_mid_validation(tmp_path, make_data, make_trainer, recorder):
+    """A checkpoint written by validation in the middle of an epoch counts what was trained."""
+    checkpoint = ModelCheckpoint(tmp_path, monitor="mean", save_top_k=-1)
+    kwargs = {"max_epochs": 2, "val_check_interval": 3}
+    expected = fit(recorder, make_trainer(callbacks=[checkpoint], **kwargs), make_data())
+    for path in tmp_path.glob("*step=*.ckpt"):
+        step = torch.load(path, weights_only=True)["global_step"]
+
+        assert expected[step:] == fit(recorder, make_trainer(**kwargs), make_data(), path)
+
+
+def test_the_estimated_number_of_steps_does_not_spoil_the_resume(tmp_path, make_data, make_trainer, recorder, whole):
+    """Reading `estimated_stepping_batches` in `configure_optimizers` loads the data before the loops are restored."""
+
+    class Scheduled(recorder):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            assert 20 == self.trainer.estimated_stepping_batches
+            return optimizer
+
+    path = tmp_path / "some.ckpt"
+    fit(Scheduled, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data())
+
+    assert whole[4:] == fit(Scheduled, make_trainer(max_epochs=2), make_data(), path)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 8, 16, 37])
+@pytest.mark.parametrize("step", [3, 9, 10])
+def test_another_global_batch_size_takes_the_unseen_rest_once(tmp_path, make_data, make_trainer, recorder, size, step):
+    """The epoch ends with every sample seen once, and the next one is whole."""
+    path = tmp_path / "some.ckpt"
+    before = fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(step, path)]), make_data())[:step]
+    after = fit(recorder, make_trainer(max_epochs=2), make_data(size=size), path)
+    epochs = [[key for epoch, _, batch in before + after if epoch == e for key in batch] for e in range(2)]
+
+    assert [sorted(f"train{i:02d}" for i in range(37))] * 2 == [sorted(epoch) for epoch in epochs]
+
+
+def test_another_global_batch_size_again_and_again(tmp_path, make_data, make_trainer, recorder):
+    """Sizes 4, 3 and 5 in one epoch, from a checkpoint of a resumed run each."""
+    seen, path = [], None
+    for number, (size, steps) in enumerate([(4, 3), (3, 5), (5, None)]):
+        saved = tmp_path / f"{number}.ckpt"
+        total = None if steps is None else steps + (0 if path is None else 3)
+        trainer = make_trainer(max_epochs=1, callbacks=[SaveAt(total, saved)] if steps else [])
+        seen += fit(recorder, trainer, make_data(size=size), path)[:steps]
+        path = saved
+
+    assert [f"train{i:02d}" for i in range(37)] == sorted(key for _, _, batch in seen for key in batch)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, make_data, make_trainer, recorder):
+    """Another seed or other shards would repeat and lose samples: an error on every rank."""
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data())
+
+    with pytest.raises(ResumeError, match="seed"):
+        fit(recorder, make_trainer(max_epochs=2), make_data(seed=1), path)
+    other = make_data()
+    other._splits = {
+        split: settings for split, settings in make_data(splits=("train", "val")).__dict__["_splits"].items()
+    }
+    with pytest.raises(ResumeError, match="n_samples"):
+        fit(recorder, make_trainer(max_epochs=2), make_data(n_samples={"train": 20}), path)
+
+
+def test_a_checkpoint_without_our_state_is_taken_at_its_batch(
+    tmp_path, make_data, make_trainer, recorder, whole, caplog
+):
+    """What Lightning counts is all there is to go by, and the log says so."""
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data())
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["WebDataModule"]
+    for loop in (checkpoint["loops"]["fit_loop"]["state_dict"],):
+        loop.pop("combined_loader", None)
+    torch.save(checkpoint, path)
+
+    assert whole[4:] == fit(recorder, make_trainer(max_epochs=2), make_data(), path)
+    assert "the checkpoint holds no state of this data module" in caplog.text
+
+
+def test_validating_from_a_checkpoint_leaves_training_alone(tmp_path, make_data, make_trainer, recorder, whole):
+    """`validate(ckpt_path=...)` restores the data module too, and the next fit begins at the beginning."""
+    path, data = tmp_path / "some.ckpt", make_data()
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data())
+    make_trainer().validate(recorder(), datamodule=data, ckpt_path=path, verbose=False)
+
+    assert whole == fit(recorder, make_trainer(max_epochs=2), data)
+
+
+def test_users_stages_that_buffer_go_on_exactly(tmp_path, make_data, make_trainer, recorder):
+    """Stages run on one share at a time, so a shuffle among them needs no replay, on any number of workers."""
+    stages = {"train": [Use("shuffle", size=8), Use("map", function=tuple)]}
+    kwargs = {"pipeline_wds": stages, "pipeline_prebatch_wld": {"train": [Use("shuffle", size=3), "batch"]}}
+    expected = fit(recorder, make_trainer(max_epochs=2), make_data(**kwargs))
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(6, path)]), make_data(workers=2, **kwargs))
+
+    assert expected[6:] == fit(recorder, make_trainer(max_epochs=2), make_data(workers=1, **kwargs), path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_order_goes_on_by_replaying(tmp_path, make_data, make_trainer, recorder, workers):
+    """In shards order the epoch so far is run through once more, exactly, with our seeded stages."""
+    kwargs = {"kwargs_wds": {"train": {"shardshuffle": 4}}, "pipeline_wds": {"train": Use("shuffle", size=8)}}
+    expected = fit(recorder, make_trainer(max_epochs=2), make_data(workers=workers, **kwargs))
+    for step in (4, 10, 13):
+        path = tmp_path / f"{step}.ckpt"
+        fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(step, path)]), make_data(workers=workers, **kwargs))
+
+        assert expected[step:] == fit(recorder, make_trainer(max_epochs=2), make_data(workers=workers, **kwargs), path)
+
+
+def test_a_mixture_goes_on_with_another_batch_size(tmp_path, shards, make_trainer, recorder):
+    """A weighted mixture resumes exactly, and elastically."""
+    from bionemo.webdatamodule import WebDataModule
+
+    def data(size):
+        mixture = [(f"{shards}train", 3.0), (f"{shards}test", 1.0)]
+        return WebDataModule({"train": mixture}, {"train": 40}, ["__key__", "x.pyd"], size)
+
+    def run(size, **kwargs):
+        path = kwargs.pop("ckpt_path", None)
+        return fit(recorder, make_trainer(max_epochs=2, limit_val_batches=0, **kwargs), data(size), path)
+
+    whole, path = run(8), tmp_path / "some.ckpt"
+    run(8, callbacks=[SaveAt(2, path)])
+
+    assert whole[2:] == run(8, ckpt_path=path)
+    rest = [key for epoch, _, batch in run(4, ckpt_path=path) if epoch == 0 for key in batch]
+    assert [key for _, _, batch in whole[2:5] for key in batch] == rest
+
+
+def test_the_learning_rate_finder_leaves_the_order_alone(tmp_path, make_data, make_trainer, recorder, whole):
+    """After the tuner has trained and restored, fit begins at the beginning."""
+    from lightning.pytorch.tuner import Tuner
+
+    class Tuned(recorder):
+        def __init__(self):
+            super().__init__()
+            self.lr = 0.01
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    model, data, trainer = Tuned(), make_data(), make_trainer(max_epochs=2, callbacks=[ModelCheckpoint(tmp_path)])
+    Tuner(trainer).lr_find(model, datamodule=data, num_training=5)
+    model.trained.clear()
+    trainer.fit(model, datamodule=data)
+
+    assert whole == model.trained
+
+
+def test_states_are_the_same_whoever_writes_them(tmp_path, make_data, make_trainer, recorder):
+    """Data module and loader write one state of plain numbers and strings, under 1 kB."""
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data(workers=2))
+    checkpoint = torch.load(path, weights_only=True)
+    [loader_state] = (
+        checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+        if ("combined_loader" in checkpoint["loops"]["fit_loop"]["state_dict"])
+        else [checkpoint["WebDataModule"]]
+    )
+
+    assert checkpoint["WebDataModule"] == loader_state
+    assert {"samples": 16, "epoch": 0} == {name: loader_state[name] for name in ("samples", "epoch")}
+    assert len(repr(loader_state)) < 1000
+    assert not [value for value in itertools.chain(loader_state.values()) if type(value) not in (int, str)]

@@ -1,0 +1,389 @@
+"""Every Trainer method on real shards, in one process: exact sequences of keys."""
+
+import logging
+import pickle
+
+import pytest
+import torch
+import webdataset as wds
+
+from bionemo.webdatamodule import Split, Use, WebDataModule
+from bionemo.webdatamodule.errors import (
+    ConfigError,
+    DataWarning,
+    MissingFieldError,
+    NoShardsError,
+    PlanError,
+    UnknownNameError,
+    UsageError,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*was in eval mode.*")
+
+
+def keys(split, numbers):
+    """Return keys of the fixture's samples."""
+    return [f"{split}{i:02d}" for i in numbers]
+
+
+def epochs_of(loader, n=1):
+    """Return the keys of each batch of several epochs."""
+    return [[list(batch[0]) for batch in loader] for _ in range(n)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fit_trains_every_sample_once_an_epoch_and_validates_all(make_data, make_trainer, recorder, workers):
+    """Two epochs of ten steps, in another order each, and validation in canonical order."""
+    model, data = recorder(), make_data(workers=workers)
+    make_trainer(max_epochs=2).fit(model, datamodule=data)
+    epochs = [[key for epoch, _, batch in model.trained if epoch == e for key in batch] for e in range(2)]
+
+    assert [keys("train", range(37))] * 2 == [sorted(epoch) for epoch in epochs]
+    assert epochs[0] != epochs[1]
+    assert list(range(10)) * 2 == [index for _, index, _ in model.trained]
+    assert keys("val", range(11)) * 2 == sum(model.validated, [])
+
+
+def test_the_order_is_that_of_a_plain_loop(make_data, make_trainer, recorder):
+    """What a Trainer sees is what iterating the loader gives."""
+    model = recorder()
+    make_trainer(max_epochs=2).fit(model, datamodule=make_data())
+    plain = make_data()
+    plain.setup("fit")
+
+    assert sum(epochs_of(plain.train_dataloader(), 2), []) == [batch for _, _, batch in model.trained]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validate_test_and_predict_see_every_sample_once_in_order(make_data, make_trainer, recorder, workers):
+    """Evaluation is exact, and predictions can be joined back by key."""
+    model, data = recorder(), make_data(workers=workers, splits=("val", "test"))
+    trainer = make_trainer()
+    metrics = trainer.validate(model, datamodule=data, verbose=False)
+    trainer.test(model, datamodule=data, verbose=False)
+    predictions = trainer.predict(model, datamodule=data)
+
+    assert keys("val", range(11)) == sum(model.validated, [])
+    assert keys("test", range(13)) == sum(model.tested, [])
+    assert [(f"test{i:02d}", 2.0 * i) for i in range(13)] == sum(predictions, [])
+    assert 5.0 == metrics[0]["mean"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_every_start_method_gives_the_same_sequence(make_data, make_trainer, recorder, method):
+    """Workers that are forked, spawned or served see the same plan, also with per-sample stages."""
+    sequences = []
+    for options in ({"workers": 0}, {"workers": 2, "loader_options": {"multiprocessing_context": method}}):
+        model = recorder()
+        data = make_data(pipeline_prebatch_wld={"train": "batch", "val": Use("batch", size=9)}, **options)
+        make_trainer(max_epochs=1).fit(model, datamodule=data)
+        sequences.append(model.trained)
+
+    assert sequences[0] == sequences[1]
+
+
+def test_a_stage_that_cannot_be_pickled_is_named_where_it_must_be(make_data):
+    """With spawn the culprit and the remedy are said before a worker starts; with the default lambdas work."""
+    stages = {"train": [lambda source: source]}
+    data = make_data(workers=1, pipeline_wds=stages, loader_options={"multiprocessing_context": "spawn"})
+    data.setup("fit")
+    with pytest.raises(ConfigError, match=r"stages\[0\] does not pickle.*multiprocessing_context='fork'"):
+        next(iter(data.train_dataloader()))
+    data = make_data(workers=1, pipeline_wds=stages)
+    data.setup("fit")
+
+    assert 10 == len(list(data.train_dataloader()))
+
+
+def test_fit_works_without_a_val_split(make_data, make_trainer, recorder):
+    """A training run that validates nothing needs no val split."""
+    model = recorder()
+    make_trainer(max_epochs=1, limit_val_batches=0).fit(model, datamodule=make_data(splits=("train",)))
+
+    assert 10 == len(model.trained)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"fast_dev_run": 2},
+        {"num_sanity_val_steps": 2},
+        {"limit_train_batches": 3},
+        {"max_steps": 13},
+        {"val_check_interval": 3},
+        {"val_check_interval": 0.5},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"accumulate_grad_batches": 3},
+    ],
+    ids=str,
+)
+def test_trainer_options_take_batches_from_the_same_plan(make_data, make_trainer, recorder, kwargs):
+    """Whatever the options, batch i of epoch e is the plan's."""
+    model, plain = recorder(), make_data()
+    make_trainer(**{"max_epochs": 2, **kwargs}).fit(model, datamodule=make_data())
+    plain.setup("fit")
+    expected = epochs_of(plain.train_dataloader(), 2)
+
+    assert model.trained
+    assert [(e, i, expected[e][i]) for e, i, _ in model.trained] == model.trained
+
+
+def test_overfitting_takes_the_same_batches_every_epoch(make_data, make_trainer, recorder):
+    """`overfit_batches` means the first batches of one epoch, again and again."""
+    model = recorder()
+    make_trainer(max_epochs=3, overfit_batches=2).fit(model, datamodule=make_data())
+    batches = [batch for _, _, batch in model.trained]
+
+    assert batches[:2] * 3 == batches
+
+
+def test_fitting_twice_begins_again(make_data, make_trainer, recorder):
+    """A second fit with the same data module is a new run from epoch 0."""
+    data, runs = make_data(), []
+    for _ in range(2):
+        model = recorder()
+        make_trainer(max_epochs=1).fit(model, datamodule=data)
+        runs.append(model.trained)
+
+    assert runs[0] == runs[1]
+
+
+def test_a_virtual_epoch_goes_on_where_the_last_one_stopped(make_data):
+    """Epochs of 10 of 37 samples see all samples before any comes again."""
+    data = make_data(n_samples={"train": 10})
+    data.setup("fit")
+    loader = data.train_dataloader()
+    epochs = [sum(epoch, []) for epoch in epochs_of(loader, 4)]
+
+    assert [3, 10] == [len(loader), len(epochs[0])]
+    assert 37 == len(set(sum(epochs, [])[:37]))
+
+
+def test_evaluation_of_a_part_is_the_first_samples_with_a_warning(make_data):
+    """`n_samples` below what is there cuts evaluation, and says what is left out."""
+    data = make_data(n_samples={"val": 5})
+    with pytest.warns(DataWarning, match="val: n_samples is 5, so 6 of 11 samples are left out"):
+        data.setup("validate")
+
+    assert keys("val", range(5)) == sum(epochs_of(data.val_dataloader())[0], [])
+
+
+def test_mixtures_draw_by_weight(shards):
+    """A list of directories with weights gives each its part of an epoch."""
+    mixture = [(f"{shards}train", 3.0), (f"{shards}test", 1.0)]
+    data = WebDataModule({"train": mixture}, {"train": 40}, "__key__", 8)
+    data.setup("fit")
+    epoch = [key for batch in data.train_dataloader() for key in batch]
+    drawn = [key for key in epoch if key.startswith("train")]
+
+    assert [40, 30, 30] == [len(epoch), len(drawn), len(set(drawn))]
+
+
+def test_several_directories_are_one_data_set(shards):
+    """Without weights their samples are all read, once."""
+    data = WebDataModule({"test": [f"{shards}val", f"{shards}test"]}, None, "__key__", 8)
+    data.setup("test")
+
+    assert keys("val", range(11)) + keys("test", range(13)) == [
+        key for batch in data.test_dataloader() for key in batch
+    ]
+
+
+def test_plain_batches_are_torchs(shards):
+    """With no pipeline at all a batch is torch's default collation: of one suffix, of several, as a list."""
+    one = WebDataModule({"val": f"{shards}val"}, None, "x.pyd", 4)
+    one.setup("validate")
+    several = WebDataModule({Split.val: f"{shards}val"}, None, ["x.pyd", "__key__"], 4)
+    several.setup("validate")
+    untouched = WebDataModule({"val": f"{shards}val"}, None, "x.pyd", 4, pipeline_wds={"val": []})
+    untouched.setup("validate")
+
+    assert [[0.0], [1.0], [2.0], [3.0]] == next(iter(one.val_dataloader())).tolist()
+    first = next(iter(several.val_dataloader()))
+    assert [list, [0.0, 1.0, 2.0, 3.0], keys("val", range(4))] == [type(first), first[0].flatten().tolist(), first[1]]
+    assert [[0.0], [1.0], [2.0], [3.0]] == next(iter(untouched.val_dataloader()))[0].tolist()
+
+
+def test_stages_see_tuples_in_the_order_asked(shards):
+    """Several suffixes give tuples in their order, one gives 1-tuples; `pipeline_wds` sees them first."""
+    seen = []
+
+    def spy(samples):
+        for sample in samples:
+            seen.append(sample)
+            yield sample
+
+    data = WebDataModule(
+        {"val": f"{shards}val"},
+        None,
+        ["x.pyd", "__key__"],
+        11,
+        pipeline_wds={"val": spy},
+        pipeline_prebatch_wld={"val": Use("batch", collate="list")},
+    )
+    data.setup("validate")
+    list(data.val_dataloader())
+
+    assert [(float(i), f"val{i:02d}") for i in range(11)] == [(float(x), key) for x, key in seen]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchs_own_batching_works_too(shards, workers):
+    """`batch_size` and `collate_fn` in kwargs_wld do what they do in torch."""
+    options = {"val": {"batch_size": 4, "collate_fn": len, "num_workers": workers}}
+    data = WebDataModule({"val": f"{shards}val"}, None, "x.pyd", 4, kwargs_wld=options)
+    data.setup("validate")
+
+    assert [4, 4, 3] == list(data.val_dataloader())
+
+
+def test_invoked_methods_apply_after_the_pipelines(shards):
+    """`invoke_wds` and `invoke_wld` call webdataset's fluid methods."""
+    data = WebDataModule(
+        {"val": f"{shards}val"},
+        None,
+        "x.pyd",
+        11,
+        pipeline_prebatch_wld={"val": Use("batch", collate="list")},
+        invoke_wds={"val": [("map", {"f": float})]},
+        invoke_wld={"val": [("map", {"f": sum})]},
+    )
+    data.setup("validate")
+
+    assert [55.0] == list(data.val_dataloader())
+    with pytest.raises(ConfigError, match="invoke_wld names 'mapp', which is no method"):
+        bad = WebDataModule({"val": f"{shards}val"}, None, "x.pyd", 11, invoke_wld={"val": [("mapp", {})]})
+        bad.setup("validate")
+        bad.val_dataloader()
+
+
+def test_the_order_is_said_with_its_reason(make_data, caplog):
+    """One INFO line for each split says how it is read and why."""
+    with caplog.at_level(logging.INFO, "bionemo.webdatamodule"):
+        make_data().setup("validate")
+        make_data(kwargs_wds={"val": {"shardshuffle": False}}).setup("validate")
+    lines = [record.message for record in caplog.records if record.name == "bionemo.webdatamodule"]
+
+    assert [
+        "val: 11 samples in 4 shards, order='global' since kwargs_wds names no shard argument",
+        "val: 11 samples in 4 shards, order='shards' since kwargs_wds names shardshuffle",
+    ] == lines
+
+
+def test_data_modules_pickle(make_data):
+    """A data module can be sent to another process."""
+    data = pickle.loads(pickle.dumps(make_data()))
+    data.setup("validate")
+
+    assert keys("val", range(11)) == sum(epochs_of(data.val_dataloader())[0], [])
+
+
+def test_a_gpu_less_pinned_loader_works(make_data):
+    """`pin_memory=True` is accepted where there is nothing to pin for."""
+    data = make_data(workers=1, loader_options={"pin_memory": True})
+    data.setup("validate")
+
+    with pytest.warns(UserWarning, match="pin_memory"):
+        assert keys("val", range(11)) == sum(epochs_of(data.val_dataloader())[0], [])
+
+
+WRONG = {
+    "no such split": (lambda d, s: WebDataModule({"training": s}, None, "x.pyd", 4), ConfigError, "splits are train"),
+    "no mapping": (lambda d, s: WebDataModule(s, None, "x.pyd", 4), ConfigError, "dirs_tars_wds must map splits"),
+    "no batch size": (lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 0), ConfigError, "global_batch_size is at"),
+    "no suffix": (lambda d, s: WebDataModule({"val": s}, None, [], 4), ConfigError, "suffix_keys_wds is a suffix"),
+    "unknown stage": (
+        lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4, pipeline_wds={"val": "untupel"}),
+        UnknownNameError,
+        "did you mean 'untuple'",
+    ),
+    "unknown option": (
+        lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4, kwargs_wld={"val": {"workers": 2}}),
+        ConfigError,
+        "the loader 'webloader' takes .*num_workers",
+    ),
+    "count as text": (lambda d, s: WebDataModule({"val": s}, {"val": "3"}, "x.pyd", 4), ConfigError, "n_samples"),
+    "unknown order": (lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4, order="gobal"), ConfigError, "order is"),
+    "setup missing": (
+        lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4).val_dataloader(),
+        UsageError,
+        "before setup",
+    ),
+    "unknown stage name": (
+        lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4).setup("training"),
+        ConfigError,
+        "setup takes the stages fit, validate, test, predict",
+    ),
+    "missing split": (
+        lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4).setup("fit"),
+        ConfigError,
+        "fit needs the split 'train', and dirs_tars_wds has val",
+    ),
+    "missing directory": (
+        lambda d, s: WebDataModule({"val": f"{s}nowhere"}, None, "x.pyd", 4).setup("validate"),
+        NoShardsError,
+        "nowhere",
+    ),
+    "no shard": (
+        lambda d, s: WebDataModule({"val": str(d)}, None, "x.pyd", 4).setup("validate"),
+        NoShardsError,
+        "wdshards-",
+    ),
+    "other prefix": (
+        lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4, "other").setup("validate"),
+        NoShardsError,
+        "other-",
+    ),
+    "suffix not there": (
+        lambda d, s: WebDataModule({"val": s}, None, "y.pyd", 4).setup("validate"),
+        MissingFieldError,
+        "x.pyd",
+    ),
+    "too many samples asked": (
+        lambda d, s: WebDataModule({"val": s}, {"val": 99}, "x.pyd", 4).setup("validate"),
+        PlanError,
+        "99.*11",
+    ),
+    "unordered workers": (
+        lambda d, s: _loader(WebDataModule({"val": s}, None, "x.pyd", 4, kwargs_wld={"val": {"in_order": False}})),
+        ConfigError,
+        "in_order=False",
+    ),
+}
+
+
+def _loader(data):
+    data.setup("validate")
+    return data.val_dataloader()
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_use_is_answered_in_one_sentence(tmp_path, shards, call, error, message):
+    """Each mistake has an error that names it and what to do."""
+    with pytest.raises(error, match=message) as caught:
+        call(tmp_path, f"{shards}val")
+
+    assert "\n" not in str(caught.value)
+
+
+def test_setup_without_a_stage_sets_up_every_split(make_data):
+    """`setup(None)`, as some tools call it, is every split there is."""
+    data = make_data()
+    data.setup(None)
+
+    assert [10, 3] == [len(data.train_dataloader()), len(data.val_dataloader())]
+
+
+def test_foreign_shards_are_read_alike(tmp_path, shards):
+    """Shards that webdataset wrote, with its headers and pickles, need no manifest."""
+    directory = tmp_path / "foreign"
+    directory.mkdir()
+    with wds.ShardWriter(f"{directory}/wdshards-%06d.tar", maxcount=4, verbose=0) as sink:
+        for i in range(10):
+            sink.write({"__key__": f"k{i}", "x.pyd": torch.tensor([float(i)])})
+    data = WebDataModule({"val": directory}, None, ["__key__", "x.pyd"], 4)
+    data.setup("validate")
+
+    assert [(f"k{i}", float(i)) for i in range(10)] == [
+        pair for keys_, values in data.val_dataloader() for pair in zip(keys_, values.flatten().tolist(), strict=True)
+    ]
