@@ -88,12 +88,8 @@ def make_codec(name: str, policy: Policy) -> Codec:
         policy: What pickles may do. ``pth`` fields are read with torch's ``weights_only`` except where it trusts all.
     """
     if name == "pickle":
-        try:
-            from bionemo.webdatamodule.templates import Decoder
-        except ImportError:
-            from bionemo.webdatamodule.pickles import loads
+        from bionemo.webdatamodule.templates import Decoder
 
-            return Plain(lambda data: loads(data, policy=policy))
         return Decoder(policy)
     if name == KEY:
         return Plain(_same)

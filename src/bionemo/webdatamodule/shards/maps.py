@@ -111,6 +111,9 @@ class OpenShards:
         self._shards[number] = shard
         return shard
 
+    def __contains__(self, number: object) -> bool:
+        return number in self._shards
+
     def __len__(self) -> int:
         return len(self._shards)
 

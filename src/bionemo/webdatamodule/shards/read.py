@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch.utils.data import get_worker_info
 
 from bionemo.webdatamodule.errors import (
+    ChangedDataError,
     ConfigError,
     CorruptShardError,
     DecodeError,
@@ -34,6 +35,7 @@ __all__ = ["SampleReader", "ShardSet"]
 _log = logging.getLogger("bionemo.webdatamodule")
 _SAFE = Policy()
 _CHUNK = 64  # samples read together where a whole shard is iterated
+_REOPEN = 3  # attempts where other processes make room in the store of remote shards
 _OF_A_SAMPLE = (CorruptShardError, MissingFieldError, DecodeError)
 
 
@@ -141,8 +143,20 @@ class SampleReader:
             number: Number of the shard, counted over all sets.
         """
         start, end = int(self._starts[number]), int(self._ends[number])
+        if number + 1 < len(self._shards):
+            self.prefetch([number + 1])
         for first in range(start, end, _CHUNK):
             yield from self.read(np.arange(first, min(first + _CHUNK, end)))
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Start to fetch shards behind URLs in the background, in this order; it returns at once.
+
+        Args:
+            numbers: Numbers of shards, counted over all sets.
+        """
+        for found, places in self._by_set(numbers):
+            if found.remote is not None:
+                found.remote.fetch_ahead(places)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in {"_open", "_codecs"}}
@@ -153,19 +167,41 @@ class SampleReader:
 
     def _prepare(self) -> None:
         """Make what belongs to one process."""
+        self._is_remote = any(found.remote is not None for found in self.sets)
         self._open = OpenShards(self._open_shard)
         self._codecs = [make_codec(name, self.policy) for name in self._codec_names]
 
     def _open_shard(self, number: int) -> OpenShard:
         found, place = self._shards[number]
         try:
-            return open_shard(found.paths[place], found.stamps[place], found.index(place), self.suffixes)
+            for _ in range(_REOPEN):
+                path, stamp = found.ready(place)
+                try:
+                    return open_shard(path, stamp, found.index(place, stamp), self.suffixes)
+                except ChangedDataError:
+                    if found.remote is None:
+                        raise
+            raise ChangedDataError(f"{path} was removed again and again; let its store grow (cache_size)")
         except WebDataModuleError as error:
             raise error.located(split=self.split, **_process()) from error.__cause__
         except OSError as error:
             raise ShardError(
                 f"{found.paths[place]} cannot be read: {error.strerror}", split=self.split, **_process()
             ) from error
+
+    def _fetch(self, numbers: Iterable[int]) -> None:
+        """Fetch the shards that are behind URLs and neither open nor here, several at the same time."""
+        for found, places in self._by_set(number for number in numbers if number not in self._open):
+            if found.remote is not None:
+                found.remote.fetch_all(places)
+
+    def _by_set(self, numbers: Iterable[int]) -> list[tuple[ShardSet, list[int]]]:
+        """Return the sets of shards, each with the shards' places in it."""
+        groups: dict[int, tuple[ShardSet, list[int]]] = {}
+        for number in numbers:
+            found, place = self._shards[number]
+            groups.setdefault(id(found), (found, []))[1].append(place)
+        return list(groups.values())
 
     def _locate(self, ids: NDArray[np.int64]) -> list[Place]:
         """Return where each sample is, with its shard opened."""
@@ -176,7 +212,10 @@ class SampleReader:
         numbers = np.searchsorted(self._ends, ids, side="right")
         rows = (ids - self._starts[numbers]).tolist()
         shards = numbers.tolist()
-        opened = {number: self._open[number] for number in dict.fromkeys(shards)}
+        needed = dict.fromkeys(shards)
+        if self._is_remote:
+            self._fetch(needed)
+        opened = {number: self._open[number] for number in needed}
         return [(opened[number], row) for number, row in zip(shards, rows, strict=True)]
 
     def _columns(self, ids: NDArray[np.int64], decode: Callable[[Codec, Sequence[Any]], Any]) -> list[Any]:

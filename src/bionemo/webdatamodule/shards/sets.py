@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import logging
-import mmap
 import os
-import re
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Any
 
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
@@ -24,14 +16,14 @@ from bionemo.webdatamodule.errors import (
     NoShardsError,
     ShardError,
 )
-from bionemo.webdatamodule.shards.cache import Stamp, cached_index, check_stamp, is_within, store_index
-from bionemo.webdatamodule.shards.index import ShardIndex, build_index, index_name
-from bionemo.webdatamodule.shards.manifest import read_manifest, staging_path
+from bionemo.webdatamodule.shards.cache import Stamp, cached_index, check_stamp, is_within
+from bionemo.webdatamodule.shards.foreign import index_foreign
+from bionemo.webdatamodule.shards.index import ShardIndex, build_index
+from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, read_manifest, staging_path
+from bionemo.webdatamodule.shards.remote import Remote, is_url, open_remote
+from bionemo.webdatamodule.shards.sidecars import listed_index
 
-if TYPE_CHECKING:
-    from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry
-
-_log = logging.getLogger("bionemo.webdatamodule")
+__all__ = ["ShardSet", "is_url"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +40,8 @@ class ShardSet:
         digest: Hash of what identifies the data, as hexadecimal digits: the manifest's digest,
             or for foreign shards that of their names, sizes and indexes.
         manifest: The manifest, or ``None`` for foreign shards.
-        stamps: The state of each shard when the set was opened.
+        stamps: The state of each shard when the set was opened; empty where they are behind a URL.
+        remote: How to fetch the shards, where they are behind a URL; ``paths`` then are where they are kept.
         kept: Indexes that could not be kept in the user's cache, by the number of the shard.
     """
 
@@ -60,7 +53,8 @@ class ShardSet:
     suffixes: tuple[str, ...]
     digest: str
     manifest: Manifest | None
-    stamps: tuple[Stamp, ...]
+    stamps: tuple[Stamp, ...] = ()
+    remote: Remote | None = None
     kept: Mapping[int, ShardIndex] = field(default_factory=dict, repr=False)
 
     @property
@@ -81,6 +75,8 @@ class ShardSet:
         *,
         split: str | None = None,
         expect: str | None = None,
+        cache_dir: str | None = None,
+        cache_size: int | None = None,
     ) -> ShardSet:
         """Look at a directory, or a URL of one, and say what it holds.
 
@@ -95,6 +91,8 @@ class ShardSet:
             split: The split's name, for messages.
             expect: The digest that the data must have, with or without ``sha256:`` before it;
                 for data that travelled. ``None`` takes what is there.
+            cache_dir: Where shards behind a URL are kept; by default in the user's cache directory.
+            cache_size: Bytes that they may take there, at most.
 
         Raises:
             NoShardsError: If there are none.
@@ -106,39 +104,44 @@ class ShardSet:
         directory = os.fspath(directory)
         with _located(split):
             if is_url(directory):
-                from bionemo.webdatamodule.shards.remote import open_remote
-
-                found = open_remote(directory, prefix, split=split)
+                remote = open_remote(directory, prefix, cache_dir=cache_dir, cache_size=cache_size)
+                found = _remote(remote, split)
             else:
-                local = os.path.expanduser(directory)
-                if not os.path.isdir(local):
-                    raise NoShardsError(f"{directory} is no directory; convert the data first, or correct the path")
-                manifest = read_manifest(local, prefix)
-                found = _listed(local, manifest, split) if manifest else _foreign(local, prefix, split)
+                found = _local(os.path.expanduser(directory), prefix, split)
             if expect is not None and expect.removeprefix("sha256:").lower() != found.digest:
                 raise ChangedDataError(
                     f"{directory} holds other data than expected: its digest is {found.digest}, not {expect}"
                 )
         return found
 
-    def index(self, number: int) -> ShardIndex:
-        """Return the index of one shard.
+    def ready(self, number: int) -> tuple[str, Stamp]:
+        """Return the path of a shard that can be opened now, and the state in which it must be.
 
-        For listed shards it is the sidecar that conversion wrote, if its hash is the manifest's.
-        Where it is missing or was changed, the shard itself is hashed, and a new index made of it:
-        a shard whose hash is the manifest's has the checksums that conversion saw.
+        Raises:
+            RemoteError: If it is behind a URL and cannot be fetched.
+        """
+        if self.remote is None:
+            return self.paths[number], self.stamps[number]
+        path = self.remote.fetch(number)
+        return path, Stamp.of(path)
+
+    def index(self, number: int, stamp: Stamp) -> ShardIndex:
+        """Return the index of a shard that is ready.
+
+        Args:
+            number: The shard.
+            stamp: The state in which it must be.
 
         Raises:
             CorruptShardError: If the shard is not what the manifest says, or no good tar.
             ChangedDataError: If it was changed or removed since the set was opened.
         """
-        path, stamp = self.paths[number], self.stamps[number]
+        path = self.paths[number]
         check_stamp(path, stamp)
         if self.manifest is None:
             index = self.kept.get(number) or cached_index(path, stamp) or build_index(path)
         else:
-            entry = self.manifest.shards[number]
-            index = _sidecar(path, entry) or cached_index(path, stamp) or _rebuilt(path, entry, stamp)
+            index = listed_index(path, self.manifest.shards[number], stamp)
         if index.n_samples != self.samples[number] or not is_within(index, stamp.size):
             raise CorruptShardError(
                 f"{path} has an index of {index.n_samples} samples in {index.tar_bytes} bytes, "
@@ -148,35 +151,41 @@ class ShardSet:
         return index
 
 
-def is_url(path: str) -> bool:
-    """Tell whether a directory is a URL: a scheme and ``://``. All else is a local path, whatever is in it."""
-    return _URL.match(path) is not None
+def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
+    if not os.path.isdir(directory):
+        hint = "; commands are never run" if directory.startswith("pipe:") else ""
+        raise NoShardsError(f"{directory} is no directory{hint}; convert the data first, or correct the path")
+    manifest = read_manifest(directory, prefix)
+    if manifest is None:
+        if os.path.lexists(staging_path(directory, prefix)):
+            raise ManifestError(
+                f"a conversion into {directory} was stopped before it finished; "
+                "run it again, it goes on where it stopped",
+                file=staging_path(directory, prefix),
+            )
+        found = index_foreign(directory, prefix)
+        return ShardSet(directory=directory, prefix=prefix, split=split, manifest=None, **vars(found))
+    paths = tuple(os.path.join(directory, entry.name) for entry in manifest.shards)
+    stamps = tuple(map(_stamp_listed, paths, manifest.shards))
+    return _listed(directory, manifest, split, paths=paths, stamps=stamps)
 
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+def _remote(remote: Remote, split: str | None) -> ShardSet:
+    paths = tuple(map(remote.path, range(len(remote.manifest.shards))))
+    return _listed(remote.url, remote.manifest, split, paths=paths, remote=remote)
 
 
-def listed_set(
-    directory: str, manifest: Manifest, paths: tuple[str, ...], stamps: tuple[Stamp, ...], split: str | None
-) -> ShardSet:
-    """Return the set that a manifest lists."""
+def _listed(directory: str, manifest: Manifest, split: str | None, **more: Any) -> ShardSet:
     return ShardSet(
         directory=directory,
         prefix=manifest.prefix,
         split=split,
-        paths=paths,
         samples=tuple(entry.samples for entry in manifest.shards),
         suffixes=manifest.suffixes,
         digest=manifest.digest,
         manifest=manifest,
-        stamps=stamps,
+        **more,
     )
-
-
-def _listed(directory: str, manifest: Manifest, split: str | None) -> ShardSet:
-    paths = tuple(os.path.join(directory, entry.name) for entry in manifest.shards)
-    stamps = tuple(map(_stamp_listed, paths, manifest.shards))
-    return listed_set(directory, manifest, paths, stamps, split)
 
 
 def _stamp_listed(path: str, entry: ShardEntry) -> Stamp:
@@ -196,101 +205,6 @@ def _stamp_listed(path: str, entry: ShardEntry) -> Stamp:
             shard=path,
         )
     return stamp
-
-
-def _foreign(directory: str, prefix: str, split: str | None) -> ShardSet:
-    if os.path.lexists(staging_path(directory, prefix)):
-        raise ManifestError(
-            f"a conversion into {directory} was stopped before it finished; run it again, it goes on where it stopped",
-            file=staging_path(directory, prefix),
-        )
-    paths = _find(directory, prefix)
-    samples: list[int] = []
-    stamps: list[Stamp] = []
-    suffixes: set[str] = set()
-    digest = hashlib.sha256()
-    kept: dict[int, ShardIndex] = {}
-    for number, path in enumerate(paths):
-        stamp = Stamp.of(path)
-        index = cached_index(path, stamp)
-        if index is None:
-            index = build_index(path)
-            check_stamp(path, stamp)
-            stored = store_index(path, stamp, index)
-            if stored is None:
-                kept[number] = index
-        samples.append(index.n_samples)
-        stamps.append(stamp)
-        suffixes.update(index.suffixes)
-        identity = replace(index, crcs=None).to_bytes()
-        digest.update(f"{os.path.basename(path)}\0{hashlib.sha256(identity).hexdigest()}\n".encode(errors="replace"))
-    return ShardSet(
-        directory=directory,
-        prefix=prefix,
-        split=split,
-        paths=tuple(paths),
-        samples=tuple(samples),
-        suffixes=tuple(sorted(suffixes)),
-        digest=digest.hexdigest(),
-        manifest=None,
-        stamps=tuple(stamps),
-        kept=kept,
-    )
-
-
-def _find(directory: str, prefix: str) -> list[str]:
-    """Return the foreign shards of a directory in their order."""
-    found = sorted(glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(prefix)}-*.tar")))
-    start = len(prefix) + 1
-    numbers = [os.path.basename(path)[start:-4] for path in found]
-    numbered = [(int(number), path) for number, path in zip(numbers, found, strict=True) if _is_number(number)]
-    if numbered:
-        if len(numbered) < len(found):
-            _log.info("%s: %d tars are not numbered and left out", directory, len(found) - len(numbered))
-        return [path for _, path in sorted(numbered)]
-    if not found:
-        others = sorted(os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(directory), "*.tar")))
-        hint = f"it has {others[0]}" + (f" and {len(others) - 1} more" if others[1:] else "") if others else "no tar"
-        raise NoShardsError(f"{directory} has no {prefix}-*.tar and no manifest; {hint}. Convert the data first")
-    return found
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _sidecar(path: str, entry: ShardEntry) -> ShardIndex | None:
-    """Return the index beside a shard, if it is the one that the manifest knows."""
-    try:
-        with open(index_name(path), "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # missing, not readable, or empty
-        return None
-    return ShardIndex.from_buffer(data) if hashlib.sha256(data).hexdigest() == entry.index_sha256 else None
-
-
-def _rebuilt(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
-    """Return a new index of a listed shard, after checking the shard's hash."""
-    _log.info("%s is missing or changed, so the whole shard is checked", index_name(path))
-    with open(path, "rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise CorruptShardError(
-            f"{path} is not the shard in the manifest, its hash differs; restore it or run the conversion again",
-            shard=path,
-        )
-    index = with_crcs(build_index(path), data)
-    return store_index(path, stamp, index) or index
-
-
-def with_crcs(index: ShardIndex, data: mmap.mmap) -> ShardIndex:
-    """Return an index with the checksums of what the tar holds now."""
-    view = memoryview(data)
-    crcs = [
-        zlib.crc32(view[offset : offset + size]) if offset >= 0 else 0
-        for offset, size in zip(index.offsets.ravel().tolist(), index.sizes.ravel().tolist(), strict=True)
-    ]
-    return replace(index, crcs=np.array(crcs, np.uint32).reshape(index.offsets.shape))
 
 
 @contextmanager
