@@ -67,8 +67,10 @@ def test_tensors_are_arrays(tmp_path):
     reader = ParquetReader(paths=write(tmp_path / "t.parquet", {"x": column}))
 
     found = [pickle.loads(sample.files["x.pyd"]) for sample in reader(reader.names())]
+    nulls = fields.values(pa.concat_arrays([column[:1], pa.nulls(1, column.type), column[1:]]))
 
     assert same(list(tensors), found)
+    assert same([tensors[0], None, tensors[1]], nulls)
 
 
 def test_ragged_lists_and_structs_are_lists_and_dicts(tmp_path):
@@ -213,7 +215,7 @@ def test_row_groups_are_read_once_and_only_as_needed(tmp_path, monkeypatch):
     reader = ParquetReader(paths=write(tmp_path / "t.parquet", {"x": list(range(100))}, row_group_size=10))
     groups = []
     read_rows = fields.read_rows
-    monkeypatch.setattr(fields, "read_rows", lambda *args: groups.append(args[1]) or read_rows(*args))
+    monkeypatch.setattr(fields, "read_rows", lambda *args, **more: groups.append(args[1]) or read_rows(*args, **more))
     wanted = [f"t/{row:09d}" for row in (99, 0, 55, 1, 98, 5, 50)]
 
     found = [pickle.loads(sample.files["x.pyd"]) for sample in reader(wanted)]

@@ -11,7 +11,9 @@ from importlib import metadata
 from bionemo.webdatamodule.errors import WebDataModuleError
 
 COMMANDS = {
+    "plan": "show who would read what in a run",
     "plugins": "list installed plugins and what they offer",
+    "new-plugin": "write the package of a new plugin, ready to install and to change",
 }
 """Subcommands and their one-line help, in the order of a data set's life."""
 

@@ -6,15 +6,18 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from bionemo.webdatamodule import pickles
 from bionemo.webdatamodule.errors import ConfigError, InputError
-from bionemo_webdatamodule_parquet.source import File
+
+Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
+"""Something with a value for each row."""
 
 _PICKLED = ("pickle", "pkl", "pt", "pyd")  # what conversion takes for pickles
 _BATCH = 1024  # rows decoded at a time while looking for the wanted ones
@@ -32,7 +35,7 @@ class Rows:
 
     file: str
     slots: Mapping[int, int]
-    columns: Sequence[tuple[str, str, Callable[[Any], bytes], Sequence[Any]]]
+    columns: Sequence[tuple[str, str, Callable[[Any], bytes], Values]]
 
     def files(self, row: int, name: str) -> dict[str, bytes]:
         """Return the fields of a row of the group; its name is for messages.
@@ -56,33 +59,42 @@ class Rows:
 
 
 def read_rows(
-    file: File,
+    parquet: Any,
     group: int,
     rows: Iterable[int],
     columns: Sequence[str] | Mapping[str, str] | None,
     key: str | None,
+    *,
+    file: str,
 ) -> Rows:
     """Read some rows of a row group, in one pass that ends with the last of them.
+
+    Args:
+        parquet: The open ``pyarrow.parquet.ParquetFile``.
+        group: Number of the row group.
+        rows: Numbers of the rows in the group, in any order.
+        columns: The columns, see :class:`~bionemo_webdatamodule_parquet.ParquetReader`.
+        key: The key column.
+        file: Path of the file, for messages.
 
     Raises:
         ConfigError: If the file lacks a column, or two columns get one suffix.
         InputError: If a list of numbers has a null in it, or the file is damaged.
     """
     wanted = np.unique(np.fromiter(rows, dtype=np.int64))
-    with file.open() as parquet:
-        suffixes = suffixes_of(parquet.schema_arrow, columns, key, file.path)
-        try:
-            taken = _take(parquet, group, wanted, list(suffixes))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"row group {group} cannot be read: {error}", file=file.path) from error
+    suffixes = suffixes_of(parquet.schema_arrow, columns, key, file)
+    try:
+        taken = _take(parquet, group, wanted, list(suffixes))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"row group {group} cannot be read: {error}", file=file) from error
     decoded = []
     for name, suffix in suffixes.items():
         try:
             column = values(taken.column(name).combine_chunks())
         except ValueError as error:
-            raise InputError(f"column {name!r} {error}", file=file.path) from error
+            raise InputError(f"column {name!r} {error}", file=file) from error
         decoded.append((name, suffix, _ENCODERS.get(suffix.rpartition(".")[2], _as_bytes), column))
-    return Rows(file=file.path, slots={int(row): slot for slot, row in enumerate(wanted)}, columns=tuple(decoded))
+    return Rows(file=file, slots={int(row): slot for slot, row in enumerate(wanted)}, columns=tuple(decoded))
 
 
 def _take(parquet: Any, group: int, wanted: Any, columns: list[str]) -> Any:
@@ -136,7 +148,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "_", name.lower()) or "_"
 
 
-def values(column: Any) -> Sequence[Any]:
+def values(column: Any) -> Values:
     """Return the Python value of each row of an Arrow array: a numpy array with a row each, or a list.
 
     Raises:
@@ -144,50 +156,50 @@ def values(column: Any) -> Sequence[Any]:
     """
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
-        flat = values(column.storage)
-        shape = tuple(kind.shape)
-        return (
-            [row if row is None else row.reshape(shape) for row in flat]
-            if column.null_count
-            else (np.asarray(flat).reshape(-1, *shape))
-        )
+        _refuse_nulls(column.storage.flatten())
+        return _with_nulls(column, column.drop_null().to_numpy_ndarray())
     if pa.types.is_dictionary(kind):
         return values(column.dictionary_decode())
     if pa.types.is_struct(kind):
-        parts = [values(part) for part in column.flatten()]
-        keys = [field.name for field in kind]
+        parts = {field.name: values(part) for field, part in zip(kind, column.flatten(), strict=True)}
         present = column.is_valid().to_pylist()
-        rows = ({key: part[row] for key, part in zip(keys, parts, strict=True)} for row in range(len(column)))
-        return [row if here else None for row, here in zip(rows, present, strict=True)]
+        return [{name: part[row] for name, part in parts.items()} if here else None for row, here in enumerate(present)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _lists(column)
     if _is_number(kind):
-        if not column.null_count:
-            return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-        present = column.is_valid().to_pylist()
-        filled = column.drop_null().to_numpy(zero_copy_only=False)
-        rest = iter(filled)
-        return [next(rest) if here else None for here in present]
+        return _with_nulls(column, column.drop_null().to_numpy(zero_copy_only=False))
     return column.to_pylist()  # type: ignore[no-any-return]
 
 
-def _lists(column: Any) -> Sequence[Any]:
+def _lists(column: Any) -> Values:
     inner = column.flatten()  # leaves out what lies under nulls
-    if inner.null_count and _is_number(inner.type):
-        raise ValueError("has a null inside a list of numbers, which no array can hold; fill the nulls first")
+    if _is_number(inner.type):
+        _refuse_nulls(inner)
     flat = values(inner)
     fixed = pa.types.is_fixed_size_list(column.type)
-    if fixed and not column.null_count and isinstance(flat, np.ndarray):
-        return flat.reshape(len(column), column.type.list_size, *flat.shape[1:])
-    present = column.is_valid().to_pylist()
+    if fixed and isinstance(flat, np.ndarray):
+        return _with_nulls(column, flat.reshape(-1, column.type.list_size, *flat.shape[1:]))
     sizes = [column.type.list_size] * len(column) if fixed else pc.list_value_length(column).to_pylist()
     rows: list[Any] = []
     start = 0
-    for here, size in zip(present, sizes, strict=True):
+    for here, size in zip(column.is_valid().to_pylist(), sizes, strict=True):
         end = start + size if here else start
         rows.append(flat[start:end] if here else None)
         start = end
     return rows
+
+
+def _with_nulls(column: Any, filled: NDArray[Any]) -> Values:
+    """Return the rows that are no nulls, with ``None`` for those that are."""
+    if not column.null_count:
+        return filled
+    rest = iter(filled)
+    return [next(rest) if here else None for here in column.is_valid().to_pylist()]
+
+
+def _refuse_nulls(inner: Any) -> None:
+    if inner.null_count:
+        raise ValueError("has a null inside a list of numbers, which no array can hold; fill the nulls first")
 
 
 def _is_number(kind: Any) -> bool:

@@ -79,20 +79,26 @@ class ParquetReader:
         files = source.files(self.paths)
         places = source.locate(files, self.key, names)
         wanted: dict[tuple[int, int], list[int]] = {}
-        for place in filter(None, places):
-            wanted.setdefault((place.file, place.group), []).append(place.row)
+        for found in filter(None, places):
+            wanted.setdefault((found.file, found.group), []).append(found.row)
         waiting = {group: len(rows) for group, rows in wanted.items()}
         held: dict[tuple[int, int], Rows] = {}
-        for name, place in zip(names, places, strict=True):
-            if place is None:
-                named = f"has {name!r} in the key column {self.key!r}" if self.key else f"is named {name!r}"
-                raise InputError(f"no row {named}", key=name)
-            group = (place.file, place.group)
-            if group not in held:
-                held[group] = fields.read_rows(
-                    files[place.file], place.group, wanted.pop(group), self.columns, self.key
-                )
-            yield Sample(name, held[group].files(place.row, name))
-            waiting[group] -= 1
-            if not waiting[group]:
-                del held[group]
+        with source.opener(files) as open_file:
+            for name, place in zip(names, places, strict=True):
+                if place is None:
+                    named = f"has {name!r} in the key column {self.key!r}" if self.key else f"is named {name!r}"
+                    raise InputError(f"no row {named}", key=name)
+                group = (place.file, place.group)
+                if group not in held:
+                    held[group] = fields.read_rows(
+                        open_file(place.file),
+                        place.group,
+                        wanted.pop(group),
+                        self.columns,
+                        self.key,
+                        file=files[place.file].path,
+                    )
+                yield Sample(name, held[group].files(place.row, name))
+                waiting[group] -= 1
+                if not waiting[group]:
+                    del held[group]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,6 +54,25 @@ class File:
         with self.open() as parquet:
             metadata = parquet.metadata
             return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+@contextlib.contextmanager
+def opener(files: Sequence[File]) -> Iterator[Callable[[int], Any]]:
+    """Give a function that opens a file by its number, and keeps it open until another one is asked for.
+
+    A footer is parsed as a whole each time a file is opened, however little of the file is read.
+    """
+    with contextlib.ExitStack() as stack:
+        kept: dict[int, Any] = {}
+
+        def open_file(number: int) -> Any:
+            if number not in kept:
+                stack.close()
+                kept.clear()
+                kept[number] = stack.enter_context(files[number].open())
+            return kept[number]
+
+        yield open_file
 
 
 class Place(NamedTuple):
