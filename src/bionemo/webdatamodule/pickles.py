@@ -1,28 +1,19 @@
 """The pickle codec: read pickles without running them, and write pickles that any Python reads fast.
 
-Reading is in four short files, each a rule book of its own: :mod:`~bionemo.webdatamodule.unpickler` (opcodes),
-:mod:`~bionemo.webdatamodule.safe_types` and :mod:`~bionemo.webdatamodule.safe_tensors` (what may be named and
-how it is checked) and this one (who decides).
-Writing is in :mod:`~bionemo.webdatamodule.canonical`.
+:mod:`bionemo.webdatamodule.pickling` has the parts, and says in which order to review them.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import io
-import operator
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from bionemo.webdatamodule.canonical import dumps
-from bionemo.webdatamodule.errors import ConfigError, DecodeError, RefusedPickleError
-from bionemo.webdatamodule.safe_types import TABLE, Global
-from bionemo.webdatamodule.unpickler import Machine
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from bionemo.webdatamodule.errors import ConfigError, DecodeError
+from bionemo.webdatamodule.pickling.canonical import dumps
+from bionemo.webdatamodule.pickling.machine import Machine
+from bionemo.webdatamodule.pickling.names import finder, ghost
 
 __all__ = ["Policy", "dumps", "loads", "recode"]
 
@@ -52,17 +43,12 @@ class Policy:
             raise ConfigError(f"allow_pickle takes a list of names: [{self.allow!r}], not {self.allow!r}")
         object.__setattr__(self, "allow", tuple(self.allow))
         for name in self.allow:
-            if not isinstance(name, str) or not all(part.isidentifier() for part in ("." + name).split(".")[1:]):
+            parts = name.split(".") if isinstance(name, str) else []
+            if len(parts) < 2 or not all(part.isidentifier() for part in parts):
                 raise ConfigError(f'allow_pickle takes names such as "pkg.mod.Class", not {name!r}')
-            if "." not in name:
-                raise ConfigError(f'allow_pickle needs the module too, as in "pkg.mod.Class", not {name!r}')
 
 
 _SAFE: Final = Policy()
-
-# Protocols 0 to 2 spell a few names as Python 2 did.
-_MODULES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_NAMES: Final = {("builtins", "xrange"): "range"}
 
 
 def loads(data: bytes | bytearray | memoryview, *, policy: Policy = _SAFE) -> Any:
@@ -84,7 +70,7 @@ def loads(data: bytes | bytearray | memoryview, *, policy: Policy = _SAFE) -> An
     if policy.pickles == "trusted":
         value, end = _load_trusted(view)
     else:
-        value, end = Machine(view, _finder(policy)).run()
+        value, end = Machine(view, finder(policy.allow)).run()
     if end != len(view):
         raise DecodeError(
             f"{len(view) - end} bytes follow the pickled object; "
@@ -102,46 +88,6 @@ def recode(data: bytes, *, policy: Policy) -> bytes:
     return dumps(loads(data, policy=policy))
 
 
-@functools.lru_cache(maxsize=8)
-def _finder(policy: Policy) -> Callable[[str, str], Any]:
-    allowed = frozenset(policy.allow)
-
-    @functools.lru_cache(maxsize=256)  # a stream asks for the same few names
-    def find(module: str, name: str) -> Any:
-        module = _MODULES.get(module, module)
-        name = _NAMES.get((module, name), name)
-        if f"{module}.{name}" in allowed:
-            return _allowed(module, name)
-        table = TABLE
-        if module == "torch" or module.startswith("torch."):
-            from bionemo.webdatamodule.safe_tensors import TABLE as table  # so that torch is imported for torch
-        try:
-            return table[module, name]
-        except KeyError:
-            raise RefusedPickleError(
-                f"the pickle names {module}.{name}, which the safe codec does not build; "
-                f'if you trust where the data come from, pass allow_pickle=["{module}.{name}"]'
-            ) from None
-
-    return find
-
-
-def _allowed(module: str, name: str) -> Global:
-    try:
-        real = operator.attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise _ghost(module, name, error) from error
-    new = functools.partial(real.__new__, real) if isinstance(real, type) else None
-    return Global(name=f"{module}.{name}", call=real, new=new, real=real, allowed=True)
-
-
-def _ghost(module: str, name: str, error: Exception) -> RefusedPickleError:
-    return RefusedPickleError(
-        f"the pickle needs {module}.{name}, which cannot be imported here ({error}); "
-        "install the package that it was written with"
-    )
-
-
 class _TrustingUnpickler(pickle.Unpickler):
     """Python's own, with the name in the error for a class that is not there."""
 
@@ -149,7 +95,7 @@ class _TrustingUnpickler(pickle.Unpickler):
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError) as error:
-            raise _ghost(module, name, error) from error
+            raise ghost(module, name, error) from error
 
 
 def _load_trusted(view: memoryview) -> tuple[Any, int]:

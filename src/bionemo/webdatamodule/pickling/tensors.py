@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from bionemo.webdatamodule.errors import RefusedPickleError
-from bionemo.webdatamodule.safe_types import Fresh, Global, check_shape, expect
-from bionemo.webdatamodule.unpickler import Machine
+from bionemo.webdatamodule.pickling.arrays import check_shape
+from bionemo.webdatamodule.pickling.checks import Fresh, Global, expect
+from bionemo.webdatamodule.pickling.machine import Machine
 
 # torch.serialization._legacy_save: these numbers and the system information come before the storage
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -64,7 +65,8 @@ class _Promise:
     numel: int
 
 
-def _find_storage(module: str, name: str) -> Any:
+def find_storage(module: str, name: str) -> _Kind:
+    """Return what a name inside the bytes of a storage stands for; nothing else may be named there."""
     if name == "UntypedStorage" and module in ("torch", "torch.storage"):
         return _Kind(None)
     if module == "torch" and name in _STORAGES:
@@ -93,10 +95,11 @@ def load_storage(data: Any) -> torch.storage.TypedStorage | torch.UntypedStorage
     """
     expect(type(data) is bytes, "a storage without data")
     view = memoryview(data)
+    machine = Machine(view, find_storage)
     position = 0
     parts = []
     for part in range(5):
-        machine = Machine(view, _find_storage, _promise if part == 3 else None)
+        machine.persistent = _promise if part == 3 else None
         value, position = machine.run(position)
         parts.append(value)
     magic, version, system, promise, keys = parts
@@ -138,8 +141,8 @@ def _rebuild(storage: Any, dtype: Any, view: tuple[Any, Any, Any], flags: tuple[
         expect(type(metadata) is dict and set(metadata) <= {"conj", "neg"}, "a tensor with unknown metadata")
         expect(all(type(bit) is bool for bit in metadata.values()), "a tensor with unknown metadata")
         expect(dtype.is_complex or not metadata.get("conj"), "a real tensor to conjugate")
-        torch._utils.set_tensor_metadata(tensor, metadata)
-    tensor._backward_hooks = hooks
+        torch._utils.set_tensor_metadata(tensor, metadata)  # noqa: SLF001  # as torch's own rebuild
+    tensor._backward_hooks = hooks  # noqa: SLF001  # as torch's own rebuild
     return tensor
 
 
@@ -148,7 +151,7 @@ def _rebuild_tensor_v2(
 ) -> torch.Tensor:
     expect(type(storage) is torch.storage.TypedStorage, "a tensor without a storage")
     view, flags = (offset, size, stride), (requires_grad, hooks, metadata)
-    return _rebuild(storage._untyped_storage, storage.dtype, view, flags)
+    return _rebuild(storage._untyped_storage, storage.dtype, view, flags)  # noqa: SLF001  # untyped() warns
 
 
 def _rebuild_tensor_v3(

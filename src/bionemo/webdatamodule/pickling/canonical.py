@@ -23,7 +23,7 @@ import pickle
 import sys
 from dataclasses import dataclass
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def dumps(value: Any) -> bytes:
 def _dump(pickler: type[_Pickler], value: Any, spans: _Spans) -> tuple[bytes, _Spans]:
     stream = io.BytesIO()
     reducer = _Reducer(spans)
-    instance = pickler(stream, protocol=PROTOCOL)
+    instance: Any = pickler(stream, protocol=PROTOCOL)
     instance.reducer_override = reducer
     instance.dump(value)
     return stream.getvalue(), reducer.shared()
@@ -133,7 +133,7 @@ class _Reducer:
         state = ((True, None, None),) if tensor.requires_grad else ()  # see torch.Tensor.__setstate__
         tensor = tensor.detach().resolve_conj().resolve_neg()  # bits that numpy does not know
         if tensor.numel():
-            low = tensor.storage_offset()
+            low = int(tensor.storage_offset())
             high = low + 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
             key = (tensor.untyped_storage().data_ptr(), tensor.dtype)
             for start, stop in self.spans.get(key, ()):
@@ -179,7 +179,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and tensor.device.type == "cpu"
         and not (tensor.is_quantized or tensor.is_nested)
         and not tensor.__dict__  # attributes that a user gave it, which torch pickles too
-        and not tensor._backward_hooks
+        and not tensor._backward_hooks  # noqa: SLF001  # as torch's own reduction looks
     )
 
 
@@ -212,34 +212,33 @@ def _reduce_array(array: np.ndarray[Any, Any]) -> Any:
     buffer = array.view(np.int64) if dtype.kind in "mM" else array  # times have no buffer of their own
     if not array.flags.writeable:
         buffer = buffer.copy()  # a read-only buffer would be written as bytes and come back read-only
-    return np.ndarray, (array.shape, dtype.str, pickle.PickleBuffer(buffer))
+    return np.ndarray, (array.shape, dtype.str, pickle.PickleBuffer(buffer.data))
 
 
 class _QuickPickler(pickle.Pickler):
-    """The standard pickler in C."""
+    """The standard pickler in C; a subclass, because only those take a reducer."""
 
 
-class _CarefulPickler(pickle._Pickler):
+_PythonPickler: Any = pickle._Pickler  # noqa: SLF001  # the documented C one, in Python
+
+
+class _CarefulPickler(_PythonPickler):  # type: ignore[misc]
     """The standard pickler in Python, ten times slower, with sets in an order that every process agrees on."""
-
-    dispatch = dict(pickle._Pickler.dispatch)
 
     def save_sorted(self, items: Any) -> None:
         """Write a set or frozenset in the order of its elements' pickles."""
-        ordered = sorted(items, key=dumps)
-        write, frozen = self.write, type(items) is frozenset
+        frozen = type(items) is frozenset
         if not frozen:
-            write(pickle.EMPTY_SET)
+            self.write(pickle.EMPTY_SET)
             self.memoize(items)
-        write(pickle.MARK)
-        for item in ordered:
+        self.write(pickle.MARK)
+        for item in sorted(items, key=dumps):
             self.save(item)
-        write(pickle.FROZENSET if frozen else pickle.ADDITEMS)
+        self.write(pickle.FROZENSET if frozen else pickle.ADDITEMS)
         if frozen:
             self.memoize(items)
 
-    dispatch[set] = save_sorted
-    dispatch[frozenset] = save_sorted
+    dispatch: ClassVar = {**_PythonPickler.dispatch, set: save_sorted, frozenset: save_sorted}
 
 
 _Pickler: TypeAlias = "_QuickPickler | _CarefulPickler"

@@ -1,0 +1,8 @@
+"""The parts of the pickle codec; :mod:`bionemo.webdatamodule.pickles` and ``templates`` are its two doors.
+
+Reading, in the order in which to review it: ``checks`` (tokens and limits), ``machine`` and ``opcodes`` (how a pickle
+is followed), ``python_types``, ``arrays`` and ``tensors`` (what it may name).
+Writing: ``canonical``.
+Reading many of one kind: ``programs`` and ``tracing`` (what a pickle does, as a tree), ``holes`` and ``builders``
+(the tree as a template).
+"""
