@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bionemo.webdatamodule.epochs.permute import Ids, Permutation, key
+from bionemo.webdatamodule.epochs.permute import Ids, Permutation, groups, key
 
 
 class BlockPermutation:
@@ -46,8 +46,7 @@ class BlockPermutation:
         """
         found = np.empty_like(places)
         windows = np.searchsorted(self._windows, places, side="right") - 1
-        for number in np.unique(windows).tolist():
-            here = windows == number
+        for number, here in groups(windows):
             start = int(self._windows[number])
             found[here] = self._within(number)(places[here] - start) + start
         shards = np.searchsorted(self._places, found, side="right") - 1

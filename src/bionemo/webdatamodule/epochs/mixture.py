@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from bionemo.webdatamodule.epochs.permute import Ids, Permutation, key
+from bionemo.webdatamodule.epochs.permute import Ids, Permutation, groups, key
 from bionemo.webdatamodule.errors import PlanError
 
 _BLOCK = 256  # positions that hold the sources in exact proportion; small enough to be worked out on every entry
@@ -63,8 +63,7 @@ def draws(counts: tuple[int, ...], places: Ids, seed: str) -> tuple[Ids, Ids]:
     """
     sources, numbers = np.empty_like(places), np.empty_like(places)
     blocks = places // _BLOCK
-    for block in np.unique(blocks).tolist():
-        here = blocks == block
+    for block, here in groups(blocks):
         inside = places[here] - block * _BLOCK
         block_sources, block_draws = _block(counts, block, seed)
         sources[here], numbers[here] = block_sources[inside], block_draws[inside]

@@ -11,7 +11,7 @@ import numpy as np
 
 from bionemo.webdatamodule.epochs.blocks import BlockPermutation
 from bionemo.webdatamodule.epochs.mixture import apportion, draws
-from bionemo.webdatamodule.epochs.permute import Ids, Permutation, key
+from bionemo.webdatamodule.epochs.permute import Ids, Permutation, groups, key
 from bionemo.webdatamodule.errors import PlanError
 
 _Pass: TypeAlias = Callable[[Ids], Ids]
@@ -105,12 +105,8 @@ class Order:
             return places % self.n_samples
         if not self._counts:
             return self._walk(-1, epoch * self.n_samples, places)
-        later = places // self.n_samples
-        if not later.any():
-            return self._drawn(epoch, places)
         found = np.empty_like(places)
-        for ahead in np.unique(later).tolist():
-            here = later == ahead
+        for ahead, here in groups(places // self.n_samples):
             found[here] = self._drawn(epoch + ahead, places[here] - ahead * self.n_samples)
         return found
 
@@ -130,14 +126,9 @@ class Order:
         length = sum(source.samples for source in self.sources) if number < 0 else self.sources[number].samples
         passed, inside = divmod(first, length)
         places = places + inside
-        low, high = int(places.min(initial=length)) // length, int(places.max(initial=0)) // length
-        if low >= high:
-            return self._pass(number, passed + high)(places - high * length)
         found = np.empty_like(places)
-        for ahead in range(low, high + 1):
-            here = np.flatnonzero(places // length == ahead)
-            if here.size:
-                found[here] = self._pass(number, passed + ahead)(places[here] - ahead * length)
+        for ahead, here in groups(places // length):
+            found[here] = self._pass(number, passed + ahead)(places[here] - ahead * length)
         return found
 
     def _pass(self, number: int, passed: int) -> _Pass:

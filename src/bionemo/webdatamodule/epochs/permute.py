@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -28,6 +29,24 @@ def key(*parts: int | str) -> bytes:
     """
     words = "/".join(f"{type(part).__name__[0]}{part}" for part in parts)
     return hashlib.blake2b(words.encode(), digest_size=8 * _ROUNDS, person=b"webdatamodule").digest()
+
+
+def groups(numbers: Ids) -> Iterator[tuple[int, Ids | slice]]:
+    """Yield each number that occurs, and where: an index for arrays as long as ``numbers``.
+
+    Args:
+        numbers: (k,) int64, such as the window or the pass that each of k places is in.
+    """
+    if not numbers.size:
+        return
+    low, high = int(numbers.min()), int(numbers.max())
+    if low == high:  # the usual case: a share lies in one window, one pass
+        yield low, slice(None)
+        return
+    order = np.argsort(numbers, kind="stable")
+    steps = np.flatnonzero(np.diff(numbers[order])) + 1
+    for here in np.split(order, steps):
+        yield int(numbers[here[0]]), here
 
 
 class Permutation:

@@ -102,6 +102,20 @@ def chunks(batches: int, worker: int, workers: int, *, length: int = 1) -> Itera
         yield range(first, min(first + length, batches))
 
 
+def chunk_length(batches: int, share: int, workers: int) -> int:
+    """Return how many batches a worker should bring at a time.
+
+    Enough for about 256 samples, since every hand-over between processes has its price,
+    but so few that each worker gets about four turns or more, so that none is idle in a short epoch.
+
+    Args:
+        batches: Batches of this rank.
+        share: Samples of a batch of this rank.
+        workers: Number of workers; 0, for none, counts as one.
+    """
+    return max(1, min(256 // max(1, share), batches // (4 * max(1, workers))))
+
+
 def chunk_of(batch: int, workers: int, *, length: int = 1) -> tuple[int, int, int]:
     """Return who brings a batch: the worker, the number of the chunk among its own, and the place within.
 
