@@ -156,7 +156,8 @@ def webdatamodule_executors() -> Iterable[Executor]:
     """Register engines that run conversion tasks.
 
     Called once, when an executor is first looked up by name.
-    The working object is a context manager that gives a standard ``concurrent.futures.Executor``::
+    The working object is a context manager that gives a standard ``concurrent.futures.Executor``.
+    It is entered for each conversion, and it pickles while it is not entered, as the data module that holds it does::
 
         from collections.abc import Iterable
         from concurrent.futures import ThreadPoolExecutor
@@ -164,12 +165,21 @@ def webdatamodule_executors() -> Iterable[Executor]:
         from bionemo.webdatamodule import Executor, hookimpl
 
 
-        def threads(*, workers: int = 4) -> ThreadPoolExecutor:
-            return ThreadPoolExecutor(workers)
+        class Threads:
+            def __init__(self, *, workers: int = 4) -> None:
+                self.workers = workers
+
+            def __enter__(self) -> ThreadPoolExecutor:
+                self.pool = ThreadPoolExecutor(self.workers)
+                return self.pool
+
+            def __exit__(self, *error: object) -> None:
+                self.pool.shutdown()
+                del self.pool
 
 
         @hookimpl
         def webdatamodule_executors() -> Iterable[Executor]:
-            yield Executor(name="threads", summary="threads of this process", factory=threads)
+            yield Executor(name="threads", summary="threads of this process", factory=Threads)
     """
     return ()
