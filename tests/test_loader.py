@@ -8,8 +8,9 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader
 
+from bionemo.webdatamodule.default_plugins.batching import Batch
 from bionemo.webdatamodule.default_plugins.loaders import WebLoader
-from bionemo.webdatamodule.default_plugins.stages import Batch, Untuple
+from bionemo.webdatamodule.default_plugins.stages import Untuple
 from bionemo.webdatamodule.epochs import context
 from bionemo.webdatamodule.epochs.dataset import PlannedDataset, Topology
 from bionemo.webdatamodule.epochs.loader import PlannedLoader

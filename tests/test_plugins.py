@@ -255,7 +255,7 @@ def test_references_by_name_take_three_forms():
     [
         (Use("shuffle"), r"the stage 'shuffle' takes .*size.*: missing a required argument: 'size'"),
         (Use("shuffle", siz=1), "the stage 'shuffle' takes"),
-        (Use("shuffle", size=0), "size is a whole number of at least 1, not 0"),
+        (Use("shuffle", size=0), "size is at least 1, not 0"),
         ({"nam": "shuffle"}, "a component is given as"),
         (3, "a stage is a name, a Use or a callable, not 3"),
     ],

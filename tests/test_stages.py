@@ -4,6 +4,7 @@ import collections
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,3 +197,22 @@ def test_random_numbers_depend_on_the_place_alone():
     assert numbers == Context(order="global", seed=1, epoch=2, first=3, rank=5, worker=1).rng("x").random()
     assert numbers != Context(order="global", seed=1, epoch=2, first=4).rng("x").random()
     assert 0.07087704077866552 == Context().rng("pinned").random()
+
+
+def test_padding_fills_up_to_the_longest():
+    """`collate="pad"` collates tensors and arrays of different lengths, wherever they lie in a sample."""
+    samples = [{"tokens": torch.arange(n), "label": n, "pair": (torch.tensor(n), np.ones((n, 2)))} for n in (1, 3)]
+    [batch] = run(samples, stage("batch", size=2, collate="pad"))
+
+    assert [[0, 0, 0], [0, 1, 2]] == batch["tokens"].tolist()
+    assert [1, 3] == batch["label"].tolist() == batch["pair"][0].tolist()
+    assert (2, 3, 2) == tuple(batch["pair"][1].shape)
+
+
+def test_batches_by_size_of_a_stream_keep_the_limit():
+    """In shards order samples of like size are joined; none is lost and no batch is too large."""
+    samples = [{"x": torch.zeros(1 + (7 * i) % 13)} for i in range(60)]
+    batches = run(samples, stage("batch_by_size", size="x", max_total=30, window=20))
+
+    assert 60 == sum(len(batch["x"]) for batch in batches)
+    assert all(batch["x"].numel() <= 30 for batch in batches)

@@ -7,8 +7,9 @@ import pytest
 import torch
 import webdataset as wds
 
+from bionemo.webdatamodule.default_plugins.batching import Batch
 from bionemo.webdatamodule.default_plugins.loaders import WebLoader
-from bionemo.webdatamodule.default_plugins.stages import Batch, Shuffle, Untuple
+from bionemo.webdatamodule.default_plugins.stages import Shuffle, Untuple
 from bionemo.webdatamodule.epochs.dataset import Item, Topology
 from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset, StreamLoader, interleave

@@ -7,7 +7,7 @@ import pytest
 import torch
 import webdataset as wds
 
-from bionemo.webdatamodule import Split, Use, WebDataModule
+from bionemo.webdatamodule import PickledDataWDS, Split, Use, WebDataModule
 from bionemo.webdatamodule.errors import (
     ConfigError,
     DataWarning,
@@ -387,3 +387,51 @@ def test_foreign_shards_are_read_alike(tmp_path, shards):
     assert [(f"k{i}", float(i)) for i in range(10)] == [
         pair for keys_, values in data.val_dataloader() for pair in zip(keys_, values.flatten().tolist(), strict=True)
     ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_batches_by_size_take_equal_steps_and_every_sample_once(tmp_path, monkeypatch, workers, ranks):
+    """The plan follows the stored sizes: limited batches, equal steps, exact resume."""
+    directory = tmp_path / "proteins"
+    directory.mkdir()
+    names = [f"p{i:02d}" for i in range(50)]
+    for i, name in enumerate(names):
+        (directory / f"{name}.tokens.pyd").write_bytes(pickle.dumps(torch.full((1 + (7 * i) % 13,), i)))
+    PickledDataWDS(
+        directory, "tokens.pyd", {"train": names}, f"{tmp_path}/", 1, n_tars_wds=3, executor="serial"
+    ).prepare_data()
+    seen, lengths = [], set()
+    for rank in range(ranks):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        data = WebDataModule(
+            {"train": f"{tmp_path}/train"},
+            None,
+            "tokens.pyd",
+            1,
+            kwargs_wld={"train": {"num_workers": workers}},
+            pipeline_prebatch_wld={"train": Use("batch_by_size", size="tokens.pyd", max_total=26)},
+        )
+        data.setup("fit")
+        loader = data.train_dataloader()
+        iterator = iter(loader)
+        first = [next(iterator), next(iterator)]
+        again = WebDataModule(
+            {"train": f"{tmp_path}/train"},
+            None,
+            "tokens.pyd",
+            1,
+            pipeline_prebatch_wld={"train": Use("batch_by_size", size=len, max_total=26)},
+        )
+        again.setup("fit")
+        resumed = again.train_dataloader()
+        resumed.load_state_dict(loader.state_dict())
+        batches = first + list(resumed)
+        lengths.add((len(batches), len(loader)))
+        seen += [int(row.max()) for batch in batches for row in batch]
+
+        assert all(batch.numel() <= 26 for batch in batches)
+    assert list(range(50)) == sorted(seen)
+    assert 1 == len(lengths)
+    assert 1 == len(set(lengths.pop()))

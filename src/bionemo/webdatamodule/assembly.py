@@ -10,17 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import default_convert
 from webdataset.shardlists import split_by_node, split_by_worker
 
 from bionemo.webdatamodule.components import Loader, LoaderFunction
-from bionemo.webdatamodule.default_plugins.stages import Batch, Untuple
+from bionemo.webdatamodule.default_plugins.batching import Batch, BatchBySize, size_of
+from bionemo.webdatamodule.default_plugins.stages import Untuple
 from bionemo.webdatamodule.epochs.clock import Clock, EvaluationClock, TrainerClock
 from bionemo.webdatamodule.epochs.dataset import PlannedDataset, Topology
 from bionemo.webdatamodule.epochs.loader import PlannedLoader
 from bionemo.webdatamodule.epochs.plan import Cursor, EpochPlan, Plan
 from bionemo.webdatamodule.epochs.plan import Source as PlanSource
+from bionemo.webdatamodule.epochs.sized import SizedPlan
 from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset, StreamLoader
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
 from bionemo.webdatamodule.pickles import Policy
@@ -223,7 +226,7 @@ def _planned(
     settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
 ) -> PlannedDataset:
     training = split.split == "train"
-    plan = _plan(settings, split, sets, training=training)
+    plan = _plan(settings, split, sets, reader, training=training)
     plan.check(topology.world_size)
     worker_stages, collate, untuple = _worker_stages(settings, split)
     share = max(1, settings.global_batch_size // topology.world_size)
@@ -270,10 +273,14 @@ def _stream(
     )
 
 
-def _plan(settings: Settings, split: SplitSettings, sets: Sequence[ShardSet], *, training: bool) -> EpochPlan:
+def _plan(
+    settings: Settings, split: SplitSettings, sets: Sequence[ShardSet], reader: SampleReader, *, training: bool
+) -> EpochPlan:
     available = sum(found.n_samples for found in sets)
     if not available:
         raise PlanError(f"{split.sources[0].directory} holds no sample", split=split.split)
+    if (stage := _sized(split)) is not None:
+        return _sized_plan(settings, split, stage, reader, training=training)
     if not training and split.n_samples is not None and split.n_samples < available:
         warnings.warn(
             f"{split.split}: n_samples is {split.n_samples}, so {available - split.n_samples} of {available} samples "
@@ -295,12 +302,42 @@ def _plan(settings: Settings, split: SplitSettings, sets: Sequence[ShardSet], *,
         raise error.located(split=split.split) from error.__cause__
 
 
+def _sized_plan(
+    settings: Settings, split: SplitSettings, stage: BatchBySize, reader: SampleReader, *, training: bool
+) -> SizedPlan:
+    if split.n_samples not in (None, reader.n_samples) or any(source.weight is not None for source in split.sources):
+        raise ConfigError("batch_by_size takes every sample once an epoch, without n_samples or weights")
+    suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
+    measure = stage.size if callable(stage.size) else size_of
+    fields = SampleReader(reader.sets, suffixes, policy=settings.policy, check="never", split=split.split)
+    sizes = np.empty(fields.n_samples, dtype=np.int64)
+    for first in range(0, len(sizes), 1024):
+        samples = fields.read(np.arange(first, min(first + 1024, len(sizes))))
+        sizes[first : first + 1024] = [measure(sample if len(suffixes) > 1 else sample[0]) for sample in samples]
+    return SizedPlan(
+        sizes=sizes,
+        max_total=stage.max_total,
+        max_samples=stage.max_samples,
+        width=stage.width,
+        oversize=stage.oversize,
+        seed=settings.seed,
+        shuffle=training,
+    )
+
+
+def _sized(split: SplitSettings) -> BatchBySize | None:
+    first = split.loader_stages[0] if split.loader_stages else None
+    return first if isinstance(first, BatchBySize) else None
+
+
 def _worker_stages(settings: Settings, split: SplitSettings) -> tuple[tuple[Any, ...], bool, bool]:
     """Return the stages of workers in global order, whether they only batch, and whether they untuple first."""
     stages = _stages(settings, split)
     choice = split.loader
     if choice.batch_size is not None:
         return (*stages, _worker_batch(split)), False, False
+    if (sized := _sized(split)) is not None and len(split.loader_stages or ()) == 1:
+        return (*stages, sized), False, False
     if _loader_stages(split) is not None:
         return (*stages, Convert(function=choice.collate or default_convert)), False, False
     if stages in ((), (Untuple(),)):
@@ -316,7 +353,8 @@ def _stages(settings: Settings, split: SplitSettings) -> tuple[Any, ...]:
 
 def _loader_stages(split: SplitSettings) -> tuple[Any, ...] | None:
     """Return the stages behind the loader, or ``None`` where they would only make the default batch."""
-    return None if split.loader_stages in (None, (Batch(),)) else split.loader_stages
+    by_worker = split.loader_stages in (None, (Batch(),)) or (_sized(split) and len(split.loader_stages or ()) == 1)
+    return None if by_worker and split.order == "global" else split.loader_stages
 
 
 def _worker_batch(split: SplitSettings) -> Batch:

@@ -12,7 +12,13 @@ from bionemo.webdatamodule.errors import WebDataModuleError
 
 COMMANDS = {
     "plan": "show who would read what in a run",
+    "demo": "convert real cells to shards, train a classifier on them, and say what it learnt",
+    "convert": "write samples of any source format to tar shards",
+    "info": "say what a directory of shards holds",
+    "verify": "compare shards with what their manifest says",
+    "plan": "say which rank and worker reads what, before a run",
     "plugins": "list installed plugins and what they offer",
+    "new-plugin": "write a plugin package to begin with",
     "new-plugin": "write the package of a new plugin, ready to install and to change",
 }
 """Subcommands and their one-line help, in the order of a data set's life."""

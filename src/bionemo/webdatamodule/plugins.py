@@ -37,7 +37,7 @@ HOOKS: Mapping[str, type[Component]] = {
 
 DEFAULT_PLUGINS = tuple(
     f"bionemo.webdatamodule.default_plugins.{module}"
-    for module in ("executors", "keys", "loaders", "pickles", "stages")
+    for module in ("batching", "executors", "keys", "loaders", "pickles", "stages")
 )
 """The modules of the default plugins. The names they register are reserved."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent import futures
 from multiprocessing import connection
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from bionemo.webdatamodule.components import Executor
 from bionemo.webdatamodule.errors import ConfigError
@@ -33,6 +33,12 @@ class Processes:
 
     Raises:
         ConfigError: If ``workers`` is no positive number or there is no such start method.
+    """
+
+    stops_at_once: ClassVar[bool] = True
+    """Whoever leaves the ``with`` block by an exception need not cancel tasks before.
+
+    The standard pool (up to Python 3.12) stumbles over cancelled tasks when its workers are stopped.
     """
 
     def __init__(self, *, workers: int | None = None, start_method: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Default stages: the pipeline steps that most data sets need."""
+"""Default stages for single samples: the pipeline steps that most data sets need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.epochs import context
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
+from bionemo.webdatamodule.settings import whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class Shuffle:
     initial: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least_one("size", self.size)
+        whole_number("size", self.size, least=1)
         if self.initial is not None:
-            _at_least_one("initial", self.initial)
+            whole_number("initial", self.initial, least=1)
 
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the samples in another order."""
@@ -70,49 +71,6 @@ class Shuffle:
             chosen = pick(len(buffer))
             buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
             yield buffer.pop()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Join samples into batches.
-
-    Args:
-        size: Samples in a batch. By default, in global order, the planned share of this rank;
-            in shards order ``global_batch_size // world_size``.
-        collate: What makes a batch of a list of samples: ``"default"`` for torch's ``default_collate``,
-            ``"list"`` for the list itself, or any function of a list.
-        partial: Pass on a last batch that is smaller.
-    """
-
-    size: int | None = None
-    collate: str | Callable[[list[Any]], Any] = "default"
-    partial: bool = True
-
-    def __post_init__(self) -> None:
-        if self.size is not None:
-            _at_least_one("size", self.size)
-        if self.collate not in ("default", "list") and not callable(self.collate):
-            raise ConfigError(f"collate is 'default', 'list' or a function, not {self.collate!r}")
-
-    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
-        """Yield the batches."""
-        size = self.size or context.current().batch_size
-        return self._batches(samples, size)
-
-    def _batches(self, samples: Iterator[Any], size: int | None) -> Iterator[Any]:
-        collate = _collate(self.collate)
-        while batch := list(itertools.islice(samples, size)):
-            if size is None or len(batch) == size or self.partial:
-                yield collate(batch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unbatch:
-    """Turn each batch, any iterable, back into its samples."""
-
-    def __call__(self, samples: Iterator[Iterable[Any]]) -> Iterator[Any]:
-        """Yield the samples of the batches."""
-        return itertools.chain.from_iterable(samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,16 +155,6 @@ class Named:
             yield dict(zip(names, sample, strict=True))
 
 
-def _collate(collate: str | Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    if collate == "list":
-        return list
-    if collate == "default":
-        from torch.utils.data import default_collate
-
-        return default_collate
-    return collate  # type: ignore[return-value]  # checked in Batch
-
-
 def _function(argument: str, given: Callable[[Any], Any] | str) -> Callable[[Any], Any]:
     """Return a function that was given as itself or by its import path, as configuration files do."""
     if callable(given):
@@ -223,18 +171,11 @@ def _function(argument: str, given: Callable[[Any], Any] | str) -> Callable[[Any
     return found  # type: ignore[no-any-return]
 
 
-def _at_least_one(argument: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{argument} is a whole number of at least 1, not {value!r}")
-
-
 @hookimpl
 def webdatamodule_stages() -> Iterable[Stage]:
     """Register the default stages."""
     yield Stage(name="untuple", summary="1-tuples become their only value", factory=Untuple, one_to_one=True)
     yield Stage(name="shuffle", summary="shuffle a stream through a buffer (shards order)", factory=Shuffle)
-    yield Stage(name="batch", summary="join samples into batches", factory=Batch)
-    yield Stage(name="unbatch", summary="turn batches back into samples", factory=Unbatch)
     yield Stage(name="map", summary="apply a function to each sample", factory=Map, one_to_one=True)
     yield Stage(name="map_tuple", summary="apply a function to each value", factory=MapTuple, one_to_one=True)
     yield Stage(name="select", summary="keep the samples that a function likes", factory=Select)

@@ -1,0 +1,96 @@
+"""Two real ranks with gloo, killed and resumed on other topologies; each run is processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("train.py")
+
+
+@pytest.fixture
+def train(tmp_path, shards):
+    """Return a function that runs the training script and returns each rank's notes."""
+
+    def train(name, *, expect=0, **config):
+        config = {"shards": shards, "out": f"{tmp_path}/{name}", "checkpoints": f"{tmp_path}/checkpoints", **config}
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), json.dumps(config)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert expect in (None, done.returncode), done.stderr[-3000:]
+        ranks = sorted(tmp_path.glob(f"{name}.rank*"))
+        return [[json.loads(line) for line in path.read_text().splitlines()] for path in ranks]
+
+    return train
+
+
+def steps(ranks, what="train"):
+    """Return the global batches: the keys of all ranks, side by side, for each step."""
+    per_rank = [[note for note in notes if note[0] == what] for notes in ranks]
+    assert len({len(notes) for notes in per_rank}) == 1, "ranks took different numbers of steps"
+    return [(notes[0][1], notes[0][2], sum((note[3] for note in notes), [])) for notes in zip(*per_rank, strict=True)]
+
+
+def test_two_ranks_take_equal_steps_and_see_the_batches_of_one(train):
+    """Fit on two ranks with two workers each gives the global batches of one rank without, and exact validation."""
+    one, two = train("one"), train("two", ranks=2, workers=2)
+
+    assert steps(one) == steps(two)
+    assert [20, 20] == [sum(note[0] == "train" for note in notes) for notes in two]
+    assert sorted(key for *_, keys in steps(one, "val") for key in keys) == sorted(
+        key for *_, keys in steps(two, "val") for key in keys
+    )
+
+
+def test_a_metric_of_two_ranks_is_that_of_one(train, tmp_path):
+    """Validation on two ranks, logged as documented, gives the true mean of uneven shares."""
+    train("metric", ranks=2, validate=True)
+
+    assert "5.0" == Path(f"{tmp_path}/metric.metric").read_text()
+
+
+@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 0)), ((1, 1), (2, 1))], ids=["2 to 1", "1 to 2"])
+def test_a_killed_run_goes_on_with_other_ranks_and_workers(train, tmp_path, before, after):
+    """After SIGKILL between checkpoints, the run on another topology repeats from the checkpoint, exactly."""
+    whole = steps(train("whole"))
+    train("killed", expect=None, ranks=before[0], workers=before[1], kill_at=[1, 4])
+    rest = steps(train("rest", ranks=after[0], workers=after[1], ckpt_path=f"{tmp_path}/checkpoints/last.ckpt"))
+
+    assert whole[12:] == rest
+
+
+def test_a_terminated_run_goes_on(train, tmp_path):
+    """After SIGTERM, saved by the checkpoint callback, no step is lost and none comes twice."""
+    whole = steps(train("whole"))
+    before = steps(train("stopped", expect=None, signal_at=[0, 4]))
+    [path] = [path for path in Path(f"{tmp_path}/checkpoints").glob("*.ckpt") if "exception" in path.name] or [None]
+    rest = steps(train("rest", workers=2, ckpt_path=str(path)))
+
+    assert whole == before + rest
+
+
+def test_bad_data_end_every_rank_with_the_same_words(tmp_path, shards):
+    """More ranks than samples of a global batch is an error on every rank, not a hang."""
+    config = {"shards": shards, "out": f"{tmp_path}/x", "checkpoints": f"{tmp_path}/c", "ranks": 2, "size": 1}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), json.dumps(config)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+    assert 0 != done.returncode
+    assert "a global batch of 1 samples cannot serve 2 ranks" in done.stderr
+    assert signal.SIGKILL != -done.returncode
