@@ -113,6 +113,17 @@ def test_impossible_plans_and_arguments_end_with_an_error(shards, capsys):
         main(["plan", directory, "--global-batch", "0"])
 
 
+def test_evaluation_is_read_in_order(shards, capsys):
+    """With --evaluation nothing is shuffled, and the first ids are the first of the data set."""
+    assert 0 == main(["plan", shards("val", 20), "--global-batch", "4", "--evaluation"])
+    printed = capsys.readouterr().out.splitlines()
+
+    assert "mixing            none" in printed
+    assert ["0     5        20       4           4            0 1 2 3 …"] == [li for li in printed if "0 1 2 3" in li][
+        :1
+    ]
+
+
 def test_another_prefix_can_be_chosen(shards, capsys):
     """Shards of another prefix are read when it is given."""
     directory = shards("train", 4, 5, prefix="mine")

@@ -9,7 +9,7 @@ import tracemalloc
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from bionemo.webdatamodule.epochs.cursor import VERSION, Cursor
 from bionemo.webdatamodule.epochs.plan import EpochPlan, Plan, Source
@@ -137,6 +137,7 @@ def test_changes_in_a_row_cover_the_epoch():
         assert len(seen) > 101 - 15
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 10**12),
     size=st.integers(1, 10**6),

@@ -5,7 +5,7 @@ import random
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from bionemo.webdatamodule.epochs.by_size import divide_last
 from bionemo.webdatamodule.epochs.cursor import Cursor
@@ -170,6 +170,7 @@ def test_too_few_samples_for_the_ranks_are_refused():
         plan.share(0, 1, 0, 4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 20))
 def test_division_at_the_end_keeps_the_beginning(sizes, ranks):
     """Dividing adds edges and removes none, from the end on, until the count divides."""
@@ -209,6 +210,7 @@ def test_shares_are_those_asked_one_by_one():
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 60), max_size=200),
     st.integers(60, 300),

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         report = report_global(
             plan, ranks=args.ranks, workers=args.workers, accumulate=args.accumulate, epoch=args.epoch
         )
-        report["mixing"] = round(picture.window_mixing(shards, args.block), 3) if plan.shuffle else 0.0
+        report["mixing"] = round(picture.window_mixing(shards, args.block), 3) if plan.shuffle else None
         if args.plot:
             picture.draw(plan, shards, epoch=args.epoch).savefig(args.plot)
     report["sources"] = [
@@ -121,9 +121,8 @@ def _print_steps(report: dict[str, Any]) -> None:
     print(f"optimizer steps   {report['optimizer_steps']:,}, accumulating {report['accumulate']}")
     if "mixing" in report:
         how = f"windows of {report['block']} shards" if report["block"] else "all samples together"
-        print(
-            f"mixing            {report['mixing']:.2f} of a full shuffle ({how})" if report["mixing"] else "unshuffled"
-        )
+        mixed = "none" if report["mixing"] is None else f"{report['mixing']:.2f} of a full shuffle ({how})"
+        print(f"mixing            {mixed}")
     for number, source in enumerate(report.get("mixture", ())):
         print(f"source {number:<11}{source['drawn']:,} samples an epoch, {source['passes']:.3g} times through it")
 
