@@ -14,7 +14,7 @@ Ids: TypeAlias = NDArray[np.int64]
 
 _ROUNDS = 6
 _TABLE = 4096  # up to here a sorted table is as quick to make as a few batches, and free of any bias
-_SCALAR = 16  # up to here plain integers are quicker than numpy's call overhead
+_SCALAR = 8  # up to here plain integers are quicker than numpy's call overhead
 _LONGEST = 1 << 62
 _MASK = (1 << 64) - 1
 _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so no bit is lost, and of good avalanche
@@ -63,7 +63,7 @@ class Permutation:
         key: 48 bytes from :func:`key`; another key gives another order.
     """
 
-    __slots__ = ("_columns", "_keys", "_rows", "_table", "n")
+    __slots__ = ("_columns", "_keys", "_pairs", "_rows", "_table", "n")
 
     def __init__(self, n: int, key: bytes) -> None:
         if not 1 <= n <= _LONGEST:
@@ -72,6 +72,7 @@ class Permutation:
         self._rows = math.isqrt(n - 1) + 1
         self._columns = -(-n // self._rows)
         self._keys = tuple(int.from_bytes(key[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS))
+        self._pairs = tuple(zip(self._keys[::2], self._keys[1::2], strict=True))
         self._table = _sorted_by_hash(n, *self._keys[:2]) if n <= _TABLE else None
 
     def at(self, place: int) -> int:
@@ -81,7 +82,7 @@ class Permutation:
         rows, columns = self._rows, self._columns
         while True:
             row, column = divmod(place, columns)
-            for even, odd in zip(self._keys[::2], self._keys[1::2], strict=True):
+            for even, odd in self._pairs:
                 row = (row + _hash(column, even, rows)) % rows
                 column = (column + _hash(row, odd, columns)) % columns
             place = row * columns + column

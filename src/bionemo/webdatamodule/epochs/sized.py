@@ -165,11 +165,11 @@ class SizedPlan:
 
     def _batches(self, epoch: int) -> tuple[Ids, ...]:
         """Return the numbers of an epoch's batches as they come, and the places of the epoch where they begin."""
-        numbers = np.arange(len(self._cuts) - 1)
-        if not self.shuffle:
-            return numbers, self._cuts
+        epoch = epoch if self.shuffle else -1
         if (epoch,) not in self._kept:
-            numbers = _permutation(len(numbers), self.seed, epoch, -1)(numbers)
+            numbers = np.arange(len(self._cuts) - 1)
+            if self.shuffle:
+                numbers = _permutation(len(numbers), self.seed, epoch, -1)(numbers)
             self._keep((epoch,), numbers, np.append(0, np.cumsum(np.diff(self._cuts)[numbers])))
         return self._kept[epoch,]
 
