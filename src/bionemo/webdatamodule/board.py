@@ -8,9 +8,7 @@ import signal
 import struct
 import time
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import Any
 
 RECORD = 512  # bytes a worker: two numbers, then text
 _HEAD = struct.Struct("<diH")  # when the text was written, the descriptor for stacks, the length of the text
@@ -42,17 +40,20 @@ class Board:
     """
 
     def __init__(self, num_workers: int) -> None:
-        self._records: Any = RawArray("c", num_workers * RECORD)
+        import torch
+
+        # Not multiprocessing's own shared arrays: their heap grows and keeps its descriptors.
+        self._records = torch.zeros(num_workers, RECORD, dtype=torch.uint8).share_memory_()
 
     def write(self, worker: int, text: str, stacks_fd: int) -> None:
         """Say what a worker is doing; text that does not fit is cut."""
         data = text.encode(errors="replace")[: RECORD - _HEAD.size]
         record = _HEAD.pack(time.monotonic(), stacks_fd, len(data)) + data
-        memoryview(self._records).cast("B")[worker * RECORD : worker * RECORD + len(record)] = record
+        memoryview(self._records[worker].numpy())[: len(record)] = record
 
     def read(self, worker: int) -> Note:
         """Return what a worker wrote last."""
-        record = bytes(memoryview(self._records).cast("B")[worker * RECORD : (worker + 1) * RECORD])
+        record = self._records[worker].numpy().tobytes()
         when, stacks_fd, length = _HEAD.unpack_from(record)
         if not when:
             return Note(text="", seconds=0.0, stacks_fd=-1)

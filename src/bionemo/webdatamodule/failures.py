@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import signal
+import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,8 +14,9 @@ from bionemo.webdatamodule.board import Board, stacks
 from bionemo.webdatamodule.errors import WebDataModuleError, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+_EXIT_WAIT = 1.0  # seconds that the kernel gets to finish with a process
 _HINTS = {
     signal.SIGKILL: "most often the kernel or the container runs out of memory: take fewer num_workers, a smaller "
     "prefetch_factor or smaller batches, or give the job more memory",
@@ -101,12 +103,24 @@ def explained(
     Returns:
         A :class:`WorkerError`, or the error itself if it is about something else.
     """
+    if isinstance(error, WorkerError):  # its memory is gone already, and the process is about to be
+        wait_for(lambda: any(worker.exitcode for worker in workers), _EXIT_WAIT)
     for number, worker in enumerate(workers):
         if worker.exitcode:
             return _dead(number, worker, board, where)
     if "timed out" in str(error):
         return _hung(workers, board, awaited, where)
     return error
+
+
+def wait_for(done: Callable[[], bool], seconds: float) -> None:
+    """Wait until something is so, or for so many seconds.
+
+    (The wait of :mod:`multiprocessing` ends when a process closes its files, which is before it has an exit code.)
+    """
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _dead(number: int, worker: Any, board: Board, where: Mapping[str, object]) -> WorkerError:

@@ -166,7 +166,7 @@ class Packed:
         memory, self._memory, self._block = self._memory, None, None
         value = _Unpickler(self._program, self._parts, memory, pin=pin).load()
         # torch keeps every sparse tensor that was unpickled in a list until this is called.
-        _validate_loaded_sparse_tensors()  # type: ignore[no-untyped-call]
+        _validate_loaded_sparse_tensors()
         return value
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -259,7 +259,7 @@ class _Pickler(pickle.Pickler):
             span.cover(0, obj.nbytes())
             return _storage, (span.number,)
         if isinstance(obj, torch.storage.TypedStorage):
-            return reduce_typed_storage(obj)  # type: ignore[no-untyped-call]
+            return reduce_typed_storage(obj)
         return NotImplemented
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -351,7 +351,7 @@ class _Contents:
         if (storage := self._storages.get(number)) is None:
             part = self._parts[number]
             if part.nbytes == 0:
-                return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+                return torch.UntypedStorage(0)
             view = torch.frombuffer(self._memory, dtype=torch.uint8, count=part.nbytes, offset=part.offset)
             storage = (view.pin_memory() if self._pin else view).untyped_storage()
             self._storages[number] = storage

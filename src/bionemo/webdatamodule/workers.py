@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
@@ -18,12 +19,16 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from bionemo.webdatamodule import board as boards
 from bionemo.webdatamodule.board import Board
 from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.failures import Failure, explained
+from bionemo.webdatamodule.failures import Failure, explained, wait_for
 from bionemo.webdatamodule.transport import Packed, pack, pack_all, release_idle
 
 DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error that names nobody
 CHUNK_BYTES = 512 * 1024  # what crosses at once: less, and the crossing shows; more, and the caches are left
 CHUNK_BATCHES = 16  # at most, since the first batch of a chunk waits for the last
+
+_POLL = 0.5  # seconds between looks at whether all workers live
+_KILL_WAIT = 5.0  # seconds that killed workers get to be gone
+_TIMED_OUT = "timed out"  # in what torch says when a moment has passed
 
 
 class LoaderOptions(Protocol):
@@ -84,12 +89,13 @@ def start_context(named: str | BaseContext | None) -> BaseContext:
         ) from error
 
 
-def check_pickles(dataset: Any, method: str) -> None:
+def check_pickles(dataset: Any, method: str, where: Mapping[str, object]) -> None:
     """Refuse a dataset that cannot be sent to its workers, naming the part of it to blame.
 
     Args:
         dataset: What the workers iterate.
         method: How they start; with fork nothing needs to pickle.
+        where: Split and the like, for the message.
 
     Raises:
         ConfigError: With the path to the first part that does not pickle.
@@ -101,7 +107,7 @@ def check_pickles(dataset: Any, method: str) -> None:
         f"workers started by {method} get the dataset as a pickle, and {path} does not pickle: {part!r} ({error}); "
         "define functions at the top level of a module and make locks, files and generators in the worker, "
         "or set multiprocessing_context='fork' in kwargs_wld",
-        split=getattr(dataset, "split", None) or getattr(getattr(dataset, "dataset", None), "split", None),
+        **where,
     ) from error
 
 
@@ -186,28 +192,43 @@ class _Receiving:
         return self
 
     def __next__(self) -> Any:
-        try:
-            packed = next(self._source)
-        except RuntimeError as error:
-            workers = self._source._workers  # noqa: SLF001 - torch has no public way to its processes
-            told = explained(error, workers, self._board, self._awaited(), self._loader.where)
-            if told is error:
-                raise
-            self._give_up()
-            raise told from told.__cause__ or error
-        value = packed.unpack()
+        value = self._next().unpack()
         if isinstance(value, Failure):
             if not self._loader.persistent_workers:
                 self._shutdown_workers()
             value.throw()
         return value
 
+    def _next(self) -> Packed:
+        began = time.monotonic()
+        while True:
+            try:
+                packed: Packed = next(self._source)
+            except RuntimeError as error:  # noqa: PERF203 - also the end of each moment of waiting
+                self._look_into(error, waited=time.monotonic() - began)
+            else:
+                return packed
+
+    def _look_into(self, error: RuntimeError, waited: float) -> None:
+        """Return if it is too early to worry, or raise what is the matter."""
+        if _TIMED_OUT in str(error) and not 0 < self._loader.timeout <= waited:
+            return
+        told = explained(error, self._workers, self._board, self._awaited(), self._loader.where)
+        if told is error:
+            raise error
+        self._give_up()
+        raise told from told.__cause__ or error
+
+    @property
+    def _workers(self) -> Sequence[Any]:
+        return self._source._workers  # type: ignore[no-any-return]  # noqa: SLF001 - torch has no public way
+
     @property
     def _persistent_workers(self) -> bool:
         return self._loader.persistent_workers
 
     def _shutdown_workers(self) -> None:
-        """End the workers, as Lightning and webdataset call it."""
+        """End the workers; torch's loaders are closed by this name."""
         self._source._shutdown_workers()  # noqa: SLF001 - torch's own would wait for the garbage collector
         release_idle(all_workers=False)
 
@@ -218,11 +239,9 @@ class _Receiving:
 
     def _give_up(self) -> None:
         """Kill the workers, since one is dead or stuck, so that nobody waits for them."""
-        # Otherwise torch's signal handler would report what is done here on purpose.
-        signal_handling._remove_worker_pids(id(self._source))  # type: ignore[attr-defined]  # noqa: SLF001
-        self._source._worker_pids_set = False  # noqa: SLF001
-        for worker in self._source._workers:  # noqa: SLF001
+        for worker in self._workers:
             worker.kill()
+        wait_for(lambda: not any(worker.is_alive() for worker in self._workers), _KILL_WAIT)
         self._shutdown_workers()
         self._loader._iterator = None  # noqa: SLF001 - where torch keeps persistent workers
 
@@ -239,9 +258,9 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
     """
 
     def __init__(self, dataset: Iterable[Any], options: LoaderOptions) -> None:
-        context = start_context(options.multiprocessing_context)
-        check_pickles(dataset, context.get_start_method())
         self.where: Mapping[str, object] = getattr(dataset, "where", {})
+        context = start_context(options.multiprocessing_context)
+        check_pickles(dataset, context.get_start_method(), self.where)
         self._user_init = options.worker_init_fn
         super().__init__(
             _Sending(dataset, self.where),
@@ -257,11 +276,21 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
         )
 
     def __iter__(self) -> Any:
-        if not self.persistent_workers or self._iterator is None:
+        kept: Any = self._iterator
+        if kept is None:
             # Its own for each set of workers: two iterations may be alive at once.
             self._board = Board(self.num_workers)
             self.worker_init_fn = _Init(self._board, self._user_init)
-        return _Receiving(self, super().__iter__(), self._board)
+        else:
+            kept._timeout = self.timeout or sys.maxsize  # noqa: SLF001 - for the wait until the workers are ready
+        source: Any = super().__iter__()
+        # Torch tells of a dead worker by an exception in whatever the main process happens to do.
+        # Here it is told where the data are awaited, and torch only waits for a moment at a time.
+        if source._worker_pids_set:  # noqa: SLF001
+            signal_handling._remove_worker_pids(id(source))  # type: ignore[attr-defined]  # noqa: SLF001
+            source._worker_pids_set = False  # noqa: SLF001
+        source._timeout = _POLL  # noqa: SLF001
+        return _Receiving(self, source, self._board)
 
 
 class InProcessLoader:
