@@ -20,7 +20,8 @@ from bionemo.webdatamodule.errors import (
     PluginError,
     WebDataModuleError,
 )
-from bionemo.webdatamodule.pickles import Policy, recode
+from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.pickling.recode import recoder
 from bionemo.webdatamodule.shards import checks, files
 from bionemo.webdatamodule.shards.write import ShardWriter, Written
 
@@ -162,7 +163,7 @@ class ShardTask:
         problems = _Problems()
         progress = _Progress(progress_path(self.staging, self.inputs))
         layouts: dict[tuple[str, ...], list[tuple[str, bool]]] = {}
-        names, encode, policy = self.names, self.encode, self.policy
+        names, encode, recode = self.names, self.encode, recoder(self.policy)
         position = 0
         while position < len(names):
             try:
@@ -174,7 +175,7 @@ class ShardTask:
                         if not isinstance(data, bytes):
                             raise self._breach(f"gives {type(data).__name__} instead of bytes", name, suffix)
                         try:
-                            fields.append((suffix, recode(data, policy=policy) if is_pickle else data))
+                            fields.append((suffix, recode(data) if is_pickle else data))
                         except DecodeError as error:
                             error.located(suffix=suffix)
                             raise
