@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -166,7 +167,7 @@ def _row_name(file: File, row: int) -> str:
 
 def _by_number(files: Sequence[File], names: Sequence[str]) -> list[Place | None]:
     by_stem = {file.stem: number for number, file in enumerate(files)}
-    starts: dict[int, Any] = {}  # the first row of each row group, and at last the count of rows
+    starts: dict[int, list[int]] = {}  # the first row of each row group, and at last the count of rows
     places: list[Place | None] = []
     for name in names:
         stem, _, digits = name.rpartition("/")
@@ -176,10 +177,10 @@ def _by_number(files: Sequence[File], names: Sequence[str]) -> list[Place | None
             places.append(None)
             continue
         if number not in starts:
-            starts[number] = np.cumsum([0, *files[number].group_sizes()])
-        group = int(np.searchsorted(starts[number], row, side="right")) - 1
+            starts[number] = [0, *itertools.accumulate(files[number].group_sizes())]
+        group = bisect.bisect_right(starts[number], row) - 1
         within = row < starts[number][-1]
-        places.append(Place(number, group, row - int(starts[number][group])) if within else None)
+        places.append(Place(number, group, row - starts[number][group]) if within else None)
     return places
 
 
