@@ -58,10 +58,13 @@ def check_header(header: bytes, position: int) -> None:
 
 
 def checksum(field: bytes, position: int) -> int:
-    """Return the number in a header's checksum field: octal digits, then a NUL, a space or one of each."""
-    digits = field.rstrip(b"\x00 ").lstrip(b" ")
-    odd_ends = field[6:] in {b"\x00\x00", b"  "} or field[:1] + digits[:1] == b" 0"  # a changed bit, no format
-    if odd_ends or not 0 < len(digits) < 8 or digits.strip(b"01234567"):
+    """Return the number in a header's checksum field: octal digits, then a NUL, a space or one of each.
+
+    Spaces before the digits, as tar programs older than POSIX wrote them, are refused:
+    they are one changed bit away from zeros.
+    """
+    digits = field.rstrip(b"\x00 ")
+    if not 0 < len(digits) < 8 or digits.strip(b"01234567") or field[6:] in {b"\x00\x00", b"  "}:
         fail(f"the block at byte {position} is no tar header")
     return int(digits, 8)
 

@@ -244,8 +244,8 @@ class SampleReader:
 
 
 def _picked(
-    ids: NDArray[np.int64], places: Sequence[Place], wanted: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], Sequence[Place]]:
+    ids: NDArray[np.int64], places: list[Place], wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], list[Place]]:
     return (ids, places) if wanted.all() else (ids[wanted], list(itertools.compress(places, wanted)))
 
 
