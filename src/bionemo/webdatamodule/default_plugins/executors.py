@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import warnings
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent import futures
 from multiprocessing import connection
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from bionemo.webdatamodule.components import Executor
 from bionemo.webdatamodule.errors import ConfigError
@@ -33,12 +35,6 @@ class Processes:
 
     Raises:
         ConfigError: If ``workers`` is no positive number or there is no such start method.
-    """
-
-    stops_at_once: ClassVar[bool] = True
-    """Whoever leaves the ``with`` block by an exception need not cancel tasks before.
-
-    The standard pool (up to Python 3.12) stumbles over cancelled tasks when its workers are stopped.
     """
 
     def __init__(self, *, workers: int | None = None, start_method: str | None = None) -> None:
@@ -68,7 +64,7 @@ class Processes:
             # Python 3.12 warns of fork where threads run; the workers touch none of them.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             self._pool.submit(os.getpid).result()  # starts the workers
-        return self._pool
+        return _Pool(self._pool)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,6 +79,24 @@ class Processes:
         stop.close()
 
 
+class _Pool(futures.Executor):
+    """The standard pool, except that what cannot be pickled fails in ``submit``, and that cancelling is safe.
+
+    The standard pool pickles in a thread that races with one that clears up after dead workers,
+    and up to Python 3.12 the latter stumbles over cancelled tasks.
+    """
+
+    def __init__(self, pool: futures.Executor) -> None:
+        self._pool = pool
+
+    def submit(self, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> futures.Future[_T]:
+        """Let a worker call the function."""
+        outer: futures.Future[_T] = futures.Future()
+        inner = self._pool.submit(_call, pickle.dumps((function, args, kwargs)))
+        inner.add_done_callback(functools.partial(_pass_on, outer))
+        return outer
+
+
 class Serial(futures.Executor):
     """An executor that does each task at once, in the calling thread."""
 
@@ -94,6 +108,23 @@ class Serial(futures.Executor):
         except Exception as error:  # noqa: BLE001 - a future holds whatever was raised
             future.set_exception(error)
         return future
+
+
+def _call(pickled: bytes) -> Any:
+    function, args, kwargs = pickle.loads(pickled)
+    return function(*args, **kwargs)
+
+
+def _pass_on(outer: futures.Future[Any], inner: futures.Future[Any]) -> None:
+    if inner.cancelled():
+        outer.cancel()
+    if not outer.set_running_or_notify_cancel():
+        return
+    error = inner.exception()
+    if error is None:
+        outer.set_result(inner.result())
+    else:
+        outer.set_exception(error)
 
 
 def _processes(workers: int | None, start_method: str) -> Processes:

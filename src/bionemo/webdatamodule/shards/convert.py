@@ -84,7 +84,7 @@ def convert(
                 source,
                 members,
                 split=split,
-                directory=os.fspath(directories[split]),
+                directory=os.path.expanduser(directories[split]),
                 prefix=prefix,
                 n_shards=n_shards,
                 progress=bar.update,

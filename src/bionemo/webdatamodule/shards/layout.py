@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value)
-    kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
+    kind = value if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

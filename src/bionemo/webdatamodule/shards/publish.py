@@ -148,7 +148,7 @@ def shard_files(directory: str, prefix: str) -> list[str]:
     pattern = re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar({re.escape(index_name(''))})?")
     try:
         return sorted(name for name in os.listdir(directory) if pattern.fullmatch(name))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -42,7 +42,7 @@ def run_tasks(
         executor as pool,
         tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
     ):
-        running = {pool.submit(task): task for task in tasks}
+        running = {_submit(pool, task): task for task in tasks}
         try:
             _watch(running, bar)
         except BaseException:
@@ -64,29 +64,38 @@ def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> 
         finished, waiting = futures.wait(waiting, timeout=_REFRESH, return_when=futures.FIRST_COMPLETED)
         for future in finished:
             done += len(running[future].names)
-            _raise_failure(future, running[future])
+            error = future.exception()
+            if isinstance(error, WebDataModuleError):
+                raise error
+            if error is not None:
+                raise _failure(error, running[future]) from error
         bar.update(done + sum(_noted(running[future]) for future in waiting) - bar.n)
 
 
-def _raise_failure(future: futures.Future[Result], task: ShardTask) -> None:
-    error = future.exception()
-    if error is None:
-        return
+def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:
+    try:
+        return pool.submit(task)
+    except Exception as error:
+        raise _failure(error, task) from error
+
+
+def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
+    """Return what the user is told when a task fails."""
     if isinstance(error, WebDataModuleError):
-        raise error
+        return error
     if isinstance(error, futures.BrokenExecutor):
-        raise ConversionError(
+        return ConversionError(
             "a process that made shards died, perhaps for want of memory; "
             "run it again with fewer workers, finished shards are kept"
-        ) from error
+        )
     for what, part in (("writer", task.reader), ("key encoder", task.encode)):
         reason = _why_unpicklable(part)
         if reason:
-            raise ConfigError(
+            return ConfigError(
                 f"the {what} {part!r} cannot be sent to another process ({reason}); "
                 "make it of module-level functions and classes, or use executor='serial'"
-            ) from error
-    raise ConversionError(f"a shard could not be made: {type(error).__name__}: {error}") from error
+            )
+    return ConversionError(f"a shard could not be made: {type(error).__name__}: {error}")
 
 
 def _why_unpicklable(value: object) -> str | None:

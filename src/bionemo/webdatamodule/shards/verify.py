@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bionemo.webdatamodule.errors import DecodeError, ManifestError, NoShardsError
-from bionemo.webdatamodule.pickles import Policy, loads
+from bionemo.webdatamodule.errors import ManifestError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards import publish
+from bionemo.webdatamodule.shards.decode import Codec, codec_name, make_codec
 from bionemo.webdatamodule.shards.index import ShardIndex, index_name
 from bionemo.webdatamodule.shards.manifest import (
     Manifest,
@@ -141,15 +142,26 @@ def _notes(directory: str, manifest: Manifest) -> Iterator[str]:
 
 def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress: bool) -> Iterator[str]:
     """Decode every field of every sample and yield what cannot be."""
+    codecs = {suffix: make_codec(codec_name(suffix, name), policy) for suffix, name in manifest.codecs.items()}
     with tqdm(total=manifest.n_samples, unit=" samples", desc="decoding", disable=not progress, leave=False) as bar:
         for entry in manifest.shards:
             data = np.memmap(os.path.join(directory, entry.name), np.uint8, "r").data
             index = ShardIndex.from_buffer(Path(directory, index_name(entry.name)).read_bytes())
-            for sample, (offsets, sizes) in enumerate(zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)):
+            rows = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
+            for sample, (offsets, sizes) in enumerate(rows):
                 for suffix, offset, size in zip(index.suffixes, offsets, sizes, strict=True):
-                    if offset >= 0 and manifest.codecs.get(suffix) == "pickle":
-                        try:
-                            loads(data[offset : offset + size], policy=policy)
-                        except DecodeError as error:
-                            yield f"{entry.name}: sample {sample}, {suffix}: {error.message}"
+                    if offset >= 0:
+                        reason = _why_undecodable(codecs[suffix], data[offset : offset + size])
+                        if reason:
+                            yield f"{entry.name}: sample {sample}, {suffix}: {reason}"
                 bar.update()
+
+
+def _why_undecodable(codec: Codec, data: memoryview) -> str | None:
+    try:
+        codec(data)
+    except WebDataModuleError as error:
+        return error.message
+    except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like
+        return f"{type(error).__name__}: {error}"
+    return None
