@@ -14,11 +14,13 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from bionemo.webdatamodule.errors import DecodeError, ManifestError
+from bionemo.webdatamodule.transport import empty
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bionemo.webdatamodule.pickles import Policy
+    from bionemo.webdatamodule.templates import Decoder
 
 KEY = "__key__"
 """Stands for the sample's key among the suffixes."""
@@ -90,7 +92,7 @@ def make_codec(name: str, policy: Policy) -> Codec:
     if name == "pickle":
         from bionemo.webdatamodule.templates import Decoder
 
-        return Decoder(policy)
+        return _Pickles(Decoder(policy))
     if name == KEY:
         return Plain(_same)
     if name == "pt":
@@ -132,11 +134,9 @@ def npz(data: memoryview) -> dict[str, NDArray[Any]]:
         DecodeError: If an array holds objects, is damaged, or the file unpacks to absurdly much.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = archive.infolist()
-        unpacked = sum(entry.file_size for entry in entries)
-        if unpacked > SLACK + 100 * len(data):
-            raise DecodeError(f"{len(data)} bytes of npz claim to unpack to {unpacked}")
-        return {entry.filename.removesuffix(".npy"): npy(memoryview(archive.read(entry))) for entry in entries}
+        _check_unpacked(archive, len(data), most=SLACK + 100 * len(data))
+        names = archive.namelist()
+        return {name.removesuffix(".npy"): npy(memoryview(archive.read(name))) for name in names}
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,14 @@ class _Torch:
     def __call__(self, data: memoryview) -> Any:
         import torch
 
-        trusted = self.policy.pickles == "trusted"
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trusted)
+        if self.policy.pickles == "trusted":
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+        if _is_zip(data):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.save does not compress
+                _check_unpacked(archive, len(data), most=len(data))
+        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_tensors(value)
+        return value
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,50 @@ class _TorchOrPickle:
     def __call__(self, data: memoryview) -> Any:
         from bionemo.webdatamodule.pickles import loads
 
-        return _Torch(self.policy)(data) if bytes(data[:4]) == b"PK\x03\x04" else loads(data, policy=self.policy)
+        return _Torch(self.policy)(data) if _is_zip(data) else loads(data, policy=self.policy)
+
+
+def _is_zip(data: memoryview) -> bool:
+    return bytes(data[:4]) == b"PK\x03\x04"
+
+
+def _check_unpacked(archive: zipfile.ZipFile, size: int, *, most: int) -> None:
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > most:
+        raise DecodeError(f"{size} bytes of an archive claim to unpack to {unpacked}")
+
+
+def _check_tensors(value: Any) -> None:
+    """Check that tensors have storage for all their elements, as ``torch.save`` writes it unless they were expanded."""
+    import torch
+
+    open_: list[Any] = [value]
+    while open_:
+        item = open_.pop()
+        if isinstance(item, dict):
+            open_ += item.values()
+        elif isinstance(item, (list, tuple)):
+            open_ += item
+        elif isinstance(item, torch.Tensor):
+            if item.layout != torch.strided:
+                raise DecodeError(f"a tensor of layout {item.layout} cannot be checked; store it as dense or in parts")
+            if item.nbytes > item.untyped_storage().nbytes():
+                raise DecodeError(
+                    f"a tensor claims {item.nbytes} bytes and has {item.untyped_storage().nbytes()}; save a contiguous() one"
+                )
+
+
+@dataclass(frozen=True)
+class _Pickles:
+    """Decodes pickles, and batches of them straight into the memory that a worker sends them in."""
+
+    decode: Decoder
+
+    def __call__(self, data: memoryview) -> Any:
+        return self.decode(data)
+
+    def batch(self, views: Sequence[memoryview]) -> Any:
+        return self.decode.batch(views, empty=empty)
 
 
 def _same(key: Any) -> Any:
