@@ -116,6 +116,20 @@ class TestBatch(_Stage):
         ]
 
 
+class TestBatchBySize(_Stage):
+    """Lists of like length, six values at most in a padded batch, from a stream that is sorted four at a time."""
+
+    name = "batch_by_size"
+
+    @pytest.fixture
+    def options(self):
+        return {"size": len, "max_total": 6, "window": 4, "collate": "list"}
+
+    @pytest.fixture
+    def samples(self):
+        return [[number] * (1 + number % 3) for number in range(9)]
+
+
 class TestUnbatch(_Stage):
     """Lists to their items."""
 

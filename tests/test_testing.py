@@ -1,5 +1,6 @@
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule import testing
+from bionemo.webdatamodule import PickledDataWDS, testing
 from bionemo.webdatamodule.testing import (
     ProcessError,
     checkpoint_every_step,
@@ -275,6 +276,26 @@ def test_checkpoint_every_step_tells_when_a_step_ran():
     assert 6 == checkpoint_every_step(Steps, stepped=stepped)
     with pytest.raises(AssertionError, match="resumed after step 1, batch 1 is 0; without the interruption it is 1"):
         checkpoint_every_step(Steps)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_our_loader_resumes_after_every_step(tmp_path, num_workers):
+    """The loader of a data module passes: exact resume from every step of two epochs, with and without workers."""
+    (tmp_path / "pickles").mkdir()
+    names = [str(number) for number in range(23)]
+    for name in names:
+        (tmp_path / "pickles" / f"{name}.pyd").write_bytes(pickle.dumps(torch.full((2,), float(name))))
+
+    def make():
+        workers = {"train": {"num_workers": num_workers}}
+        data = PickledDataWDS(
+            str(tmp_path / "pickles"), "pyd", {"train": names}, f"{tmp_path}/shards-", 4, kwargs_wld=workers
+        )
+        data.prepare_data()
+        data.setup("fit")
+        return data.train_dataloader()
+
+    assert 13 == checkpoint_every_step(make, epochs=2)
 
 
 VALUES = st.recursive(
