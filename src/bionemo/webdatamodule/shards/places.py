@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from bionemo.webdatamodule.board import doing
 from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
 from bionemo.webdatamodule.shards.fields import Place
 from bionemo.webdatamodule.shards.maps import OpenShard, OpenShards, open_shard
@@ -67,6 +68,9 @@ class Places:
         if self._is_remote:
             self._fetch([number for number in needed if number not in self._open])
         opened = {number: self._open[number] for number in needed}
+        if opened:
+            others = f" and {len(opened) - 1} other shards" if len(opened) > 1 else ""
+            doing(f"reading {opened[shards[0]].path}{others}")
         return [(opened[number], row) for number, row in zip(shards, rows, strict=True)]
 
     def prefetch(self, numbers: Iterable[int]) -> None:
@@ -105,6 +109,7 @@ class Places:
 
     def _open_shard(self, number: int) -> OpenShard:
         found, place = self._shards[number]
+        doing(f"opening {found.paths[place]}")
         attempts = 1 if found.remote is None else _REOPEN
         try:
             while True:
