@@ -194,10 +194,9 @@ def _check_tensors(value: Any) -> None:
         elif isinstance(item, torch.Tensor):
             if item.layout != torch.strided:
                 raise DecodeError(f"a tensor of layout {item.layout} cannot be checked; store it as dense or in parts")
-            if item.nbytes > item.untyped_storage().nbytes():
-                raise DecodeError(
-                    f"a tensor claims {item.nbytes} bytes and has {item.untyped_storage().nbytes()}; save a contiguous() one"
-                )
+            held = item.untyped_storage().nbytes()
+            if item.nbytes > held:
+                raise DecodeError(f"a tensor claims {item.nbytes} bytes and has {held}; save it contiguous()")
 
 
 @dataclass(frozen=True)
