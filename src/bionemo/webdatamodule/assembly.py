@@ -29,7 +29,8 @@ from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins, as_use, build, find, resolve
 from bionemo.webdatamodule.settings import ErrorPolicy, Source, whole_number
-from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
+from bionemo.webdatamodule.shards.read import SampleReader
+from bionemo.webdatamodule.shards.sets import ShardSet, is_url
 
 if TYPE_CHECKING:
     import lightning as L  # noqa: N812 - Lightning's own abbreviation
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.datamodule import WebDataModule
 
 _log = logging.getLogger("bionemo.webdatamodule")
+
+REMOTE_BLOCK = 16
+"""Shards that are shuffled together where they are remote and the user gave no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class Settings:
     tail: Literal["share", "drop", "fill"]
     policy: Policy
     check: Literal["first", "always", "never"]
+    shuffle_shards: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +234,6 @@ def _planned(
     plan = _plan(settings, split, sets, reader, training=training)
     plan.check(topology.world_size)
     worker_stages, collate, untuple = _worker_stages(settings, split)
-    share = max(1, settings.global_batch_size // topology.world_size)
     return PlannedDataset(
         reader=reader,
         plan=plan,
@@ -239,7 +243,6 @@ def _planned(
         topology=topology,
         split=split.split,
         seed=settings.seed,
-        batches_per_item=max(1, 256 // share),
     )
 
 
@@ -288,10 +291,17 @@ def _plan(
             DataWarning,
             stacklevel=2,
         )
+    block = settings.shuffle_shards
+    if block is None:  # a shard that comes over the network should serve many samples while it is here
+        block = REMOTE_BLOCK if any(is_url(source.directory) for source in split.sources) else 0
     pairs = zip(split.sources, sets, strict=True)
     try:
         return Plan(
-            sources=tuple(PlanSource(samples=found.n_samples, weight=source.weight) for source, found in pairs),
+            sources=tuple(
+                PlanSource(samples=found.n_samples, weight=source.weight, shards=tuple(found.samples))
+                for source, found in pairs
+            ),
+            block=block if training else 0,
             global_batch_size=settings.global_batch_size,
             n_samples=split.n_samples or 0,
             seed=settings.seed,

@@ -72,6 +72,8 @@ class WebDataModule(L.LightningDataModule):
         seed: Where all randomness comes from.
         tail: What becomes of samples that fill no global batch in training: ``"share"`` spreads them over the
             last two, ``"drop"`` leaves them out, ``"fill"`` adds samples of the next epoch's order.
+        shuffle_shards: Shards whose samples are shuffled together in training, in an order of shards that is new in
+            each epoch; 0 shuffles all samples together. By default 0 for local shards and 16 for remote ones.
         loader: The loader: a name, a ``Use`` or a callable.
         pickles: ``"safe"`` builds known types only; ``"trusted"`` runs what pickles ask for.
         allow_pickle: Classes that safe pickles may build too, as ``"package.module.Class"``.
@@ -102,6 +104,7 @@ class WebDataModule(L.LightningDataModule):
         order: Literal["global", "shards"] | None = None,
         seed: int = 0,
         tail: Literal["share", "drop", "fill"] = "share",
+        shuffle_shards: int | None = None,
         loader: Ref = "webloader",
         pickles: Literal["safe", "trusted"] = "safe",
         allow_pickle: Sequence[str] = (),
@@ -134,6 +137,7 @@ class WebDataModule(L.LightningDataModule):
             tail=one_of("tail", tail, ("share", "drop", "fill")),
             policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=tuple(allow_pickle)),
             check=one_of("check", check, ("first", "always", "never")),
+            shuffle_shards=None if shuffle_shards is None else whole_number("shuffle_shards", shuffle_shards, least=0),
         )
         self._splits: dict[Split, SplitSettings] = {}
         for split, given in directories.items():

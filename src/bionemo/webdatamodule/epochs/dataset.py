@@ -14,7 +14,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule.epochs import context
-from bionemo.webdatamodule.epochs.split import chunks
+from bionemo.webdatamodule.epochs.split import chunk_length, chunks
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.pipelines import chain, describe
 
@@ -150,7 +150,6 @@ class PlannedDataset(Planned):
         topology: This process's place.
         split: The split's name, for messages.
         seed: The data module's seed, for stages that draw random numbers.
-        batches_per_item: Shares that cross to the main process together.
     """
 
     def __init__(
@@ -164,7 +163,6 @@ class PlannedDataset(Planned):
         topology: Topology = ALONE,
         split: str = "train",
         seed: int = 0,
-        batches_per_item: int = 1,
     ) -> None:
         super().__init__()
         self.reader = reader
@@ -175,7 +173,6 @@ class PlannedDataset(Planned):
         self.topology = topology
         self.split = split
         self.seed = seed
-        self.batches_per_item = batches_per_item
         self.position = Position()
 
     def __iter__(self) -> Iterator[Any]:
@@ -205,7 +202,8 @@ class PlannedDataset(Planned):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
-        for batches in chunks(n_batches, worker, workers, length=self.batches_per_item):
+        length = chunk_length(n_batches, self.plan.n_samples // (max(1, n_batches) * place.world_size), workers)
+        for batches in chunks(n_batches, worker, workers, length=length):
             shares = self.plan.shares(epoch, batches, place.rank, place.world_size, start=start)
             values = [
                 self._batch(ids) if self.collate else self._samples(ids, batch, epoch, start)
