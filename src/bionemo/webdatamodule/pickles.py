@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bionemo.webdatamodule.errors import ConfigError, DecodeError
 from bionemo.webdatamodule.pickling.canonical import dumps
 from bionemo.webdatamodule.pickling.machine import Machine
 from bionemo.webdatamodule.pickling.names import finder, ghost
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule.templates import Decoder
 
 __all__ = ["Policy", "dumps", "loads", "recode"]
 
@@ -85,7 +89,14 @@ def recode(data: bytes, *, policy: Policy) -> bytes:
     Raises:
         RefusedPickleError, DecodeError: As :func:`loads`.
     """
-    return dumps(loads(data, policy=policy))
+    return dumps(_decoder(policy)(memoryview(data)))
+
+
+@functools.lru_cache(maxsize=8)
+def _decoder(policy: Policy) -> Decoder:
+    from bionemo.webdatamodule.templates import Decoder  # which needs this module
+
+    return Decoder(policy)
 
 
 class _TrustingUnpickler(pickle.Unpickler):

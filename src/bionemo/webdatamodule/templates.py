@@ -131,7 +131,7 @@ class Decoder:
                 continue
             if match is not None:
                 if place:  # neighbours tend to be of one kind: the latest goes first
-                    self._open.insert(0, self._open.pop(place))
+                    self._open = [template, *(other for other in self._open if other is not template)]
                 return match
         return None
 
@@ -150,11 +150,12 @@ class Decoder:
             return
         self._lengths[signature] = sizes, opened
         self._templates[signature] = template
-        self._open = [made for made in self._templates.values() if made.size is None]
+        made = list(self._templates.values())
+        self._open = [template for template in made if template.size is None]
         self._of_size = {}
-        for made in self._templates.values():
-            if made.size is not None:
-                self._of_size.setdefault(made.size, []).append(made)
+        for template in made:
+            if template.size is not None:
+                self._of_size.setdefault(template.size, []).append(template)
 
 
 def _as_bytes(data: Any) -> Any:

@@ -39,7 +39,8 @@ _SCALARS: Final = frozenset((type(None), bool, int, float, complex, str, bytes, 
 
 
 _KINDS: Final = "biufcSUmM"  # dtypes of plain numbers, text and times
-_Spans: TypeAlias = "dict[tuple[int, torch.dtype], list[tuple[int, int]]]"
+_Memory: TypeAlias = "tuple[int, int, torch.dtype]"  # address and size of a storage; dtypes are written apart
+_Spans: TypeAlias = "dict[_Memory, list[tuple[int, int]]]"  # runs of elements
 
 
 def dumps(value: Any) -> bytes:
@@ -92,8 +93,7 @@ class _Flat:
     dtype: torch.dtype | None = None
 
     def reduce(self) -> tuple[Any, ...]:
-        import torch
-
+        torch = sys.modules["torch"]
         if self.dtype is None:
             return torch.from_numpy, (self.array,)
         return torch.view_copy, (_Flat(self.array), self.dtype)
@@ -107,21 +107,21 @@ class _Reducer:
     """
 
     def __init__(self, spans: _Spans) -> None:
+        self.torch = sys.modules.get("torch")
         self.spans = spans
-        self.seen: _Spans = {}
-        self.bases: dict[tuple[int, torch.dtype, int], _Flat] = {}
+        self.seen: list[torch.Tensor] = []
+        self.bases: dict[tuple[_Memory, int], _Flat] = {}
 
     def __call__(self, value: Any) -> Any:
         """Return a reduction, the name of a function of torch, or NotImplemented for the standard way."""
         kind = type(value)
         if kind is np.ndarray:
             return _reduce_array(value)
-        if kind is _Flat:
-            return value.reduce()
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            if kind is torch.Tensor:
+        if self.torch is not None:
+            if kind is self.torch.Tensor:
                 return self.tensor(value)
+            if kind is _Flat:
+                return value.reduce()
             if kind is BuiltinFunctionType and value.__module__ == "torch":
                 return value.__name__  # the standard way would write getattr(torch._C._VariableFunctions, …)
         return NotImplemented
@@ -130,25 +130,28 @@ class _Reducer:
         """Return the reduction of a tensor."""
         if not _is_plain(tensor):
             return NotImplemented
-        state = ((True, None, None),) if tensor.requires_grad else ()  # see torch.Tensor.__setstate__
-        tensor = tensor.detach().resolve_conj().resolve_neg()  # bits that numpy does not know
-        if tensor.numel():
-            low = int(tensor.storage_offset())
-            high = low + 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-            key = (tensor.untyped_storage().data_ptr(), tensor.dtype)
-            for start, stop in self.spans.get(key, ()):
+        state: tuple[Any, ...] = ()
+        if tensor.requires_grad:
+            state = ((True, None, None),)  # see torch.Tensor.__setstate__
+            tensor = tensor.detach()
+        if tensor.is_conj() or tensor.is_neg():  # bits that numpy does not know
+            tensor = tensor.resolve_conj().resolve_neg()
+        self.seen.append(tensor)
+        if self.spans:
+            low, _ = _span(tensor)
+            for start, stop in self.spans.get(_memory(tensor), ()):
                 if start <= low < stop:
                     return *self.view(tensor, start, stop), *state
-            self.seen.setdefault(key, []).append((low, high))
-            if not tensor.is_contiguous() and _is_dense(tensor):
-                return *self.view(tensor, low, high), *state
-        return *_flat(tensor.contiguous()).reduce(), *state
+        if not tensor.is_contiguous():
+            if _is_dense(tensor):
+                return *self.view(tensor, *_span(tensor)), *state
+            tensor = tensor.contiguous()
+        return *_flat(tensor).reduce(), *state
 
     def view(self, tensor: torch.Tensor, start: int, stop: int) -> tuple[Any, ...]:
         """Return a tensor as a view of the elements from ``start`` to ``stop`` of its storage."""
-        import torch
-
-        key = (tensor.untyped_storage().data_ptr(), tensor.dtype, start)
+        torch = sys.modules["torch"]
+        key = (_memory(tensor), start)
         if key not in self.bases:
             self.bases[key] = _flat(torch.as_strided(tensor, (stop - start,), (1,), start))
         offset = tensor.storage_offset() - start
@@ -156,27 +159,44 @@ class _Reducer:
 
     def shared(self) -> _Spans:
         """Return the runs of elements that more than one tensor showed."""
-        shared: _Spans = {}
-        for key, spans in self.seen.items():
-            runs: list[tuple[int, int, int]] = []
-            for low, high in sorted(spans):
-                if runs and low < runs[-1][1]:
-                    start, stop, count = runs.pop()
-                    runs.append((start, max(stop, high), count + 1))
-                else:
-                    runs.append((low, high, 1))
-            found = [(start, stop) for start, stop, count in runs if count > 1]
-            if found:
-                shared[key] = found
-        return shared
+        spans: dict[_Memory, list[tuple[int, int]]] = {}
+        if len(self.seen) > 1:
+            for tensor in self.seen:
+                if tensor.numel():
+                    spans.setdefault(_memory(tensor), []).append(_span(tensor))
+        shared = {memory: _overlaps(sorted(found)) for memory, found in spans.items() if len(found) > 1}
+        return {memory: found for memory, found in shared.items() if found}
+
+
+def _overlaps(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the unions of spans, in order, that overlap with another."""
+    runs: list[tuple[int, int, int]] = []
+    for low, high in spans:
+        if runs and low < runs[-1][1]:
+            start, stop, count = runs.pop()
+            runs.append((start, max(stop, high), count + 1))
+        else:
+            runs.append((low, high, 1))
+    return [(start, stop) for start, stop, count in runs if count > 1]
+
+
+def _memory(tensor: torch.Tensor) -> _Memory:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes(), tensor.dtype
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first element of the storage that a tensor shows, and the one behind the last."""
+    low = int(tensor.storage_offset())
+    return low, low + 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     import torch
 
     return (
-        tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
+        tensor.is_cpu
+        and tensor.layout is torch.strided
         and not (tensor.is_quantized or tensor.is_nested)
         and not tensor.__dict__  # attributes that a user gave it, which torch pickles too
         and not tensor._backward_hooks  # noqa: SLF001  # as torch's own reduction looks

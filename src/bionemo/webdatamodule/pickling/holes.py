@@ -165,7 +165,8 @@ class _Layout:
     """
 
     def __init__(self, data: bytes, program: Program, opened: list[Leaf]) -> None:
-        self.opened = {leaf.start for leaf in opened}
+        opened = sorted(opened, key=lambda leaf: leaf.start)
+        self.opened = {leaf.start: chunk for chunk, leaf in enumerate(opened)}  # each ends a chunk
         self.starts = [0, *(leaf.stop for leaf in opened)]  # of the chunks
         self.numbers: dict[int, int] = {}  # of the field at a position
         self.regions = [r for r in program.regions if any(r[2] <= leaf.start < r[3] for leaf in opened)]
@@ -237,9 +238,12 @@ class _Layout:
         if isinstance(part, Leaf) and not part.count:
             return Slot(number_maker(part, self.numbers[part.start]))
         data = part if isinstance(part, Leaf) else part.data
-        first, low = self.place(data.start)
-        last, high = (first + 1, 0) if data.start in self.opened else (first, low + data.stop - data.start)
-        where = (first, low, last, high)
+        if data.start in self.opened:
+            chunk = self.opened[data.start]
+            where = (chunk, self.chunks[chunk].layout.size, chunk + 1, 0)
+        else:
+            chunk, low = self.place(data.start)
+            where = (chunk, low, chunk, low + data.stop - data.start)
         if isinstance(part, Leaf):
             return Slot(counted_maker(part.kind, *where), *where)
         if isinstance(part, Scalar):

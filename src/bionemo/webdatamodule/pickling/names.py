@@ -52,7 +52,7 @@ def finder(allow: tuple[str, ...]) -> Callable[[str, str], Any]:
         except KeyError:
             raise RefusedPickleError(
                 f"the pickle names {module}.{name}, which the safe codec does not build; "
-                f'if you trust where the data come from, pass allow_pickle=["{module}.{name}"]'
+                f'if that is a class you know and trust, pass allow_pickle=["{module}.{name}"]'
             ) from None
 
     return find

@@ -82,7 +82,7 @@ def trace(data: bytes, *, refused: frozenset[str] = frozenset()) -> Program | No
             return None
         if not all(isinstance(part, (Leaf, Const, Scalar, Block)) for part in parts(root)):
             return None
-    except (NotTraceableError, LookupError, TypeError, ValueError):
+    except (NotTraceableError, RecursionError, AttributeError, LookupError, TypeError, ValueError):
         return None
     return Program(root, tracer.regions)
 
