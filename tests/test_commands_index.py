@@ -1,0 +1,153 @@
+"""The commands index and preview."""
+
+import json
+import os
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from bionemo.webdatamodule.cli import main
+from bionemo.webdatamodule.commands.preview import describe, in_words
+from bionemo.webdatamodule.errors import ConversionError, CorruptShardError, ManifestError, NoShardsError
+from bionemo.webdatamodule.shards.adopt import adopt
+from bionemo.webdatamodule.shards.manifest import journal_path, manifest_path, read_manifest
+from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
+from bionemo.webdatamodule.shards.verify import verify
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """Two shards that webdataset wrote."""
+    with wds.ShardWriter(str(tmp_path / "wdshards-%06d.tar"), maxcount=4, verbose=0) as writer:
+        for number in range(7):
+            writer.write({"__key__": f"s{number}", "cls": number, "x.pyd": {"t": torch.full((3,), float(number))}})
+    return tmp_path
+
+
+def read(directory):
+    """Return all samples of a directory."""
+    found = SampleReader([ShardSet.open(directory, "wdshards")], ["__key__", "cls", "x.pyd"])
+    return [(key, number, value["t"].tolist()) for key, number, value in found.read(np.arange(7))]
+
+
+def test_adopted_shards_read_as_before(foreign, capsys):
+    """The tars stay untouched, samples are the same, and now there are a manifest and checksums."""
+    before = {path.name: path.read_bytes() for path in foreign.iterdir()}
+    expected = read(foreign)
+    assert 0 == main(["index", str(foreign), "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (7, 2, ["cls", "x.pyd"]) == (row["samples"], row["shards"], row["suffixes"])
+    assert expected == read(foreign)
+    assert before == {name: (foreign / name).read_bytes() for name in before}
+    assert row["digest"] == ShardSet.open(foreign, "wdshards").digest
+    assert () == verify(str(foreign), "wdshards", deep=True).problems
+
+
+def test_adopted_shards_are_guarded(foreign):
+    """After adoption a changed field is noticed, and a shard added by hand is not read."""
+    adopt(str(foreign), "wdshards")
+    (foreign / "wdshards-000002.tar").write_bytes((foreign / "wdshards-000000.tar").read_bytes())
+    assert 7 == ShardSet.open(foreign, "wdshards").n_samples
+    shard = foreign / "wdshards-000001.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(torch.full((3,), 5.0).numpy().tobytes(), torch.full((3,), 6.0).numpy().tobytes()))
+    with pytest.raises(CorruptShardError, match="checksum") as caught:
+        read(foreign)
+    assert "s5" == caught.value.where["key"]
+
+
+def test_a_manifest_is_replaced_only_when_asked(foreign, capsys):
+    """A second run is refused, for it would bless whatever there is; --again does so."""
+    adopt(str(foreign), "wdshards")
+    with pytest.raises(ManifestError, match="--again"):
+        adopt(str(foreign), "wdshards")
+    (foreign / "wdshards-000001.tar").unlink()
+    assert 2 == main(["index", str(foreign)])
+    assert "has a manifest" in capsys.readouterr().err
+    assert 0 == main(["index", str(foreign), "--again"])
+    assert "4 samples in 1 shards" in capsys.readouterr().out
+
+
+def test_what_cannot_be_adopted_is_left_alone(foreign):
+    """Damage, no shards and a conversion at work are errors, and no manifest appears."""
+    with pytest.raises(NoShardsError, match="no local directory"):
+        adopt(str(foreign / "nowhere"), "wdshards")
+    with pytest.raises(NoShardsError, match="it has wdshards"):
+        adopt(str(foreign), "other")
+    journal = pathlib.Path(journal_path(str(foreign), "wdshards"))
+    journal.touch()
+    with pytest.raises(ManifestError, match="at work"):
+        adopt(str(foreign), "wdshards")
+    journal.unlink()
+    os.truncate(foreign / "wdshards-000001.tar", 2048)
+    with pytest.raises(CorruptShardError, match="cut short"):
+        adopt(str(foreign), "wdshards")
+    assert read_manifest(str(foreign), "wdshards") is None
+
+
+def test_a_full_disk_leaves_no_manifest(foreign, monkeypatch):
+    """An error of the disk is named, and the shards stay foreign."""
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device", "here")))
+    with pytest.raises(ConversionError, match="No space left"):
+        adopt(str(foreign), "wdshards")
+    assert not pathlib.Path(manifest_path(str(foreign), "wdshards")).exists()
+    assert 7 == len(read(foreign))
+
+
+def test_preview_shows_keys_and_kinds(foreign, capsys):
+    """The first samples are shown with type, shape and dtype of each field."""
+    assert 0 == main(["preview", str(foreign), "-n", "2"])
+    expected = [
+        "7 samples in 2 shards",
+        "",
+        "s0",
+        "  cls    int 0",
+        "  x.pyd  dict[1] {t: Tensor float32[3]}",
+        "",
+        "s1",
+        "  cls    int 1",
+        "  x.pyd  dict[1] {t: Tensor float32[3]}",
+    ]
+    assert expected == capsys.readouterr().out.splitlines()
+    assert 0 == main(["preview", str(foreign), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (7, 2, ["cls", "x.pyd"]) == (found["samples"], found["shards"], found["suffixes"])
+    assert ["s0", "s1", "s2"] == [sample["key"] for sample in found["preview"]]
+
+
+def test_preview_says_what_cannot_be_decoded(tmp_path, capsys):
+    """A field that is refused is described by the reason; fields that a sample lacks are left out."""
+    with wds.ShardWriter(str(tmp_path / "t-%06d.tar"), verbose=0) as writer:
+        writer.write({"__key__": "a", "evil.pyd": pickle.dumps(pathlib.PurePosixPath.joinpath), "txt": "ü"})
+        writer.write({"__key__": "b", "txt": "t" * 100})
+    assert 1 == main(["preview", str(tmp_path), "--prefix", "t", "--json"])
+    first, second = json.loads(capsys.readouterr().out)["preview"]
+    assert ["error"] == list(first["fields"]["evil.pyd"])
+    assert {"txt": {"type": "str", "length": 100, "value": "t" * 60}} == second["fields"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "NoneType"),
+        (True, "bool True"),
+        (1 << 80, f"int '{1 << 80}'"),
+        (float("nan"), "float 'nan'"),
+        ("text", "str[4] 'text'"),
+        (b"raw", "bytes[3]"),
+        (np.zeros((2, 0), "<f4"), "ndarray float32[2, 0]"),
+        (torch.zeros((), dtype=torch.bfloat16), "Tensor bfloat16[]"),
+        ([torch.zeros(2), 1], "list[2] of Tensor float32[2]"),
+        ((), "tuple[0]"),
+        ({"a": {"b": {"c": {"d": 1}}}}, "dict[1] {a: dict[1] {b: dict[1] {c: dict[1] {}}}}"),
+        ({1, 2}, "set '{1, 2}'"),
+    ],
+)
+def test_values_are_described_in_a_line(value, expected):
+    """Type, shape, dtype, length and short values; containers as deep as is of use."""
+    assert expected == in_words(describe(value))
+    json.dumps(describe(value), allow_nan=False)
