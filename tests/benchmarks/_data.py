@@ -59,12 +59,12 @@ def _sum_record(batch: dict[str, torch.Tensor]) -> float:
     return float(batch["tokens"].sum()) + float(batch["embedding"].sum())
 
 
-def _numbers_tensor(batch: torch.Tensor) -> list[int]:
-    return [int(number) for number in batch[:, 0].tolist()]
+def _numbers_tensor(batch: torch.Tensor) -> torch.Tensor:
+    return batch[:, 0].clone()
 
 
-def _numbers_record(batch: dict[str, torch.Tensor]) -> list[int]:
-    return [int(number) for number in batch["label"].tolist()]
+def _numbers_record(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return batch["label"].clone()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Kind:
     make: Callable[[int], Any]
     collate: Callable[[Sequence[Any]], Any]
     total: Callable[[Any], float]
-    numbers: Callable[[Any], list[int]]
+    numbers: Callable[[Any], torch.Tensor]
 
 
 def _small(number: int) -> torch.Tensor:
@@ -198,8 +198,13 @@ def make_source(
     return source
 
 
-def consume(kind: Kind, batches: Iterator[Any]) -> tuple[int, float]:
+def consume(kind: Kind, batches: Iterator[Any], numbers: list[torch.Tensor] | None = None) -> tuple[int, float]:
     """Take one epoch as a training loop does: every value is read once.
+
+    Args:
+        kind: The kind of samples.
+        batches: The epoch.
+        numbers: Where to put the numbers of the samples as they come, if anywhere.
 
     Returns:
         Number of samples, and the sum of all their values.
@@ -208,6 +213,8 @@ def consume(kind: Kind, batches: Iterator[Any]) -> tuple[int, float]:
     for batch in batches:
         count += len(batch["label"]) if isinstance(batch, dict) else len(batch)
         total += kind.total(batch)
+        if numbers is not None:
+            numbers.append(kind.numbers(batch))
     return count, total
 
 
@@ -222,13 +229,13 @@ def check_totals(source: Source, count: int, total: float) -> None:
         raise AssertionError(f"the values add up to {total}, expected {source.total}")
 
 
-def check_numbers(source: Source, numbers: Sequence[int]) -> float:
+def check_numbers(source: Source, numbers: torch.Tensor) -> float:
     """Raise unless every sample came exactly once; tell how well they were shuffled.
 
     Returns:
         Correlation of a sample's number with its place in the epoch: 1 for unshuffled, near 0 for a full shuffle.
     """
-    if sorted(numbers) != list(range(source.n_samples)):
+    places = torch.arange(source.n_samples, dtype=torch.float64)
+    if not torch.equal(numbers.double().sort().values, places):
         raise AssertionError("not every sample arrived exactly once")
-    places = torch.stack([torch.tensor(numbers, dtype=torch.float64), torch.arange(len(numbers)).double()])
-    return float(torch.corrcoef(places)[0, 1])
+    return float(torch.corrcoef(torch.stack([numbers.double(), places]))[0, 1])

@@ -47,8 +47,13 @@ def n_converted(source: Source, target: Path, variant: str) -> int:
 
 
 def epochs(source: Source, target: Path, variant: str, workers: int) -> Callable[[], Iterator[Any]]:
-    """Its own loader over its own data set."""
-    dataset = litdata.StreamingDataset(str(target), shuffle=variant == "shuffled", drop_last=False)
+    """Its own loader over its own data set; "items" decodes samples one by one, which it offers for shuffling."""
+    dataset = litdata.StreamingDataset(
+        str(target),
+        shuffle=variant.startswith("shuffled"),
+        drop_last=False,
+        batch_decode=0 if variant == "shuffled-items" else "auto",
+    )
     loader = litdata.StreamingDataLoader(
         dataset,
         batch_size=BATCH_SIZE,
