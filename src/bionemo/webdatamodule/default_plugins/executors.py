@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
 import os
 import pickle
@@ -133,6 +134,7 @@ def _processes(workers: int | None, start_method: str) -> Processes:
 
 def _start_worker(stopped: connection.Connection) -> None:
     """Let a worker ignore Ctrl-C, which is for its parent, and end with its parent or when it is told to."""
+    gc.freeze()  # what a fork inherits is looked through no more, so its memory is not copied for that
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

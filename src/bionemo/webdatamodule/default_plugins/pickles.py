@@ -12,7 +12,7 @@ from bionemo.webdatamodule.errors import InputError
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.shards.checks import check_suffixes
 
-_CHUNK = 1 << 16  # bytes of a first read; most pickles of a sample are smaller
+_SMALL = 1 << 16  # bytes of a first read; larger files are met only after one that was as large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +65,19 @@ class PickleReader:
             InputError: If a name leads out of the directory.
             OSError: If a file cannot be read.
         """
-        room = dict.fromkeys(self.suffixes, 0)
+        guess = _SMALL
         for name in names:
-            files = {suffix: _read(self._path(name, suffix), room[suffix]) for suffix in self.suffixes}
-            room = {suffix: len(data) for suffix, data in files.items()}  # the next sample is often as large
+            if not _stays_inside(name):
+                raise InputError(f"the name {name!r} leads out of the directory {self.directory}")
+            files = {suffix: _read(f"{self.directory}/{name}.{suffix}", guess) for suffix in self.suffixes}
+            guess = max(_SMALL, 1 + max(map(len, files.values())))  # the next sample is often as large
             yield Sample(name, files)
 
-    def _path(self, name: str, suffix: str) -> str:
-        if not _stays_inside(name):
-            raise InputError(f"the name {name!r} leads out of the directory {self.directory}")
-        return f"{self.directory}/{name}.{suffix}"
-
     def _fingerprint(self, name: str) -> str:
+        if not _stays_inside(name):
+            return ""
         found = []
         for suffix in self.suffixes:
-            if not _stays_inside(name):
-                return ""
             try:
                 status = os.stat(f"{self.directory}/{name}.{suffix}")  # noqa: PTH116 - a million of them
             except (OSError, ValueError):
@@ -115,18 +112,16 @@ def _stays_inside(name: str) -> bool:
     return ".." not in name or ".." not in name.split("/")
 
 
-def _read(path: str, expected: int) -> bytes:
-    """Return a file's bytes, with three system calls where there are not more than expected, or few."""
+def _read(path: str, guess: int) -> bytes:
+    """Return a file's bytes, with a single read call if there are fewer than guessed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hang it
     try:
-        room = max(expected + 1, _CHUNK)
-        data = os.read(descriptor, room)
-        if len(data) < room:
+        data = os.read(descriptor, guess)
+        if len(data) < guess:
             return data
         parts = [data]
-        size = os.fstat(descriptor).st_size
         while data:
-            data = os.read(descriptor, max(size - sum(map(len, parts)), 0) + 1)
+            data = os.read(descriptor, max(os.fstat(descriptor).st_size - sum(map(len, parts)), 0) + 1)
             parts.append(data)
         return b"".join(parts)
     finally:

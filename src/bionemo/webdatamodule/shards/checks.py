@@ -259,7 +259,11 @@ class _Places:
 
 
 def _stored(key: str) -> bytes:
-    return key.encode("utf-8", "surrogatepass" if not _is_storable(key) else "surrogateescape")
+    """Return the bytes of a key in a tar; two keys are one to readers if these are equal."""
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return key.encode("utf-8", "surrogatepass")
 
 
 def _is_storable(key: str) -> bool:

@@ -29,7 +29,8 @@ _REST = b"\x00" * 100 + b"ustar\x0000" + b"\x00" * 64 + b"0000000\x00" * 2  # no
 _PADDING = [b"\x00" * (-size % BLOCK) for size in range(BLOCK)]
 _END = b"\x00" * (2 * BLOCK)
 _CHECKSUM_AS_SPACES = 8 * 0x20
-_FLUSH = 1 << 20  # bytes gathered before one hash and write call
+_FLUSH = 1 << 18  # bytes gathered before one hash and write call
+_LARGE = 1 << 15  # bytes of a payload that is hashed and written by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class ShardWriter:
         self._parts: list[bytes] = []
         self._gathered = 0  # bytes in parts
         self._position = 0  # bytes in the file and in parts
+        self._written = 0  # bytes in the file
         self._suffixes: dict[str, tuple[int, bytes]] = {}  # suffix -> its column in the index, b".suffix"
         self._headers = array("q")  # where each sample begins
         self._members = array("q")  # sample, column, offset, size, crc of each member
@@ -81,12 +83,17 @@ class ShardWriter:
             size = len(payload)
             head = header(path + ending, size)
             padding = _PADDING[size % BLOCK]
-            self._parts += (head, payload, padding)
             offset = self._position + len(head)
             self._members.extend((sample, column, offset, size, zlib.crc32(payload)))
-            added = len(head) + size + len(padding)
-            self._position += added
-            self._gathered += added
+            self._parts.append(head)
+            if size < _LARGE:
+                self._parts += (payload, padding)
+                self._gathered += len(head) + size + len(padding)
+            else:  # copying it would cost more than two more calls of the system
+                self._flush()
+                self._write(payload)
+                self._parts.append(padding)
+            self._position = offset + size + len(padding)
         if self._gathered >= _FLUSH:
             self._flush()
 
@@ -108,15 +115,18 @@ class ShardWriter:
         return entry
 
     def _flush(self) -> None:
-        data = b"".join(self._parts)
+        self._write(b"".join(self._parts))
         self._parts.clear()
         self._gathered = 0
+
+    def _write(self, data: bytes) -> None:
         self._sha256.update(data)
+        self._written += len(data)
         try:
             files.write_all(self._descriptor, data)
         except OSError as error:
             raise ConversionError(
-                f"writing {len(data)} bytes after the first {self._position - len(data)} failed: {error.strerror}",
+                f"writing {len(data)} bytes after the first {self._written - len(data)} failed: {error.strerror}",
                 file=self._path,
             ) from error
 
