@@ -12,7 +12,8 @@ from bionemo.webdatamodule.default_plugins.loaders import WebLoader
 from bionemo.webdatamodule.default_plugins.stages import Shuffle, Untuple
 from bionemo.webdatamodule.epochs.dataset import Item, Topology
 from bionemo.webdatamodule.epochs.plan import Cursor
-from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset, StreamLoader, interleave
+from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset
+from bionemo.webdatamodule.epochs.stream_loader import StreamLoader, interleave
 from bionemo.webdatamodule.errors import PlanError, ResumeError
 
 

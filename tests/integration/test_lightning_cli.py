@@ -58,6 +58,7 @@ def run(tmp_path, data, *arguments):
         L.LightningDataModule,
         subclass_mode_data=True,
         save_config_callback=None,
+        seed_everything_default=False,
         args=["fit", "--config", str(path), *arguments],
     )
 
@@ -139,7 +140,7 @@ import sys
 import lightning as L
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
-LightningCLI(BoringModel, L.LightningDataModule, subclass_mode_data=True, args=sys.argv[1:])
+LightningCLI(BoringModel, L.LightningDataModule, subclass_mode_data=True, seed_everything_default=False, args=sys.argv[1:])
 """
 
 

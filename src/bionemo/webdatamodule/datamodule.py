@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-import lightning as L  # noqa: N812 - Lightning's own abbreviation
+import lightning as L
 
 from bionemo.webdatamodule import assembly, conversion
 from bionemo.webdatamodule.assembly import Settings, SplitSettings

@@ -1,0 +1,195 @@
+"""Putting a split together: from checked settings to a dataset and its loader."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from webdataset.shardlists import split_by_node, split_by_worker
+
+from bionemo.webdatamodule.assembly.plans import make_plan
+from bionemo.webdatamodule.assembly.records import LoaderChoice, Settings, SplitSettings, resolve_loader
+from bionemo.webdatamodule.assembly.stages import dataset_stages, loader_stages, torch_batch, torch_convert, worker_part
+from bionemo.webdatamodule.default_plugins.batching import Batch
+from bionemo.webdatamodule.epochs.clock import Clock, EvaluationClock, TrainerClock
+from bionemo.webdatamodule.epochs.dataset import PlannedDataset, Topology
+from bionemo.webdatamodule.epochs.loader import PlannedLoader
+from bionemo.webdatamodule.epochs.plan import Cursor
+from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset
+from bionemo.webdatamodule.epochs.stream_loader import StreamLoader
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.shards.read import SampleReader
+from bionemo.webdatamodule.shards.sets import ShardSet
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from bionemo.webdatamodule.datamodule import WebDataModule
+
+__all__ = [
+    "LoaderChoice",
+    "Settings",
+    "SplitSettings",
+    "add_resume",
+    "make_dataset",
+    "make_loader",
+    "resolve_loader",
+    "topology_of",
+]
+
+_log = logging.getLogger("bionemo.webdatamodule")
+
+
+def topology_of(trainer: L.Trainer | None) -> Topology:
+    """Return this process's place among the data-parallel ones.
+
+    It is asked of the trainer's strategy, else of ``torch.distributed``, else of ``RANK`` and ``WORLD_SIZE``.
+    """
+    if trainer is not None:
+        place = trainer.distributed_sampler_kwargs or {}
+        return Topology(rank=int(place.get("rank", 0)), world_size=max(1, int(place.get("num_replicas", 1))))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return Topology(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size())
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return Topology(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    return Topology()
+
+
+def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -> Any:
+    """Open a split's shards and make its :class:`PlannedDataset` or :class:`StreamDataset`.
+
+    Raises:
+        PlanError: If the samples do not suffice for the ranks.
+        ShardError: If shards are missing or broken.
+    """
+    sets = [ShardSet.open(source.directory, settings.prefix, split=split.split) for source in split.sources]
+    reader = SampleReader(
+        sets,
+        settings.suffixes,
+        policy=settings.policy,
+        check=settings.check,
+        on_error=split.errors.on_error,
+        max_skipped=split.errors.max_skipped,
+        split=split.split,
+    )
+    make = _planned if split.order == "global" else _stream
+    dataset = make(settings, split, topology, sets, reader)
+    if topology.rank == 0:
+        _log.info(
+            "%s: %d samples in %d shards, order=%r since %s",
+            split.split,
+            reader.n_samples,
+            sum(len(found.paths) for found in sets),
+            split.order,
+            split.order_reason,
+        )
+    return _called("invoke_wds", split.split, dataset, split.dataset_calls)
+
+
+def make_loader(module: WebDataModule, settings: Settings, split: SplitSettings, dataset: Any) -> Any:
+    """Make the loader of a split.
+
+    Raises:
+        ConfigError: If a stage does not fit the workers' start method.
+        PlanError: If a worker would have nothing to read.
+    """
+    clock: Clock = TrainerClock(module) if split.split == "train" else EvaluationClock()
+    function = split.loader.function
+    if isinstance(dataset, PlannedDataset):
+        if not getattr(function, "in_order", True):
+            raise ConfigError("in_order=False in kwargs_wld breaks the plan of order='global'", split=split.split)
+        loader: Any = PlannedLoader(
+            dataset=dataset,
+            loader=function,
+            stages=loader_stages(split),
+            clock=clock,
+            cursor=dataset.plan.cursor(dataset.reader.digest),
+        )
+    else:
+        dataset.check(split.loader.num_workers)
+        n_samples = split.n_samples or dataset.reader.n_samples
+        loader = StreamLoader(
+            dataset=dataset,
+            loader=function,
+            stages=_stream_loader_stages(split),
+            n_batches=math.ceil(n_samples / settings.global_batch_size),
+            num_workers=split.loader.num_workers,
+            clock=clock,
+            cursor=Cursor(
+                n_samples=n_samples,
+                seed=dataset.dealing.seed,
+                global_batch_size=settings.global_batch_size,
+                digest=f"{dataset.reader.digest}/shards",
+            ),
+        )
+    return _called("invoke_wld", split.split, loader, split.loader_calls)
+
+
+def add_resume(module: WebDataModule, trainer: L.Trainer) -> None:
+    """Add the callback that applies a checkpoint's cursor, once for a trainer."""
+    from bionemo.webdatamodule.epochs.resume import ResumeCallback
+
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+    callbacks[:] = [c for c in callbacks if not isinstance(c, ResumeCallback)] + [ResumeCallback(module)]
+
+
+def _planned(
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
+) -> PlannedDataset:
+    plan = make_plan(settings, split, sets, reader, training=split.split == "train")
+    plan.check(topology.world_size)
+    part = worker_part(settings, split)
+    return PlannedDataset(
+        reader=reader,
+        plan=plan,
+        stages=part.stages,
+        collate=part.collate,
+        untuple=part.untuple,
+        topology=topology,
+        split=split.split,
+        seed=settings.seed,
+    )
+
+
+def _stream(
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
+) -> StreamDataset:
+    options = split.options
+    shuffle = options.get("shardshuffle")
+    in_torch = torch_convert(split) if split.loader.batch_size is None else torch_batch(split)
+    return StreamDataset(
+        reader=reader,
+        shards=[path for found in sets for path in found.paths],
+        stages=(*dataset_stages(settings, split), in_torch),
+        dealing=Dealing(
+            nodesplitter=options.get("nodesplitter", split_by_node),
+            workersplitter=options.get("workersplitter", split_by_worker),
+            shardshuffle=100 if shuffle is True else int(shuffle or 0),
+            resampled=bool(options.get("resampled")) or options.get("mode") == "resampled",
+            empty_check=bool(options.get("empty_check", True)),
+            seed=settings.seed if options.get("seed") is None else int(options["seed"]),
+        ),
+        topology=topology,
+        split=split.split,
+        batch_size=max(1, settings.global_batch_size // topology.world_size),
+    )
+
+
+def _stream_loader_stages(split: SplitSettings) -> tuple[Any, ...]:
+    if split.loader_stages is not None:
+        return split.loader_stages
+    return () if split.loader.batch_size is not None else (Batch(),)
+
+
+def _called(argument: str, split: str, target: Any, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    """Call webdataset's fluid methods on a dataset or loader, one after the other."""
+    for name, kwargs in calls:
+        method = getattr(target, name, None)
+        if not callable(method):
+            raise ConfigError(f"{argument} names {name!r}, which is no method of {type(target).__name__}", split=split)
+        target = method(**kwargs)
+    return target

@@ -1,0 +1,86 @@
+"""Which plan a split follows in global order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from bionemo.webdatamodule.assembly.records import Settings, SplitSettings
+from bionemo.webdatamodule.assembly.stages import sized_stage
+from bionemo.webdatamodule.default_plugins.batching import BatchBySize, size_of
+from bionemo.webdatamodule.epochs.plan import EpochPlan, Plan
+from bionemo.webdatamodule.epochs.plan import Source as PlanSource
+from bionemo.webdatamodule.epochs.sized import SizedPlan
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
+from bionemo.webdatamodule.shards.read import SampleReader
+from bionemo.webdatamodule.shards.sets import ShardSet, is_url
+
+REMOTE_BLOCK = 16
+"""Shards that are shuffled together where they are remote and the user gave no number."""
+
+
+def make_plan(
+    settings: Settings, split: SplitSettings, sets: Sequence[ShardSet], reader: SampleReader, *, training: bool
+) -> EpochPlan:
+    """Return the plan of a split in global order.
+
+    Raises:
+        PlanError: If the samples do not suffice, or there are none.
+        ConfigError: If ``batch_by_size`` is asked for together with ``n_samples`` or weights.
+    """
+    available = sum(found.n_samples for found in sets)
+    if not available:
+        raise PlanError(f"{split.sources[0].directory} holds no sample", split=split.split)
+    if (stage := sized_stage(split)) is not None:
+        return _sized_plan(settings, split, stage, reader, training=training)
+    if not training and split.n_samples is not None and split.n_samples < available:
+        warnings.warn(
+            f"{split.split}: n_samples is {split.n_samples}, so {available - split.n_samples} of {available} samples "
+            "are left out of evaluation",
+            DataWarning,
+            stacklevel=2,
+        )
+    block = settings.shuffle_shards
+    if block is None:  # a shard that comes over the network should serve many samples while it is here
+        block = REMOTE_BLOCK if any(is_url(source.directory) for source in split.sources) else 0
+    pairs = zip(split.sources, sets, strict=True)
+    try:
+        return Plan(
+            sources=tuple(
+                PlanSource(samples=found.n_samples, weight=source.weight, shards=tuple(found.samples))
+                for source, found in pairs
+            ),
+            block=block if training else 0,
+            global_batch_size=settings.global_batch_size,
+            n_samples=split.n_samples or 0,
+            seed=settings.seed,
+            shuffle=training,
+            tail=settings.tail if training else "share",
+        )
+    except PlanError as error:
+        raise error.located(split=split.split) from error.__cause__
+
+
+def _sized_plan(
+    settings: Settings, split: SplitSettings, stage: BatchBySize, reader: SampleReader, *, training: bool
+) -> SizedPlan:
+    if split.n_samples not in (None, reader.n_samples) or any(source.weight is not None for source in split.sources):
+        raise ConfigError("batch_by_size takes every sample once an epoch, without n_samples or weights")
+    suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
+    measure = stage.size if callable(stage.size) else size_of
+    fields = SampleReader(reader.sets, suffixes, policy=settings.policy, check="never", split=split.split)
+    sizes = np.empty(fields.n_samples, dtype=np.int64)
+    for first in range(0, len(sizes), 1024):
+        samples = fields.read(np.arange(first, min(first + 1024, len(sizes))))
+        sizes[first : first + 1024] = [measure(sample if len(suffixes) > 1 else sample[0]) for sample in samples]
+    return SizedPlan(
+        sizes=sizes,
+        max_total=stage.max_total,
+        max_samples=stage.max_samples,
+        width=stage.width,
+        oversize=stage.oversize,
+        seed=settings.seed,
+        shuffle=training,
+    )
