@@ -36,6 +36,7 @@ _REFUSED = {
     b"S": _SPARSE,
     b"V": "a volume label",
 }
+_CHECKSUM = re.compile(rb"([0-7]{6})(?:\x00 | \x00)|([0-7]{7})[\x00 ]")
 _RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
 
 
@@ -51,22 +52,22 @@ def check_header(header: bytes, position: int) -> None:
     Raises:
         CorruptShardError: If the checksum is wrong.
     """
-    field = header[148:156]
-    expected = checksum(field, position) - 8 * 0x20 + sum(field) + 1
-    if len(header) != BLOCK or zlib.adler32(header) & 0xFFFF != expected % 65521:
+    stored = checksum(header[148:156], position)
+    summed = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
+    if len(header) != BLOCK or (summed + 8 * 0x20 - 1 - stored) % 65521:
         fail(f"the header at byte {position} was changed: its checksum is wrong")
 
 
 def checksum(field: bytes, position: int) -> int:
     """Return the number in a header's checksum field: octal digits, then a NUL, a space or one of each.
 
-    Spaces before the digits, as tar programs older than POSIX wrote them, are refused:
+    Spaces in place of leading zeros, as tar programs older than POSIX wrote them, are refused:
     they are one changed bit away from zeros.
     """
-    digits = field.rstrip(b"\x00 ")
-    if not 0 < len(digits) < 8 or digits.strip(b"01234567") or field[6:] in {b"\x00\x00", b"  "}:
+    found = _CHECKSUM.fullmatch(field)
+    if found is None:
         fail(f"the block at byte {position} is no tar header")
-    return int(digits, 8)
+    return int(found[1] or found[2], 8)
 
 
 def number(field: bytes, position: int) -> int:
