@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from bionemo.webdatamodule.testing import run_examples
+
+
+def test_readme_does_what_it_says(tmp_path):
+    """The example runs and prints what it shows."""
+    assert 1 == run_examples(Path(__file__).parents[1] / "README.md", tmp_path)
