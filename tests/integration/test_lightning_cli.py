@@ -9,7 +9,11 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*was in eval mode.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*was in eval mode.*",
+    "ignore::DeprecationWarning",  # Lightning's CLI uses parts of jsonargparse that are deprecated
+)
 
 
 class Model(L.LightningModule):
