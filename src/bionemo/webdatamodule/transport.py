@@ -14,6 +14,7 @@ import torch
 from torch._utils import _validate_loaded_sparse_tensors
 from torch.multiprocessing.reductions import reduce_typed_storage
 
+from bionemo.webdatamodule import recycling
 from bionemo.webdatamodule.blocks import Block, Place, aligned, attach, release_idle
 from bionemo.webdatamodule.errors import UsageError, WorkerError
 
@@ -106,14 +107,15 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Return an uninitialised tensor for the value that is being made.
 
     In a worker of our loader it lies in the block that the value is sent in, so that data decoded into it
-    reach the main process without another copy; anywhere else it is an ordinary tensor.
+    reach the main process without another copy; anywhere else it is an ordinary tensor, in memory that an earlier
+    one may have left.
 
     Args:
         shape: Sizes of the tensor.
         dtype: Type of its elements.
     """
     if _next_block is None:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return recycling.empty(shape, dtype)
     return _next_block.empty(shape, dtype)
 
 
