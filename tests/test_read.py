@@ -570,6 +570,7 @@ def test_no_more_shards_are_open_than_may_be(tmp_path, monkeypatch):
         numbers = np.random.default_rng(seed).permutation(40)
         assert numbers.tolist() == [value for (value,) in found.read(numbers)]
         assert 3 == len(found._places._open)
+        assert numbers.tolist() == found.read_batch(numbers)[0].tolist()
         assert n_descriptors() <= before + 6
     del found
     gc.collect()

@@ -167,6 +167,7 @@ def test_what_does_not_work_is_an_error_with_the_url(server, tmp_path):
     server.faults.clear()
     with pytest.raises(RemoteError, match=r"t-000001.tar is not there"):
         read_all(found)
+    wait_for_background()
     names = sorted(path.name for path in (tmp_path / "cache").rglob("*.*"))
     assert [] == [name for name in names if name.startswith((".", "t-000001.tar.lock"))]
 
@@ -214,10 +215,12 @@ def test_secrets_in_a_url_are_used_and_not_shown(server, caplog):
     caplog.set_level(logging.INFO, "bionemo.webdatamodule")
     write_set(server.root / "data")
     url = f"{server.url}/data?token=geheim"
+    server.faults["data/t-000001.tar"] = [503]
     assert ALL == read_all(ShardSet.open(url, "t"))
     assert all(path.endswith("?token=geheim") for path in server.seen)
     with pytest.raises(NoShardsError) as caught:
         ShardSet.open(url, "u")
+    assert "503" in caplog.text
     assert "geheim" not in caplog.text + str(caught.value)
     assert "https://host/a" == remote.shown("https://me:geheim@host/a?b")
 

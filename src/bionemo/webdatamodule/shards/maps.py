@@ -93,17 +93,20 @@ class OpenShards:
 
     Args:
         open_one: Opens a shard by its number.
+
+    Attributes:
+        most: How many are open, at most.
     """
 
     def __init__(self, open_one: Callable[[int], OpenShard]) -> None:
         self._open_one = open_one
         self._shards: dict[int, OpenShard] = {}
-        self._most = most_open()
+        self.most = most_open()
 
     def __getitem__(self, number: int) -> OpenShard:
         shard = self._shards.pop(number, None)
         if shard is None:
-            while len(self._shards) >= self._most:
+            while len(self._shards) >= self.most:
                 del self._shards[next(iter(self._shards))]
             shard = self._open_one(number)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from torch.utils.data import default_collate
 
 from bionemo.webdatamodule.errors import (
     ConfigError,
@@ -110,6 +111,9 @@ class SampleReader:
             MissingFieldError: If a sample lacks a field.
             DecodeError: If a field cannot be decoded.
         """
+        most = self._places.at_once
+        if len(ids) > most:
+            return [sample for first in range(0, len(ids), most) for sample in self.read(ids[first : first + most])]
         return list(zip(*self._columns(ids, _each), strict=True))
 
     def read_batch(self, ids: NDArray[np.int64]) -> tuple[Any, ...]:
@@ -123,6 +127,8 @@ class SampleReader:
                 or every sample was skipped.
             WebDataModuleError: As :meth:`read`.
         """
+        if len(ids) > self._places.at_once:
+            return tuple(map(default_collate, map(list, zip(*self.read(ids), strict=True))))
         return tuple(self._columns(ids, _together))
 
     def keys(self, ids: NDArray[np.int64]) -> list[str]:

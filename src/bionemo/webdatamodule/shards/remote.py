@@ -217,7 +217,7 @@ def retried(attempt: Callable[[], _T], url: str) -> _T:
             why = "is not there" if isinstance(error, FileNotFoundError) else "is not permitted"
             raise RemoteError(f"{shown(url)} {why}") from error
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            reason = f"{type(error).__name__}: {error}".replace(url, shown(url)).rstrip(": ")
             if number == ATTEMPTS:
                 raise RemoteError(f"{shown(url)} cannot be fetched, tried {ATTEMPTS} times; {reason}") from error
             wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.5, 1.5)
