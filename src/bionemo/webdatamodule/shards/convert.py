@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, ExitStack
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -22,7 +21,8 @@ from bionemo.webdatamodule.shards import checks, files, publish
 from bionemo.webdatamodule.shards.index import ShardIndex, index_name
 from bionemo.webdatamodule.shards.layout import Source, SplitPlan, as_json, check_n_shards, plan_split
 from bionemo.webdatamodule.shards.lease import Lease
-from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, lease_path, read_manifest
+from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry
+from bionemo.webdatamodule.shards.targets import target_of
 from bionemo.webdatamodule.shards.run import run_tasks
 from bionemo.webdatamodule.shards.tasks import Staged, codec_of
 
@@ -54,7 +54,7 @@ def convert(
     Args:
         reader: The writer plugin's reader.
         names: The samples of each split, by its name. Their order is the order in the shards.
-        directories: The directory of each split, which is made if need be.
+        directories: The directory of each split, which is made if need be; a path or an fsspec URL.
         prefix: Beginning of the shards' names, ``{prefix}-000000.tar`` and so on.
         key_encoder: Makes the key of a name.
         executor: Runs the tasks; entered only if there is something to do.
@@ -70,6 +70,7 @@ def convert(
         ConfigError: If an argument is wrong.
         InputError: If names, keys, directories or samples are bad; it lists the problems of all splits.
         ConversionError: If the disk fails or is full; what was there before stays.
+        RemoteError: If a URL cannot be read or written.
         PluginError: If the reader breaks its contract.
     """
     named = {split: checks.check_names(members, split=split) for split, members in names.items()}
@@ -84,8 +85,7 @@ def convert(
                 source,
                 members,
                 split=split,
-                directory=os.path.expanduser(directories[split]),
-                prefix=prefix,
+                target=target_of(os.fspath(directories[split]), prefix),
                 n_shards=n_shards,
                 progress=bar.update,
             )
@@ -94,9 +94,9 @@ def convert(
     checks.raise_problems(problem for plan in plans for problem in plan.problems)
     settled = {plan.split: _settled(plan) for plan in plans}
     manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
-    todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.directory, prefix)]
+    todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.target)]
     if todo:
-        checks.raise_problems(problem for plan in todo for problem in publish.problems(plan.directory, prefix))
+        checks.raise_problems(problem for plan in todo for problem in publish.problems(plan.target))
         about = {
             "writer": {"name": writer, "options": as_json(source.options), **(provider or {})},
             "key_encoder": {"name": key_encoder_name},
@@ -122,68 +122,61 @@ def _convert(
     manifests: dict[str, Manifest] = {}
     with ExitStack() as held:
         leases: dict[str, Lease] = {}
-        for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.directory)):  # one order for everybody
-            leases[plan.split] = held.enter_context(_begin(plan))
-            publish.heal(plan.directory, plan.prefix, check=leases[plan.split].check)
+        for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.target.lease)):  # one order for everybody
+            plan.target.prepare()
+            lease = held.enter_context(Lease(plan.target.lease, probe=plan.target.staging))
+            leases[plan.split] = lease
+            publish.heal(plan.target, check=lease.check)
             settled = _settled(plan)
             if settled is not None:  # another conversion did it while this one waited
                 manifests[plan.split] = settled
-                files.remove_directory(plan.staging)
+                files.remove_directory(plan.target.staging)
         todo = [plan for plan in plans if plan.split not in manifests]
         kept = {plan.split: _kept(plan) for plan in todo}
         tasks = {plan.split: [task for task in plan.tasks if task.inputs not in kept[plan.split]] for plan in todo}
         for plan in todo:
-            held.callback(publish.tidy, plan.staging)
-            publish.tidy(plan.staging)
-            files.make_private_directory(plan.staging)
+            held.callback(publish.tidy, plan.target.staging)
+            publish.tidy(plan.target.staging)
+            files.make_private_directory(plan.target.staging)
             _check_space(plan, sum(len(task.names) for task in tasks[plan.split]))
         every = [task for plan in todo for task in tasks[plan.split]]
         staged = run_tasks(every, executor, progress=progress)
         made = {task.inputs: shard for task, shard in zip(every, staged, strict=True)}
         for plan in todo:
             manifest = _manifest(plan, kept[plan.split], made, about)
-            publish.publish(plan.directory, manifest, check=leases[plan.split].check)
+            publish.publish(plan.target, manifest, check=leases[plan.split].check)
             manifests[plan.split] = manifest
             _LOG.info(
                 "split %s: %d samples in %d shards in %s, %d of them new",
                 plan.split,
                 manifest.n_samples,
                 len(manifest.shards),
-                plan.directory,
+                plan.target,
                 len(tasks[plan.split]),
             )
     return manifests
 
 
-def _begin(plan: SplitPlan) -> Lease:
-    files.make_directories(plan.directory)
-    return Lease(lease_path(plan.directory, plan.prefix), probe=plan.staging)
-
-
 def _settled(plan: SplitPlan) -> Manifest | None:
-    """Return the manifest of a directory that holds just what the plan asks for, or ``None``."""
+    """Return the manifest of a target that holds just what the plan asks for, or ``None``."""
     try:
-        manifest = read_manifest(plan.directory, plan.prefix)
+        manifest = plan.target.manifest()
     except ManifestError:
         return None
     if manifest is None or [(shard.name, shard.inputs) for shard in manifest.shards] != plan.wanted:
         return None
-    return manifest if all(publish.is_in_place(plan.directory, shard) for shard in manifest.shards) else None
+    return manifest if len(publish.in_place(plan.target, manifest.shards)) == len(manifest.shards) else None
 
 
 def _kept(plan: SplitPlan) -> dict[str, ShardEntry]:
     """Return the shards that can stay as they are, by their inputs."""
     try:
-        manifest = read_manifest(plan.directory, plan.prefix)
+        manifest = plan.target.manifest()
     except ManifestError:  # it cannot be read, so nothing that it says counts
         manifest = None
-    shards = manifest.shards if manifest is not None else ()
     wanted = set(plan.wanted)
-    return {
-        shard.inputs: shard
-        for shard in shards
-        if (shard.name, shard.inputs) in wanted and publish.is_in_place(plan.directory, shard)
-    }
+    shards = [shard for shard in (manifest.shards if manifest else ()) if (shard.name, shard.inputs) in wanted]
+    return {shard.inputs: shard for shard in publish.in_place(plan.target, shards)}
 
 
 def _manifest(
@@ -194,8 +187,7 @@ def _manifest(
     for name, inputs in plan.wanted:
         if inputs in kept:
             shards.append(kept[inputs])
-            index = Path(plan.directory, index_name(name)).read_bytes()
-            suffixes.update(ShardIndex.from_buffer(index).suffixes)
+            suffixes.update(ShardIndex.from_buffer(plan.target.read(index_name(name)) or b"").suffixes)
         else:
             staged = made[inputs]
             suffixes.update(staged.suffixes)
@@ -210,7 +202,7 @@ def _manifest(
                 )
             )
     return Manifest(
-        prefix=plan.prefix,
+        prefix=plan.target.prefix,
         suffixes=tuple(sorted(suffixes)),
         codecs={suffix: codec_of(suffix, plan.tasks[0].codecs) for suffix in sorted(suffixes)},
         shards=tuple(shards),
@@ -225,10 +217,10 @@ def _check_space(plan: SplitPlan, n_samples: int) -> None:
         ConversionError: If so, with both numbers.
     """
     needed = plan.bytes_per_sample * n_samples
-    free = shutil.disk_usage(plan.directory).free
+    free = shutil.disk_usage(plan.target.staging).free
     if free < _SURE * needed:
         raise ConversionError(
-            f"{plan.directory} has {free / 1e9:.3g} GB free, and the shards need about {needed / 1e9:.3g} GB",
+            f"{plan.target} has {free / 1e9:.3g} GB free, and the shards need about {needed / 1e9:.3g} GB",
             split=plan.split,
         )
 

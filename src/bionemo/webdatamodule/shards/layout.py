@@ -15,7 +15,8 @@ from bionemo.webdatamodule.components import KeyFunction, SampleReader
 from bionemo.webdatamodule.errors import ConfigError, DataWarning
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.checks import LISTED
-from bionemo.webdatamodule.shards.manifest import shard_name, staging_path
+from bionemo.webdatamodule.shards.manifest import shard_name
+from bionemo.webdatamodule.shards.targets import Target
 from bionemo.webdatamodule.shards.tasks import ShardTask, describe, fingerprints, inputs_digest
 from bionemo.webdatamodule.shards.write import BLOCK
 
@@ -61,8 +62,7 @@ class SplitPlan:
 
     Attributes:
         split: Name of the split.
-        directory: Where they go.
-        prefix: Beginning of their names.
+        target: Where they go.
         wanted: Name and inputs of each shard, in order.
         tasks: The task that makes each.
         problems: What is wrong with its samples, as far as the source knows without reading them.
@@ -70,17 +70,11 @@ class SplitPlan:
     """
 
     split: str
-    directory: str
-    prefix: str
+    target: Target
     wanted: Sequence[tuple[str, str]]
     tasks: Sequence[ShardTask]
     problems: Sequence[str]
     bytes_per_sample: float
-
-    @property
-    def staging(self) -> str:
-        """The directory in which shards are made."""
-        return staging_path(self.directory, self.prefix)
 
 
 def plan_split(
@@ -88,8 +82,7 @@ def plan_split(
     names: Sequence[str],
     *,
     split: str,
-    directory: str,
-    prefix: str,
+    target: Target,
     n_shards: int | None,
     progress: Callable[[int], object],
 ) -> SplitPlan:
@@ -99,8 +92,7 @@ def plan_split(
         source: Where the samples come from.
         names: The samples, at least one.
         split: Name of the split.
-        directory: Where its shards go.
-        prefix: Beginning of their names.
+        target: Where its shards go.
         n_shards: How many shards; ``None`` for as many as their size asks for.
         progress: Called with the number of samples looked at.
     """
@@ -120,7 +112,7 @@ def plan_split(
         prints = fingerprints(source.reader, members, writer=source.writer)
         missing += [name for name, one in zip(members, prints or (), strict=False) if not one]
         inputs = inputs_digest(source.recipe, members, [source.encode(name) for name in members], prints)
-        wanted.append((shard_name(prefix, number, n_shards), inputs))
+        wanted.append((shard_name(target.prefix, number, n_shards), inputs))
         tasks.append(
             ShardTask(
                 reader=source.reader,
@@ -130,7 +122,7 @@ def plan_split(
                 codecs=source.codecs,
                 writer=source.writer,
                 split=split,
-                staging=staging_path(directory, prefix),
+                staging=target.staging,
                 recipe=source.recipe,
                 inputs=inputs,
             )
@@ -138,8 +130,7 @@ def plan_split(
         progress(len(members))
     return SplitPlan(
         split=split,
-        directory=directory,
-        prefix=prefix,
+        target=target,
         wanted=wanted,
         tasks=tasks,
         problems=[

@@ -1,287 +1,134 @@
-"""Where a split's shards go: a directory of this machine, or a URL to which they are uploaded."""
+"""From numbers of samples to places in open shards, fetching and opening what is needed."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from bionemo.webdatamodule.errors import ConversionError, ManifestError
-from bionemo.webdatamodule.shards import files
-from bionemo.webdatamodule.shards.cache import cache_directory
-from bionemo.webdatamodule.shards.index import index_name
-from bionemo.webdatamodule.shards.manifest import (
-    Manifest,
-    journal_path,
-    lease_path,
-    manifest_path,
-    read_manifest,
-    staging_path,
-)
-from bionemo.webdatamodule.shards.remote import is_url, join, open_filesystem, read, retried, shown
-from bionemo.webdatamodule.shards.write import file_sha256
+import numpy as np
+from torch.utils.data import get_worker_info
+
+from bionemo.webdatamodule.board import doing
+from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
+from bionemo.webdatamodule.shards.fields import Place
+from bionemo.webdatamodule.shards.maps import OpenShard, OpenShards, open_shard
+from bionemo.webdatamodule.shards.sets import ShardSet
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_REOPEN = 3  # attempts where other processes make room in the store of remote shards
 
 
-class Place(Protocol):
-    """What a conversion does with the place that it writes to; names are those of files in it."""
+class Places:
+    """The samples of some shard sets, numbered from 0 in the order of sets, shards and tars.
 
-    @property
-    def prefix(self) -> str:
-        """Beginning of the shards' names."""
-        ...
+    It pickles, and opens nothing before it is needed.
 
-    @property
-    def staging(self) -> str:
-        """Local directory in which shards are made."""
-        ...
+    Args:
+        sets: The sets.
+        suffixes: Those that will be asked for.
+        split: The split's name, for messages.
 
-    @property
-    def lease(self) -> str:
-        """Local link by which a conversion tells others that it is at work."""
-        ...
-
-    def problems(self) -> Iterator[str]:
-        """Yield why nothing can be written here, a sentence each."""
-        ...
-
-    def prepare(self) -> None:
-        """Make the directories that are needed."""
-        ...
-
-    def manifest(self) -> Manifest | None:
-        """Return the manifest as readers see it, or ``None`` where there is none.
-
-        Raises:
-            ManifestError: If it cannot be read, or a publication is at work or was stopped.
-        """
-        ...
-
-    def sizes(self) -> Mapping[str, int]:
-        """Return the size of each file that looks like a shard of the prefix, or the index of one."""
-        ...
-
-    def read(self, name: str) -> bytes | None:
-        """Return a small file, or ``None`` where there is none."""
-        ...
-
-    def sha256(self, name: str) -> str | None:
-        """Return the hash of a file, or ``None`` where there is none."""
-        ...
-
-    def announce(self, manifest: Manifest) -> None:
-        """Put the next manifest there as the journal."""
-        ...
-
-    def put(self, path: str, name: str) -> None:
-        """Move a staged file into place."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        ...
-
-    def commit(self, manifest: Manifest) -> None:
-        """Make the journal the manifest."""
-        ...
-
-    def retract(self) -> None:
-        """Remove manifest and journal."""
-        ...
-
-
-def place_of(directory: str, prefix: str) -> Place:
-    """Return the place that a user's path or URL means."""
-    if is_url(directory):
-        return RemotePlace(url=directory, prefix=prefix)
-    return LocalPlace(directory=os.path.expanduser(directory), prefix=prefix)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalPlace:
-    """A directory: staged files lie in a hidden one inside of it and are renamed into place."""
-
-    directory: str
-    prefix: str
-
-    def __str__(self) -> str:
-        return self.directory
-
-    @property
-    def staging(self) -> str:
-        return staging_path(self.directory, self.prefix)
-
-    @property
-    def lease(self) -> str:
-        return lease_path(self.directory, self.prefix)
-
-    def problems(self) -> Iterator[str]:
-        existing = os.path.abspath(self.directory)
-        while not os.path.lexists(existing):
-            existing = os.path.dirname(existing)
-        if not os.path.isdir(existing):
-            yield f"{existing} is no directory, so shards cannot go to {self.directory}"
-        elif not os.access(existing, os.W_OK | os.X_OK):
-            yield f"{existing} is read-only, so shards cannot go to {self.directory}"
-
-    def prepare(self) -> None:
-        files.make_directories(self.directory)
-
-    def manifest(self) -> Manifest | None:
-        return read_manifest(self.directory, self.prefix)
-
-    def sizes(self) -> Mapping[str, int]:
-        found = {}
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.directory) as entries:
-            pattern = _shard_pattern(self.prefix)
-            for entry in entries:
-                if pattern.fullmatch(entry.name):
-                    found[entry.name] = entry.stat(follow_symlinks=False).st_size
-        return found
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            with open(os.path.join(self.directory, name), "rb") as file:
-                return file.read()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
-
-    def sha256(self, name: str) -> str | None:
-        try:
-            return file_sha256(os.path.join(self.directory, name))
-        except FileNotFoundError:
-            return None
-
-    def announce(self, manifest: Manifest) -> None:
-        draft = os.path.join(self.staging, "manifest.json")
-        files.write_whole(draft, manifest.to_json().encode())
-        files.sync_directory(self.staging)
-        files.replace(draft, journal_path(self.directory, self.prefix))
-        files.sync_directory(self.directory)
-
-    def put(self, path: str, name: str) -> None:
-        files.replace(path, os.path.join(self.directory, name))
-
-    def remove(self, name: str) -> None:
-        files.remove(os.path.join(self.directory, name))
-
-    def commit(self, manifest: Manifest) -> None:  # noqa: ARG002 - the journal holds it already
-        files.sync_directory(self.directory)
-        files.replace(journal_path(self.directory, self.prefix), manifest_path(self.directory, self.prefix))
-        files.sync_directory(self.directory)
-
-    def retract(self) -> None:
-        self.remove(manifest_path("", self.prefix))
-        files.sync_directory(self.directory)
-        self.remove(journal_path("", self.prefix))
-        files.sync_directory(self.directory)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemotePlace:
-    """A URL of any file system of fsspec: shards are made in the user's cache directory and uploaded.
-
-    Two conversions of one machine wait for each other. Of two machines the one that announced itself last wins,
-    and the other one stops, since there is nothing atomic to build on but putting one object.
+    Attributes:
+        starts: int64 of shape ``(shards,)``: number of the first sample of each shard.
+        ends: int64 of shape ``(shards,)``: one more than that of its last.
+        n_samples: Number of samples in all sets.
     """
 
-    url: str
-    prefix: str
+    def __init__(self, sets: Sequence[ShardSet], suffixes: Sequence[str], *, split: str | None) -> None:
+        counts = [count for found in sets for count in found.samples]
+        self.ends: NDArray[np.int64] = np.cumsum(counts, dtype=np.int64)
+        self.starts: NDArray[np.int64] = self.ends - counts
+        self.n_samples = sum(counts)
+        self._shards = [(found, place) for found in sets for place in range(len(found.paths))]
+        self._suffixes = tuple(suffixes)
+        self._split = split
+        self._is_remote = any(found.remote is not None for found in sets)
+        self._open = OpenShards(self._open_shard)
+        self._ahead: set[int] = set()  # shards that are being fetched in the background, or were
+        self._latest = -1  # the shard that was fetched last
 
-    def __str__(self) -> str:
-        return shown(self.url)
+    def locate(self, ids: NDArray[np.int64]) -> list[Place]:
+        """Return where each sample is, with its shard opened.
 
-    @property
-    def staging(self) -> str:
-        return staging_path(os.path.join(cache_directory(), "outgoing", self._local), self.prefix)
+        Raises:
+            ConfigError: If there is no such sample.
+            ShardError: If a shard cannot be opened.
+        """
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.n_samples:
+            raise ConfigError(
+                f"samples {ids.min()} to {ids.max()} are asked for; there are {self.n_samples}", split=self._split
+            )
+        numbers = np.searchsorted(self.ends, ids, side="right")
+        rows = (ids - self.starts[numbers]).tolist()
+        shards = numbers.tolist()
+        needed = dict.fromkeys(shards)
+        if self._is_remote:
+            self._fetch([number for number in needed if number not in self._open])
+        opened = {number: self._open[number] for number in needed}
+        if opened:
+            others = f" and {len(opened) - 1} other shards" if len(opened) > 1 else ""
+            doing(f"reading {opened[shards[0]].path}{others}")
+        return [(opened[number], row) for number, row in zip(shards, rows, strict=True)]
 
-    @property
-    def lease(self) -> str:
-        return lease_path(os.path.join(cache_directory(), "outgoing", self._local), self.prefix)
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Start to fetch shards behind URLs, by their numbers, in the background."""
+        wanted = [number for number in numbers if number < len(self._shards) and number not in self._ahead]
+        self._ahead.update(wanted)
+        for found, places in self._by_set(wanted):
+            if found.remote is not None:
+                found.remote.fetch_ahead(places)
 
-    @property
-    def _local(self) -> str:
-        return hashlib.sha256(self.url.rstrip("/").encode()).hexdigest()[:32]
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": None, "_ahead": set()}
 
-    def problems(self) -> Iterator[str]:
-        return iter(())
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open = OpenShards(self._open_shard)
 
-    def prepare(self) -> None:
-        files.make_directories(os.path.dirname(self.staging))
+    def _fetch(self, numbers: list[int]) -> None:
+        """Fetch shards that are behind URLs, several at the same time; ahead where they are read in order."""
+        for found, places in self._by_set(numbers):
+            if found.remote is not None:
+                found.remote.fetch_all(places)
+        self._ahead.difference_update(numbers)
+        for number in numbers:
+            if number == self._latest + 1:
+                self.prefetch([number + 1])
+            self._latest = number
 
-    def manifest(self) -> Manifest | None:
-        text = self.read(manifest_path("", self.prefix))
-        if self.read(journal_path("", self.prefix)) is not None:
-            raise ManifestError(f"a conversion into {self} is being published, or was stopped; run it again")
-        return None if text is None else Manifest.from_json(text, source=f"the manifest of {self}")
+    def _by_set(self, numbers: Iterable[int]) -> list[tuple[ShardSet, list[int]]]:
+        """Return the sets that shards are in, each with the shards' places in it."""
+        groups: dict[int, tuple[ShardSet, list[int]]] = {}
+        for number in numbers:
+            found, place = self._shards[number]
+            groups.setdefault(id(found), (found, []))[1].append(place)
+        return list(groups.values())
 
-    def sizes(self) -> Mapping[str, int]:
-        filesystem, path = open_filesystem(self.url)
-
-        def listing() -> list[dict[str, Any]]:
-            filesystem.invalidate_cache()
-            try:
-                return list(filesystem.ls(path, detail=True))
-            except FileNotFoundError:
-                return []
-
-        pattern = _shard_pattern(self.prefix)
-        entries = {os.path.basename(entry["name"]): entry["size"] for entry in retried(listing, self.url)}
-        return {name: size for name, size in entries.items() if pattern.fullmatch(name)}
-
-    def read(self, name: str) -> bytes | None:
-        return read(join(self.url, name))
-
-    def sha256(self, name: str) -> str | None:
-        filesystem, path = open_filesystem(join(self.url, name))
-
-        def digest() -> str | None:
-            found = hashlib.sha256()
-            try:
-                with filesystem.open(path, "rb") as file:
-                    while block := file.read(1 << 22):
-                        found.update(block)
-            except FileNotFoundError:
-                return None
-            return found.hexdigest()
-
-        return retried(digest, self.url)
-
-    def announce(self, manifest: Manifest) -> None:
-        filesystem, path = open_filesystem(self.url)
-        retried(lambda: filesystem.makedirs(path, exist_ok=True), self.url)
-        self._write(journal_path("", self.prefix), manifest)
-
-    def put(self, path: str, name: str) -> None:
-        filesystem, target = open_filesystem(join(self.url, name))
-        retried(lambda: filesystem.put_file(path, target), join(self.url, name))
-
-    def remove(self, name: str) -> None:
-        filesystem, path = open_filesystem(join(self.url, name))
-
-        def attempt() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                filesystem.rm_file(path)
-
-        retried(attempt, join(self.url, name))
-
-    def commit(self, manifest: Manifest) -> None:
-        if self.read(journal_path("", self.prefix)) != manifest.to_json().encode():
-            raise ConversionError(f"another machine is converting into {self}; let one do it and run it again")
-        self._write(manifest_path("", self.prefix), manifest)
-        self.remove(journal_path("", self.prefix))
-
-    def retract(self) -> None:
-        self.remove(manifest_path("", self.prefix))
-        self.remove(journal_path("", self.prefix))
-
-    def _write(self, name: str, manifest: Manifest) -> None:
-        filesystem, path = open_filesystem(join(self.url, name))
-        retried(lambda: filesystem.pipe_file(path, manifest.to_json().encode()), join(self.url, name))
+    def _open_shard(self, number: int) -> OpenShard:
+        found, place = self._shards[number]
+        doing(f"opening {found.paths[place]}")
+        attempts = 1 if found.remote is None else _REOPEN
+        try:
+            while True:
+                path, stamp = found.ready(place)
+                try:
+                    return open_shard(path, stamp, found.index(place, stamp), self._suffixes)
+                except ChangedDataError:
+                    attempts -= 1
+                    if not attempts:
+                        raise
+        except WebDataModuleError as error:
+            raise error.located(split=self._split, **process()) from error.__cause__
+        except OSError as error:
+            raise ShardError(
+                f"{found.paths[place]} cannot be read: {error.strerror}", split=self._split, **process()
+            ) from error
 
 
-def _shard_pattern(prefix: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar({re.escape(index_name(''))})?")
+def process() -> dict[str, Any]:
+    """Return the worker and rank that this process is, as far as it is one, for errors."""
+    info = get_worker_info()
+    return {"worker": info.id if info else None, "rank": os.environ.get("RANK")}

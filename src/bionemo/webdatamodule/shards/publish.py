@@ -3,104 +3,84 @@
 The order of steps, each brought to the disk before the next:
 
 1. The shards and their indices lie finished in the staging directory.
-2. The new manifest appears as the journal. From here on readers refuse the directory,
+2. The new manifest appears as the journal. From here on readers refuse the directory or URL,
    and the next conversion goes on with step 3 whatever happens.
-3. Shards are renamed over the old ones, and shards that are no longer needed are removed.
-   Readers that have old ones open keep them.
-4. The journal is renamed to be the manifest. Readers see the new data.
+3. Shards are put over the old ones, and shards that are no longer needed are removed.
+   Readers of a local directory that have old ones open keep them.
+4. The journal becomes the manifest. Readers see the new data.
 5. The staging directory is removed.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from bionemo.webdatamodule.errors import ManifestError
 from bionemo.webdatamodule.shards import files, tasks
 from bionemo.webdatamodule.shards.index import index_name
-from bionemo.webdatamodule.shards.manifest import (
-    Manifest,
-    ShardEntry,
-    journal_path,
-    lease_path,
-    load_manifest,
-    manifest_path,
-    staging_path,
-)
+from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, journal_path, manifest_path
+from bionemo.webdatamodule.shards.targets import Target
 from bionemo.webdatamodule.shards.write import file_sha256
 
+Check = Callable[[], None]
+"""Raises where this process may no longer change the target."""
 
-def publish(directory: str, manifest: Manifest, *, check: Callable[[], None]) -> None:
-    """Make staged shards the data of a directory.
+
+def publish(target: Target, manifest: Manifest, *, check: Check) -> None:
+    """Make staged shards the data of a target.
 
     Args:
-        directory: The split's directory.
-        manifest: The new manifest. Its shards are staged, or lie in the directory already.
-        check: Raises where this process may no longer change the directory.
+        target: Where they go.
+        manifest: The new manifest. Its shards are staged, or lie in place already.
+        check: Raises where this process may no longer change the target.
 
     Raises:
         OSError: If the disk fails; the next conversion goes on from there.
+        RemoteError: If an upload fails; likewise.
     """
-    staging = staging_path(directory, manifest.prefix)
-    draft = os.path.join(staging, "manifest.json")
-    files.write_whole(draft, manifest.to_json().encode())
-    files.sync_directory(staging)
     check()
-    files.replace(draft, journal_path(directory, manifest.prefix))
-    files.sync_directory(directory)
-    _move(directory, manifest, check=check)
+    target.announce(manifest)
+    _move(target, manifest, check=check)
 
 
-def heal(directory: str, prefix: str, *, check: Callable[[], None]) -> None:
+def heal(target: Target, *, check: Check) -> None:
     """Finish a publication that was stopped, or clear it away where its shards are gone.
 
     Args:
-        directory: The split's directory.
-        prefix: Beginning of the shards' names.
+        target: Where shards were to go.
         check: See :func:`publish`.
     """
-    journal = journal_path(directory, prefix)
-    try:
-        manifest = load_manifest(journal)
-    except ManifestError:
-        manifest = None
-    if not os.path.lexists(journal):
+    journal = target.read(journal_path("", target.prefix))
+    if journal is None:
         return
-    if manifest is not None and all(_is_there(directory, prefix, entry) for entry in manifest.shards):
-        _move(directory, manifest, check=check)
+    manifest = _parsed(journal)
+    if manifest is not None and all(_is_there(target, entry) for entry in manifest.shards):
+        _move(target, manifest, check=check)
         return
-    for name in owned(directory, prefix):
+    for name in list(owned(target)):
         check()
-        files.remove(os.path.join(directory, name))
-    files.remove(manifest_path(directory, prefix))
-    files.sync_directory(directory)
-    files.remove(journal)
-    files.sync_directory(directory)
+        target.remove(name)
+    check()
+    target.retract()
 
 
-def problems(directory: str, prefix: str) -> Iterator[str]:
-    """Yield why shards cannot be put into a directory, a sentence each."""
-    existing = os.path.abspath(directory)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        yield f"{existing} is no directory, so shards cannot go to {directory}"
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        yield f"{existing} is read-only, so shards cannot go to {directory}"
-    strangers = sorted(set(shard_files(directory, prefix)) - set(owned(directory, prefix)))
+def problems(target: Target) -> Iterator[str]:
+    """Yield why shards cannot be put into a target, a sentence each."""
+    found = list(target.problems())
+    yield from found
+    strangers = [] if found else sorted(target.sizes().keys() - set(owned(target)))
     if strangers:
         yield (
-            f"{directory} holds {strangers[0]} and {len(strangers) - 1} more files that no manifest lists; "
+            f"{target} holds {strangers[0]} and {len(strangers) - 1} more files that no manifest lists; "
             "move them away or choose another prefix"
         )
 
 
-def has_leftovers(directory: str, prefix: str) -> bool:
+def has_leftovers(target: Target) -> bool:
     """Return whether there is something that a stopped conversion left, and that may be removed."""
-    paths = staging_path(directory, prefix), lease_path(directory, prefix)
-    return any(map(os.path.lexists, paths)) and os.access(directory, os.W_OK)
+    found = any(map(os.path.lexists, (target.staging, target.lease)))
+    return found and os.access(os.path.dirname(target.staging), os.W_OK)
 
 
 def tidy(staging: str) -> None:
@@ -115,75 +95,65 @@ def tidy(staging: str) -> None:
     files.remove_empty_directory(staging)
 
 
-def is_in_place(directory: str, entry: ShardEntry) -> bool:
-    """Return whether a shard and its index lie in the directory, going by their presence and size."""
-    try:
-        size = os.stat(os.path.join(directory, entry.name)).st_size
-    except FileNotFoundError:
-        return False
-    return size == entry.bytes and os.path.exists(os.path.join(directory, index_name(entry.name)))
+def in_place(target: Target, shards: Iterable[ShardEntry]) -> list[ShardEntry]:
+    """Return those of some shards that lie in place with their indices, going by names and sizes."""
+    sizes: Mapping[str, int] = target.sizes()
+    return [shard for shard in shards if sizes.get(shard.name) == shard.bytes and index_name(shard.name) in sizes]
 
 
-def owned(directory: str, prefix: str) -> Iterator[str]:
-    """Yield the names of the shards and indices in a directory that its manifest or journal lists.
+def owned(target: Target) -> Iterator[str]:
+    """Yield the names of the shards and indices in a target that its manifest or journal lists.
 
     With a manifest that cannot be read, all that look like shards of the prefix are taken for its own.
     """
+    everything = target.sizes()
     known: set[str] = set()
-    for path in (manifest_path(directory, prefix), journal_path(directory, prefix)):
-        try:
-            manifest = load_manifest(path)
-        except ManifestError:
-            yield from shard_files(directory, prefix)
+    for path in (manifest_path("", target.prefix), journal_path("", target.prefix)):
+        text = target.read(path)
+        manifest = None if text is None else _parsed(text)
+        if text is not None and manifest is None:
+            yield from everything
             return
-        if manifest is not None:
-            known.update(entry.name for entry in manifest.shards)
-    for name in shard_files(directory, prefix):
-        if name in known or name.removesuffix(index_name("")) in known:
-            yield name
+        known.update(entry.name for entry in (manifest.shards if manifest is not None else ()))
+    yield from (name for name in everything if name in known or name.removesuffix(index_name("")) in known)
 
 
-def shard_files(directory: str, prefix: str) -> list[str]:
-    """Return the sorted names of all files in a directory that look like shards of a prefix or their indices."""
-    pattern = re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar({re.escape(index_name(''))})?")
+def _parsed(text: bytes) -> Manifest | None:
     try:
-        return sorted(name for name in os.listdir(directory) if pattern.fullmatch(name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        return Manifest.from_json(text)
+    except ManifestError:
+        return None
 
 
-def _move(directory: str, manifest: Manifest, *, check: Callable[[], None]) -> None:
-    staging = staging_path(directory, manifest.prefix)
-    obsolete = set(owned(directory, manifest.prefix))
+def _move(target: Target, manifest: Manifest, *, check: Check) -> None:
+    obsolete = set(owned(target))
     for entry in manifest.shards:
-        for staged, name in _pairs(staging, entry):
+        for staged, name in _pairs(target, entry):
             obsolete.discard(name)
             if os.path.lexists(staged):
                 check()
-                files.replace(staged, os.path.join(directory, name))
+                target.put(staged, name)
     for name in sorted(obsolete):
         check()
-        files.remove(os.path.join(directory, name))
-    files.sync_directory(directory)
+        target.remove(name)
     check()
-    files.replace(journal_path(directory, manifest.prefix), manifest_path(directory, manifest.prefix))
-    files.sync_directory(directory)
-    files.remove_directory(staging)
+    target.commit(manifest)
+    files.remove_directory(target.staging)
 
 
-def _pairs(staging: str, entry: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:
+def _pairs(target: Target, entry: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:
     return (
-        (tasks.index_path(staging, entry.inputs), index_name(entry.name)),
-        (tasks.tar_path(staging, entry.inputs), entry.name),
+        (tasks.index_path(target.staging, entry.inputs), index_name(entry.name)),
+        (tasks.tar_path(target.staging, entry.inputs), entry.name),
     )
 
 
-def _is_there(directory: str, prefix: str, entry: ShardEntry) -> bool:
-    """Return whether a shard of an interrupted publication is staged or in place, whole."""
-    index, tar = _pairs(staging_path(directory, prefix), entry)
-    return _has(directory, *index, entry.index_sha256) and _has(directory, *tar, entry.sha256)
+def _is_there(target: Target, entry: ShardEntry) -> bool:
+    """Return whether a shard of a stopped publication is staged or in place, whole."""
+    index, tar = _pairs(target, entry)
+    return _has(target, *index, entry.index_sha256) and _has(target, *tar, entry.sha256)
 
 
-def _has(directory: str, staged: str, name: str, sha256: str) -> bool:
-    path = staged if os.path.exists(staged) else f"{directory}/{name}"
-    return os.path.exists(path) and file_sha256(path) == sha256
+def _has(target: Target, staged: str, name: str, sha256: str) -> bool:
+    found = file_sha256(staged) if os.path.exists(staged) else target.sha256(name)
+    return found == sha256

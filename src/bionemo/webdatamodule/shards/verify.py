@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from bionemo.webdatamodule.errors import ManifestError, NoShardsError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.shards import publish
 from bionemo.webdatamodule.shards.decode import Codec, codec_name, make_codec
 from bionemo.webdatamodule.shards.index import ShardIndex, index_name
 from bionemo.webdatamodule.shards.manifest import (
@@ -23,6 +22,7 @@ from bionemo.webdatamodule.shards.manifest import (
     read_manifest,
     staging_path,
 )
+from bionemo.webdatamodule.shards.targets import LocalTarget
 from bionemo.webdatamodule.shards.write import file_sha256
 
 _ENDING = manifest_path("", "")
@@ -133,7 +133,7 @@ def _difference(what: str, path: str, sha256: str) -> str | None:
 
 def _notes(directory: str, manifest: Manifest) -> Iterator[str]:
     listed = {entry.name for entry in manifest.shards}
-    for name in publish.shard_files(directory, manifest.prefix):
+    for name in sorted(LocalTarget(directory=directory, prefix=manifest.prefix).sizes()):
         if name not in listed and name.removesuffix(index_name("")) not in listed:
             yield f"{name} is not listed by the manifest, so it is not read"
     if os.path.lexists(staging_path(directory, manifest.prefix)):
