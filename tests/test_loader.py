@@ -286,6 +286,7 @@ def test_a_state_of_something_else_is_refused(change, message):
     [
         ([wds.batched(3, collation_fn=list)], "makes several batches of a share of 4 samples"),
         ([wds.select(lambda x: False)], "makes no batch of a share of 4 samples"),
+        ([wds.batched(4, collation_fn=lambda samples: None)], "makes no batch of a share of 4 samples"),
     ],
 )
 def test_stages_that_would_make_ranks_unequal_are_refused(stages, message):
@@ -360,3 +361,20 @@ def test_the_state_counts_samples_of_the_whole_run():
 
     assert states[0] == states[1]
     assert replace(make().cursor, samples=8).to_state() == states[0]
+
+
+def test_resuming_seeks_and_reads_nothing_before():
+    """At sample 10⁸ of 10⁹ the first batch asks the reader for that batch alone."""
+    asked = []
+
+    class Counting(Numbers):
+        def read_batch(self, ids):
+            asked.append(len(ids))
+            return super().read_batch(ids)
+
+    loader = make(10**9, 64)
+    loader._data.reader = Counting()
+    loader.load_state_dict({**loader.state_dict(), "samples": 10**8 - 10**8 % 64, "epoch": 7})
+    next(iter(loader))
+
+    assert sum(asked) <= 512

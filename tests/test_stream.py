@@ -250,3 +250,13 @@ def test_tensors_cross_from_workers():
     loader = make(workers=2, stages=[lambda samples: ({"x": torch.tensor([s])} for s in samples)])
 
     assert by_webdataset((3, 4, 5, 6), 2) == [int(sample["x"]) for sample in flat(loader)]
+
+
+def test_stages_of_others_are_said_not_to_replay_exactly(caplog):
+    """Resuming with a stage whose randomness is unknown says so, with its name."""
+    state = {**make().state_dict(), "samples": 8}
+    make(stages=[Shuffle(size=4)]).load_state_dict(state)
+    assert not caplog.records
+    make(stages=[wds.shuffle(4)]).load_state_dict(state)
+
+    assert "is exact only if the stages" in caplog.text

@@ -171,8 +171,8 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         samples = [value] if self._data.collate else value
         with context.at(self._data.place(cursor.epoch, self._consumed(index, cursor))):
             batches = list(itertools.islice(chain(self.stages, samples), 2))
-        if len(batches) != 1:
-            more = "several batches" if batches else "no batch"
+        if len(batches) != 1 or batches[0] is None:  # Lightning skips the step of a None, on this rank alone
+            more = "several batches" if len(batches) > 1 else "no batch"
             raise ConfigError(
                 f"pipeline_prebatch_wld ({', '.join(map(describe, self.stages))}) makes {more} of a share of "
                 f"{len(samples)} samples, this rank's part of a global batch; every rank must take the same "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from bionemo.webdatamodule.epochs.loader import close, keeps_workers, torch_load
 from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.progress import Progress
 from bionemo.webdatamodule.errors import PlanError, ResumeError
-from bionemo.webdatamodule.pipelines import chain
+from bionemo.webdatamodule.pipelines import chain, describe
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.components import LoaderFunction
     from bionemo.webdatamodule.epochs.clock import Clock
     from bionemo.webdatamodule.epochs.stream import StreamDataset
+
+_log = logging.getLogger("bionemo.webdatamodule")
 
 
 class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
@@ -117,6 +120,14 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
                 f"{cursor.global_batch_size}, not {self._progress.cursor.global_batch_size}",
                 split=self._data.split,
             )
+        foreign = [stage for stage in (*self._data.pipeline[1:], *self.pipeline[1:]) if not _seeded(stage)]
+        if cursor.samples and foreign:
+            _log.warning(
+                "%s: resuming in shards order runs through the epoch so far again, which is exact only if the stages "
+                "%s draw their random numbers from bionemo.webdatamodule.epochs.context, or none",
+                self._data.split,
+                ", ".join(map(describe, foreign)),
+            )
         self.seek(cursor)
 
     def seek(self, cursor: Cursor) -> None:
@@ -169,6 +180,11 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             yield from interleave(source, max(1, self._num_workers))
         finally:
             close(source)
+
+
+def _seeded(stage: object) -> bool:
+    """Tell whether a stage is one of this package, which draw random numbers from the run's seed alone."""
+    return (type(stage).__module__ or "").startswith("bionemo.webdatamodule.")
 
 
 def interleave(items: Iterable[Item], workers: int) -> Iterator[Any]:
