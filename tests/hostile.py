@@ -6,12 +6,12 @@ own, and look at what it prints. Every gadget writes the file CANARY where its c
 
 import io
 import json
-import os
 import pickle
 import resource
 import struct
 import sys
 import zipfile
+from pathlib import Path
 
 P = b"\x80\x04"
 
@@ -54,7 +54,7 @@ def gadgets(canary):
     legacy.write(pickle.dumps([], 2))
     token = name("collections", "Counter")
     new = name("uuid", "UUID") + b")\x81"
-    streams = {
+    return {
         "os.system": system,
         "os.system, protocol 0": b"cos\nsystem\n(S'" + command.encode() + b"'\ntR.",
         "os.system, protocol 0, unicode": b"cos\nsystem\n(V" + command.encode() + b"\ntR.",
@@ -167,7 +167,6 @@ def gadgets(canary):
         + raw_call(name("numpy._core.multiarray", "_reconstruct"), token, value((0,)), value(b"b"))
         + b".",
     }
-    return streams
 
 
 def nested(canary):
@@ -213,7 +212,9 @@ def frombuffer(data, kind, shape, order="C", *axes):
     return raw_call(name("numpy._core.numeric", "_frombuffer"), data, kind, *map(value, (shape, order, *axes)))
 
 
-def storage(kind="FloatStorage", numel=4, data=bytes(16), *, key=b"1", again=b"1", location=b"cpu", view=None, **system):
+def storage(
+    kind="FloatStorage", numel=4, data=bytes(16), *, key=b"1", again=b"1", location=b"cpu", view=None, **system
+):
     """The bytes of a legacy storage."""
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}, **system}
     persistent = (
@@ -241,9 +242,12 @@ def tensor(blob, offset, size, stride, requires_grad=False, hooks=b"", metadata=
     return raw_call(name("torch._utils", "_rebuild_tensor_v2"), *args)
 
 
-def canonical(shape=(4,), spec="<f4", data=bytearray(16)):
+def canonical(shape=(4,), spec="<f4", data=None):
     """An array as this package writes it."""
-    return raw_call(name("numpy", "ndarray"), value(shape), value(spec), pickle.dumps(data, 5)[11 if len(data) else 2 : -1])
+    data = bytearray(16) if data is None else data
+    return raw_call(
+        name("numpy", "ndarray"), value(shape), value(spec), pickle.dumps(data, 5)[11 if len(data) else 2 : -1]
+    )
 
 
 def states():
@@ -252,9 +256,7 @@ def states():
     from_numpy = lambda made: raw_call(name("torch", "from_numpy"), made)  # noqa: E731
     streams = {
         "objects out of bytes": array((1,), OBJECT, value(b"A" * 8)),
-        "objects without the flag": array(
-            (1,), dtype("O8", 3, "|", None, None, None, -1, -1, 0), value(b"A" * 8)
-        ),
+        "objects without the flag": array((1,), dtype("O8", 3, "|", None, None, None, -1, -1, 0), value(b"A" * 8)),
         "objects out of a buffer": frombuffer(value(b"A" * 8), OBJECT, (1,)),
         "objects by ndarray": canonical((1,), "O", bytearray(8)),
         "an object out of bytes": raw_call(name("numpy._core.multiarray", "scalar"), OBJECT, value(b"A" * 8)),
@@ -262,11 +264,15 @@ def states():
         "structured, offset 2**30": array(
             (1,), dtype("V4", 3, "|", None, ("a",), {"a": ("f4", 2**30)}, 4, 1, 16), value(bytes(4))
         ),
-        "structured, offset 4096": array((1,), dtype("V4", 3, "|", None, ("a",), {"a": ("f4", 4096)}, 4, 1, 16), value(bytes(4))),
+        "structured, offset 4096": array(
+            (1,), dtype("V4", 3, "|", None, ("a",), {"a": ("f4", 4096)}, 4, 1, 16), value(bytes(4))
+        ),
         "structured out of a float": array((1,), dtype("f4", *fields), value(bytes(4))),
         "sub-array": array((1,), dtype("V8", 3, "|", ("f4", (2**30,)), None, None, 8, 1, 0), value(bytes(8))),
         "dtype by a list": name("numpy", "dtype") + value(([("a", "f4")], False, True)) + b"R",
-        "dtype by a dict": name("numpy", "dtype") + value(({"names": ["a"], "formats": ["f4"], "offsets": [9]}, 0, 1)) + b"R",
+        "dtype by a dict": name("numpy", "dtype")
+        + value(({"names": ["a"], "formats": ["f4"], "offsets": [9]}, 0, 1))
+        + b"R",
         "dtype, aligned": name("numpy", "dtype") + value(("f4", True, True)) + b"R",
         "dtype, short state": dtype("f4", 3, "<"),
         "dtype, byte order": dtype("f4", 3, "X", None, None, None, -1, -1, 0),
@@ -328,9 +334,7 @@ def states():
         "storage, a view": tensor(storage(view=("1", 0, 4)), 0, (1,), (1,)),
         "storage, big-endian": tensor(storage(little_endian=False), 0, (1,), (1,)),
         "storage, cut": tensor(storage()[:100], 0, (1,), (1,)),
-        "strided, beyond": raw_call(
-            name("torch", "as_strided"), from_numpy(canonical()), *map(value, ((2,), (4,), 0))
-        ),
+        "strided, beyond": raw_call(name("torch", "as_strided"), from_numpy(canonical()), *map(value, ((2,), (4,), 0))),
         "strided, 2**40": raw_call(
             name("torch", "as_strided"), from_numpy(canonical()), *map(value, ((2**40,), (0,), 0))
         ),
@@ -339,10 +343,17 @@ def states():
         "gradient of an integer": from_numpy(canonical((4,), "<i4")) + value((True, None, None)) + b"b",
         "gradient hooks": from_numpy(canonical()) + value((True, None, {"a": 1})) + b"b",
         "parameter of a list": raw_call(
-            name("torch._utils", "_rebuild_parameter"), value([1]), value(True), name("collections", "OrderedDict") + b")R"
+            name("torch._utils", "_rebuild_parameter"),
+            value([1]),
+            value(True),
+            name("collections", "OrderedDict") + b")R",
         ),
-        "datetime of hour 255": name("datetime", "datetime") + value((b"\x07\xe4\x01\x01\xff\x00\x00\x00\x00\x00",)) + b"R",
-        "datetime of day 0": name("datetime", "datetime") + value((b"\x07\xe4\x01\x00\x00\x00\x00\x00\x00\x00",)) + b"R",
+        "datetime of hour 255": name("datetime", "datetime")
+        + value((b"\x07\xe4\x01\x01\xff\x00\x00\x00\x00\x00",))
+        + b"R",
+        "datetime of day 0": name("datetime", "datetime")
+        + value((b"\x07\xe4\x01\x00\x00\x00\x00\x00\x00\x00",))
+        + b"R",
         "date of month 200": name("datetime", "date") + value((b"\x07\xe4\xc8\x01",)) + b"R",
         "UUID of text": name("uuid", "UUID") + b")\x81" + value({"int": "x"}) + b"b",
         "UUID out of bounds": name("uuid", "UUID") + b")\x81" + value({"int": 2**128}) + b"b",
@@ -365,14 +376,17 @@ def bombs():
     lists = b"]\x94" + b"".join(b"0](h" + bytes([n]) + b"h" + bytes([n]) + b"e\x94" for n in range(60))
     many = value(list(range(20_000)))
     blob = pickle.dumps(bytes(200_000), 3)[2:-1]
+    endless = name("builtins", "range") + value((0, 10**12, 1)) + b"R"
+    large = value(storage(numel=25_000, data=bytes(100_000)))
+    whole = [value(part) for part in (0, (25_000,), (1,), False, None)]
     streams = {
         "bytearray(2**40)": name("builtins", "bytearray") + value((2**40,)) + b"R",
         "bytes(2**40)": name("builtins", "bytes") + value((2**40,)) + b"R",
-        "set(range)": raw_call(name("builtins", "set"), name("builtins", "range") + value((0, 10**12, 1)) + b"R"),
-        "frozenset(range)": raw_call(name("builtins", "frozenset"), name("builtins", "range") + value((0, 10**12, 1)) + b"R"),
-        "deque(range)": raw_call(name("collections", "deque"), name("builtins", "range") + value((0, 10**12, 1)) + b"R"),
-        "Counter(range)": raw_call(name("collections", "Counter"), name("builtins", "range") + value((0, 10**12, 1)) + b"R"),
-        "array.array(range)": raw_call(name("array", "array"), value("d"), name("builtins", "range") + value((0, 10**12, 1)) + b"R"),
+        "set(range)": raw_call(name("builtins", "set"), endless),
+        "frozenset(range)": raw_call(name("builtins", "frozenset"), endless),
+        "deque(range)": raw_call(name("collections", "deque"), endless),
+        "Counter(range)": raw_call(name("collections", "Counter"), endless),
+        "array.array(range)": raw_call(name("array", "array"), value("d"), endless),
         "Decimal of 400 MB": name("decimal", "Decimal") + value(("1E999999999",)) + b"R",
         "Decimal, shifted": name("decimal", "Decimal") + value(("0.1E-999999999",)) + b"R",
         "Fraction of a Decimal's exponent": name("fractions", "Fraction") + value(("1e999999999",)) + b"R",
@@ -406,11 +420,8 @@ def bombs():
         + (b"g78\ng77\n\x85R" * 5000) + b"t",
         "one text, many bytes": b"(" + value("x" * 100_000) + b"p77\n0" + name("_codecs", "encode") + b"p78\n0"
         + (b"g78\n(g77\n" + text("latin1") + b"tR") * 5000 + b"t",
-        "one storage, many tensors": b"(" + raw_call(name("torch.storage", "_load_from_bytes"), value(storage(numel=25_000, data=bytes(100_000))))
-        + b"p77\n0" + b"".join(
-            raw_call(name("torch._utils", "_rebuild_tensor_v2"), b"g77\n", *map(value, (0, (25_000,), (1,), False, None)))
-            for _ in range(2000)
-        ) + b"t",
+        "one storage, many tensors": b"(" + raw_call(name("torch.storage", "_load_from_bytes"), large) + b"p77\n0"
+        + raw_call(name("torch._utils", "_rebuild_tensor_v2"), b"g77\n", *whole) * 2000 + b"t",
         "one bytes, many arrays": b"(" + blob + b"p77\n0" + b"".join(
             array((50_000,), FLOAT, b"g77\n") for _ in range(1000)
         ) + b"t",
@@ -431,11 +442,11 @@ def main(canary):
     """Read every stream in every way and print what came of it, one JSON line each."""
     import copyreg
 
+    import torch  # noqa: F401  # not out of the memory that is allowed below
+
     from bionemo.webdatamodule.pickles import Policy, loads
     from bionemo.webdatamodule.pickling.tracing import trace
     from bionemo.webdatamodule.templates import Decoder
-
-    import torch  # noqa: F401  # not out of the memory that is allowed below
 
     copyreg.add_extension("os", "system", 1)
     loads(P + tensor(storage(), 0, (4,), (1,)) + b".")
@@ -444,17 +455,32 @@ def main(canary):
         decoder(memoryview(P + tensor(storage(), 0, (4,), (1,)) + b"."))
         decoder(memoryview(P + array((1,), FLOAT, value(bytes(4))) + b"."))
         decoder(memoryview(P + raw_call(name("torch", "from_numpy"), canonical()) + b"."))
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + (400 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for group, streams in (("gadgets", gadgets(canary)), ("nested", nested(canary)), ("states", states()), ("bombs", bombs())):
+    for group, streams in (
+        ("gadgets", gadgets(canary)),
+        ("nested", nested(canary)),
+        ("states", states()),
+        ("bombs", bombs()),
+    ):
         for title, stream in streams.items():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            found = [outcome(loads, stream), outcome(decoder, memoryview(stream)), outcome(Decoder(Policy()).batch, [memoryview(stream)] * 2)]
+            found = [
+                outcome(loads, stream),
+                outcome(decoder, memoryview(stream)),
+                outcome(Decoder(Policy()).batch, [memoryview(stream)] * 2),
+            ]
             traced = outcome(trace, stream)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            line = {"group": group, "title": title, "found": found, "traced": traced, "grown": grown, "ran": os.path.exists(canary)}
+            line = {
+                "group": group,
+                "title": title,
+                "found": found,
+                "traced": traced,
+                "grown": grown,
+                "ran": Path(canary).exists(),
+            }
             print(json.dumps(line), flush=True)
 
 

@@ -237,7 +237,7 @@ def _outcome(function, data, policy):
 
 def test_trusted_means_the_stock_unpickler():
     """With pickles="trusted" a pickle does whatever it says."""
-    assert os.getcwd() == loads(call("os", "getcwd"), policy=Policy(pickles="trusted"))
+    assert os.getpid() == loads(call("os", "getpid"), policy=Policy(pickles="trusted"))
 
 
 # -- hostile streams, read in a process of their own
@@ -304,7 +304,9 @@ def test_policy_is_a_plain_value():
     assert hash(Policy(allow=("a.B",))) == hash(policy)
 
 
-@pytest.mark.parametrize("options", [{"pickles": "unsafe"}, {"allow": "a.B"}, {"allow": ["B"]}, {"allow": ["a.B()"]}, {"allow": [3]}])
+@pytest.mark.parametrize(
+    "options", [{"pickles": "unsafe"}, {"allow": "a.B"}, {"allow": ["B"]}, {"allow": ["a.B()"]}, {"allow": [3]}]
+)
 def test_policy_refuses_what_it_does_not_know(options):
     """A typo is an error when the policy is made."""
     with pytest.raises(ConfigError):
@@ -402,7 +404,18 @@ def test_a_canonical_pickle_names_public_functions_only():
     """Any Python with numpy and torch reads it: no name of this package, none that depends on a version."""
     item = [np.arange(3), torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, 3).t()]
     texts = [arg for opcode, arg, _ in pickletools.genops(dumps(item)) if "UNICODE" in opcode.name]
-    assert {"numpy", "ndarray", "torch", "from_numpy", "view_copy", "as_strided", "bfloat16", "<i8", "<f4", "<i2"} == set(texts)
+    assert {
+        "numpy",
+        "ndarray",
+        "torch",
+        "from_numpy",
+        "view_copy",
+        "as_strided",
+        "bfloat16",
+        "<i8",
+        "<f4",
+        "<i2",
+    } == set(texts)
 
 
 def test_bytes_do_not_depend_on_the_hash_seed():
@@ -412,7 +425,9 @@ def test_bytes_do_not_depend_on_the_hash_seed():
         "sys.stdout.buffer.write(dumps([{'a', 'b', 'c', 'd', ('e', 1), None}, {frozenset('xyz'): {'p', 'q'}}]))"
     )
     outputs = [
-        subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
         for seed in ("1", "2", "3")
     ]
     assert outputs[0] == outputs[1] == outputs[2]

@@ -69,6 +69,7 @@ def loads(data: bytes | bytearray | memoryview, *, policy: Policy = _SAFE) -> An
         RefusedPickleError: The pickle asks for something that the policy does not allow, or for a class that
             cannot be imported. The message names it and the argument to add.
         DecodeError: The data are no well-formed pickle, or something follows it.
+        MemoryError, ImportError: What a class of the user's raises of these passes unchanged.
     """
     view = memoryview(data).cast("B")
     if policy.pickles == "trusted":

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 _TRIES: Final = 32
 """Pickles that one decoder may trace; data of no kind should not pay for it for ever."""
 
+_LARGEST: Final = 1 << 28
+"""Bytes of a pickle that may be traced: larger ones gain little, and tracing holds a few copies."""
+
 _MISSES: Final = (DiffersError, struct.error, ValueError, KeyError, OverflowError)
-"""What a template raises over a stream that only began like its own."""
+"""What a template raises over a stream that only began like its own, or over lengths that make no sense."""
 
 
 class Decoder:
@@ -81,7 +84,7 @@ class Decoder:
         except _MISSES:
             pass
         value = loads(data, policy=self.policy)
-        if self._tries:
+        if self._tries and len(data) <= _LARGEST:
             self._tries -= 1
             self._learn(bytes(data), value)
         return value
@@ -141,12 +144,15 @@ class Decoder:
         if program is None:
             return
         sizes = [leaf.stop - leaf.start for leaf in memories(program)]
-        signature = compile_template(data, program, frozenset(range(len(sizes)))).program
-        known, opened = self._lengths.get(signature, (sizes, frozenset()))
-        opened |= {number for number, size in enumerate(sizes) if size != known[number]}
-        template = compile_template(data, program, opened)
-        match = template.match(data)
-        if match is None or dumps(template.build(data, *match[1:])) != dumps(value):
+        try:
+            signature = compile_template(data, program, frozenset(range(len(sizes)))).program
+            known, opened = self._lengths.get(signature, (sizes, frozenset()))
+            opened |= {number for number, size in enumerate(sizes) if size != known[number]}
+            template = compile_template(data, program, opened)
+            match = template.match(data)
+            if match is None or dumps(template.build(data, *match[1:])) != dumps(value):
+                return
+        except _MISSES:
             return
         self._lengths[signature] = sizes, opened
         self._templates[signature] = template

@@ -9,7 +9,7 @@ places only:
   (20 times slower) and writes an address of this process into the file. A dtype that numpy lacks is written as
   integers of its size and taken back with ``torch.view_copy``. Strides other than the contiguous ones, and memory
   that tensors of one dtype share, come back through ``torch.as_strided``; memory that no tensor shows is left out.
-* A set inside dicts, lists and tuples is written in the order of its elements' pickles, not of their hashes.
+* A set inside dicts, lists, tuples and the like is written in the order of its elements' pickles, not of their hashes.
 
 Everything else is what the standard pickler writes: sparse, quantized, CUDA and subclassed tensors, structured and
 object arrays, objects of any class (a set inside which keeps the order of its hashes).
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 import numpy as np
 
 from bionemo.webdatamodule.errors import DecodeError
+from bionemo.webdatamodule.pickling.checks import MAPPINGS, SEQUENCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +70,7 @@ def _dump(pickler: type[_Pickler], value: Any, spans: _Spans) -> tuple[bytes, _S
 
 
 def _has_set(value: Any) -> bool:
-    """Say whether there is a set with an order to settle in dicts, lists and tuples."""
+    """Say whether there is a set with an order to settle inside Python's own containers."""
     seen: set[int] = set()
     waiting: list[Any] = [value]
     while waiting:
@@ -78,9 +79,9 @@ def _has_set(value: Any) -> bool:
         if kind in (set, frozenset):
             if len(item) > 1:
                 return True
-        elif kind in (list, tuple, dict) and id(item) not in seen:
+        elif (kind in MAPPINGS or kind in SEQUENCES) and id(item) not in seen:
             seen.add(id(item))
-            parts: Iterable[Any] = itertools.chain(item, item.values()) if kind is dict else item
+            parts: Iterable[Any] = itertools.chain(item, item.values()) if kind in MAPPINGS else item
             waiting.extend(part for part in parts if type(part) not in _SCALARS)
     return False
 
@@ -258,7 +259,16 @@ class _CarefulPickler(_PythonPickler):  # type: ignore[misc]
         if frozen:
             self.memoize(items)
 
-    dispatch: ClassVar = {**_PythonPickler.dispatch, set: save_sorted, frozenset: save_sorted}
+    def save_buffer(self, buffer: pickle.PickleBuffer) -> None:
+        """Write a buffer; the inherited way fails for two empty ones, which are one object to it."""
+        self.save_bytearray(bytearray(buffer.raw()))
+
+    dispatch: ClassVar = {
+        **_PythonPickler.dispatch,
+        set: save_sorted,
+        frozenset: save_sorted,
+        pickle.PickleBuffer: save_buffer,
+    }
 
 
 _Pickler: TypeAlias = "_QuickPickler | _CarefulPickler"
