@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import distributed
 from torch.utils.data import get_worker_info
 
 from bionemo.webdatamodule.board import doing
@@ -35,6 +36,7 @@ class Places:
         starts: int64 of shape ``(shards,)``: number of the first sample of each shard.
         ends: int64 of shape ``(shards,)``: one more than that of its last.
         n_samples: Number of samples in all sets.
+        at_once: Samples that can be located at once, at most, since each might need a shard of its own open.
     """
 
     def __init__(self, sets: Sequence[ShardSet], suffixes: Sequence[str], *, split: str | None) -> None:
@@ -47,8 +49,14 @@ class Places:
         self._split = split
         self._is_remote = any(found.remote is not None for found in sets)
         self._open = OpenShards(self._open_shard)
+        self.at_once = self.n_samples if len(self._shards) <= self._open.most else self._open.most
         self._ahead: set[int] = set()  # shards that are being fetched in the background, or were
         self._latest = -1  # the shard that was fetched last
+
+    @property
+    def at_once(self) -> int:
+        """How many samples can be located at once, wherever they are: each may need an open shard of its own."""
+        return self._open.most
 
     def locate(self, ids: NDArray[np.int64]) -> list[Place]:
         """Return where each sample is, with its shard opened.
@@ -95,7 +103,7 @@ class Places:
                 found.remote.fetch_all(places)
         self._ahead.difference_update(numbers)
         for number in numbers:
-            if number == self._latest + 1:
+            if number == self._latest + 1 and number + 1 not in numbers:
                 self.prefetch([number + 1])
             self._latest = number
 
@@ -131,4 +139,6 @@ class Places:
 def process() -> dict[str, Any]:
     """Return the worker and rank that this process is, as far as it is one, for errors."""
     info = get_worker_info()
-    return {"worker": info.id if info else None, "rank": os.environ.get("RANK")}
+    joined = distributed.is_available() and distributed.is_initialized()
+    rank = distributed.get_rank() if joined else os.environ.get("RANK")
+    return {"worker": info.id if info else None, "rank": rank}
