@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule import blocks, transport
+from bionemo.webdatamodule import blocks, outofband
 from bionemo.webdatamodule.errors import UsageError, WorkerError
 from bionemo.webdatamodule.transport import Block, empty, pack, pack_all, release_idle
 
@@ -489,4 +489,4 @@ def test_the_rebuilding_functions_are_no_way_in():
     with pytest.raises(UsageError, match=r"Packed\.unpack only"):
         pickle.loads(pack(torch.ones(2))._program)
     with pytest.raises(UsageError, match=r"Packed\.unpack only"):
-        transport._storage(0)
+        outofband._storage(0)

@@ -24,7 +24,8 @@ from bionemo.webdatamodule.board import Board, doing
 from bionemo.webdatamodule.default_plugins.loaders import WebLoader
 from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, RefusedPickleError, WorkerError
 from bionemo.webdatamodule.failures import WorkerTraceback
-from bionemo.webdatamodule.workers import DEFAULT_TIMEOUT, batches_per_chunk, make_loader, start_context
+from bionemo.webdatamodule.starting import start_context
+from bionemo.webdatamodule.workers import DEFAULT_TIMEOUT, batches_per_chunk, make_loader
 
 
 class Numbers(IterableDataset):
