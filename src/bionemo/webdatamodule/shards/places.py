@@ -53,11 +53,6 @@ class Places:
         self._ahead: set[int] = set()  # shards that are being fetched in the background, or were
         self._latest = -1  # the shard that was fetched last
 
-    @property
-    def at_once(self) -> int:
-        """How many samples can be located at once, wherever they are: each may need an open shard of its own."""
-        return self._open.most
-
     def locate(self, ids: NDArray[np.int64]) -> list[Place]:
         """Return where each sample is, with its shard opened.
 
