@@ -22,6 +22,7 @@ COMMANDS = {
     "preview": "show the first samples of a directory or URL, and what kind of value each field is",
     "verify": "compare shards with what their manifest says",
     "plan": "say which rank and worker reads what, before a run",
+    "bench": "measure how fast this machine reads a data set, part by part and by number of workers",
     "plugins": "list installed plugins and what they offer",
     "new-plugin": "write the package of a new plugin, ready to install and to change",
 }
