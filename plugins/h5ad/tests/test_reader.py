@@ -164,6 +164,16 @@ def test_positions_in_disorder_or_twice_are_put_right(write, counts):
     assert ([2, 5], [2.0, 4.0]) == (fields["indices.pyd"].tolist(), fields["data.pyd"].tolist())
 
 
+def test_positions_beyond_the_matrix_are_refused(write, counts):
+    """A model would fail on them much later, or worse, not at all."""
+    path = write(counts[:1])
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][-1] = 20
+
+    with pytest.raises(InputError, match="20 columns and a value in column 20"):
+        read(H5adReader(path=path))
+
+
 def test_names_that_occur_twice_are_refused_by_name(tmp_path, counts):
     """Two samples of one name would be one key."""
     with pytest.warns(UserWarning, match="not unique"):

@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,16 +58,14 @@ class Index:
         """Return the ids of all records, in the order of the file."""
         return (self.folder / "names").read_text("utf-8").split("\n")
 
-    def row(self, name: str) -> int | None:
-        """Return the number of the record with this id, or ``None``.
+    def find(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Return the number of the record of each id, -1 for one that is not in the file.
 
         An id that is not in the file may have the hash of one that is, so the reader looks at the record's own.
         """
-        wanted = np.uint64(_hash(name, self.salt))
-        place = int(np.searchsorted(self.hashes, wanted))
-        if place == len(self.hashes) or self.hashes[place] != wanted:
-            return None
-        return int(self.rows[place])
+        wanted = np.fromiter((_hash(name, self.salt) for name in names), np.uint64, len(names))
+        places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        return np.where(self.hashes[places] == wanted, self.rows[places], -1)
 
     def span(self, row: int) -> tuple[int, int]:
         """Return where a record begins in the text and where it ends."""
@@ -173,7 +171,9 @@ def _scan(path: Path) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _hash(name: str, salt: int) -> int:
-    digest = hashlib.blake2b(name.encode(), digest_size=8, salt=salt.to_bytes(8, "little")).digest()
+    digest = hashlib.blake2b(
+        name.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt.to_bytes(8, "little")
+    ).digest()
     return int.from_bytes(digest, "little")
 
 

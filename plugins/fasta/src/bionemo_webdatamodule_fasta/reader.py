@@ -65,8 +65,10 @@ class FastaReader:
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
         """Return for each record the size and modification time of the file it is in, ``""`` for one in none."""
-        indexes = self._indexes()
-        return [next((index.stamp for index in indexes if index.row(name) is not None), "") for name in names]
+        stamps = [""] * len(names)
+        for index in self._indexes():
+            stamps = [index.stamp if row >= 0 else stamp for row, stamp in zip(index.find(names), stamps, strict=True)]
+        return stamps
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
         """Yield the records of these names, in this order; the order of the file is the fastest.
@@ -121,8 +123,9 @@ def utf8(text: bytes) -> str:
 
 def _locate(indexes: Sequence[Index], names: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Yield the number of the file, and in it that of the record, for each name."""
-    for name in names:
-        found = [(number, row) for number, index in enumerate(indexes) if (row := index.row(name)) is not None]
+    table = [index.find(names).tolist() for index in indexes]
+    for name, *rows in zip(names, *table, strict=True):
+        found = [(number, row) for number, row in enumerate(rows) if row >= 0]
         if not found:
             raise InputError(f"no record of {', '.join(index.path for index in indexes)} has the id {name!r}")
         if len(found) > 1:

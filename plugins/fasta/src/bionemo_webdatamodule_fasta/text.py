@@ -78,7 +78,7 @@ def blocks(path: Path) -> NDArray[np.int64]:
 @contextmanager
 def open_plain(path: Path) -> Iterator[Text]:
     """Open uncompressed text."""
-    with path.open("rb", buffering=1 << 18) as file:
+    with path.open("rb", buffering=1 << 16) as file:
         yield _Plain(file, path)
 
 
