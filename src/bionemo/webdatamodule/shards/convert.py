@@ -22,9 +22,11 @@ from bionemo.webdatamodule.shards.index import ShardIndex, index_name
 from bionemo.webdatamodule.shards.layout import Source, SplitPlan, as_json, check_n_shards, plan_split
 from bionemo.webdatamodule.shards.lease import Lease
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry
-from bionemo.webdatamodule.shards.targets import target_of
+from bionemo.webdatamodule.shards.name_checks import name_problems
 from bionemo.webdatamodule.shards.run import run_tasks
-from bionemo.webdatamodule.shards.tasks import Staged, codec_of
+from bionemo.webdatamodule.shards.staged import Staged
+from bionemo.webdatamodule.shards.targets import target_of
+from bionemo.webdatamodule.shards.tasks import codec_of
 
 _LOG = logging.getLogger("bionemo.webdatamodule")
 _SURE = 0.8  # of the estimated bytes: a conversion is not begun with less space than that
@@ -76,7 +78,7 @@ def convert(
     named = {split: checks.check_names(members, split=split) for split, members in names.items()}
     checks.check_request(list(named), directories, prefix)
     check_n_shards(n_shards)
-    checks.raise_problems(checks.name_problems(named, key_encoder))
+    checks.raise_problems(name_problems(named, key_encoder))
     source = Source(reader=reader, encode=key_encoder, policy=policy or Policy(), writer=writer, options=options or {})
     total = sum(len(members) for members in named.values())
     with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:

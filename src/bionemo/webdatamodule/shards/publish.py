@@ -17,9 +17,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from bionemo.webdatamodule.errors import ManifestError
-from bionemo.webdatamodule.shards import files, tasks
+from bionemo.webdatamodule.shards import files
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, journal_path, manifest_path
+from bionemo.webdatamodule.shards.staged import index_path, tar_path
 from bionemo.webdatamodule.shards.targets import Target
 from bionemo.webdatamodule.shards.write import file_sha256
 
@@ -143,8 +144,8 @@ def _move(target: Target, manifest: Manifest, *, check: Check) -> None:
 
 def _pairs(target: Target, entry: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:
     return (
-        (tasks.index_path(target.staging, entry.inputs), index_name(entry.name)),
-        (tasks.tar_path(target.staging, entry.inputs), entry.name),
+        (index_path(target.staging, entry.inputs), index_name(entry.name)),
+        (tar_path(target.staging, entry.inputs), entry.name),
     )
 
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from bionemo.webdatamodule.errors import ConfigError, ConversionError, WebDataModuleError
 from bionemo.webdatamodule.shards import checks
-from bionemo.webdatamodule.shards.tasks import Result, ShardTask, Staged, progress_path
+from bionemo.webdatamodule.shards.staged import Staged, progress_path
+from bionemo.webdatamodule.shards.tasks import Result, ShardTask
 
 _REFRESH = 0.5  # seconds between two updates of the progress bar
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
@@ -23,12 +20,11 @@ from bionemo.webdatamodule.errors import (
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.pickling.recode import recoder
 from bionemo.webdatamodule.shards import checks, files
-from bionemo.webdatamodule.shards.write import ShardWriter, Written
+from bionemo.webdatamodule.shards.staged import Progress, Staged, find_staged, keep, progress_path, tar_path
+from bionemo.webdatamodule.shards.write import ShardWriter
 
 PICKLES = frozenset({"pickle", "pkl", "pt", "pyd"})
 """Last parts of suffixes whose fields are pickles, unless the reader says otherwise."""
-
-_PROGRESS_EVERY = 0.5  # seconds between two notes of a task's progress
 
 
 def codec_of(suffix: str, codecs: Mapping[str, str]) -> str:
@@ -57,17 +53,6 @@ def inputs_digest(recipe: str, names: Sequence[str], keys: Sequence[str], prints
     for texts in (names, keys, prints or ()):
         digest.update(repr(list(texts)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Staged:
-    """A finished shard in the staging directory."""
-
-    bytes: int
-    samples: int
-    sha256: str
-    index_sha256: str
-    suffixes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +141,12 @@ class ShardTask:
         )
         if now != self.inputs:
             raise ConversionError("the source changed while it was read; run the conversion again", split=self.split)
-        return Result(staged=_keep(self.staging, self.inputs, part, written))
+        return Result(staged=keep(self.staging, self.inputs, part, written))
 
     def _copy(self, writer: ShardWriter) -> _Problems:
         """Copy the samples into the tar, and after a first problem only go on looking for others."""
         problems = _Problems()
-        progress = _Progress(progress_path(self.staging, self.inputs))
+        progress = Progress(progress_path(self.staging, self.inputs))
         layouts: dict[tuple[str, ...], list[tuple[str, bool]]] = {}
         names, encode, recode = self.names, self.encode, recoder(self.policy)
         position = 0
@@ -251,21 +236,6 @@ class _Problems:
             self.first.append(f"{sample}: {describe(error)}")
 
 
-class _Progress:
-    """Notes now and then how many samples are done, where the parent process can see it."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._next = time.monotonic() + _PROGRESS_EVERY
-
-    def note(self, done: int) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _PROGRESS_EVERY
-            with contextlib.suppress(OSError):  # nothing but a progress bar depends on it
-                Path(self._path).write_text(str(done))
-
-
 def describe(error: Exception) -> str:
     """Return one line on what is wrong with a sample."""
     if isinstance(error, OSError) and error.filename is not None:
@@ -274,50 +244,3 @@ def describe(error: Exception) -> str:
         place = ", ".join(f"{name}={value}" for name, value in error.where.items())
         return f"{error.message}{f' ({place})' if place else ''}"
     return str(error)
-
-
-def tar_path(staging: str, inputs: str) -> str:
-    """Return where a finished shard's tar waits for publication."""
-    return f"{staging}/{inputs}.tar"
-
-
-def index_path(staging: str, inputs: str) -> str:
-    """Return where a finished shard's index waits for publication."""
-    return f"{staging}/{inputs}.idx"
-
-
-def progress_path(staging: str, inputs: str) -> str:
-    """Return where a running task notes how many samples are done."""
-    return f"{staging}/{inputs}.done"
-
-
-def _record_path(staging: str, inputs: str) -> str:
-    return f"{staging}/{inputs}.json"
-
-
-def find_staged(staging: str, inputs: str) -> Staged | None:
-    """Return the finished shard that an earlier run left in the staging directory, if it is whole."""
-    try:
-        record = json.loads(Path(_record_path(staging, inputs)).read_bytes())
-        staged = Staged(**{**record, "suffixes": tuple(record["suffixes"])})
-        index = Path(index_path(staging, inputs)).read_bytes()
-        size = Path(tar_path(staging, inputs)).stat().st_size
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    whole = size == staged.bytes and hashlib.sha256(index).hexdigest() == staged.index_sha256
-    return staged if whole else None
-
-
-def _keep(staging: str, inputs: str, part: str, written: Written) -> Staged:
-    """Give a synced tar its place in the staging directory, with its index, and a record that both are whole."""
-    staged = Staged(
-        bytes=written.bytes,
-        samples=written.samples,
-        sha256=written.sha256,
-        index_sha256=hashlib.sha256(written.index).hexdigest(),
-        suffixes=written.suffixes,
-    )
-    files.write_whole(index_path(staging, inputs), written.index)
-    files.replace(part, tar_path(staging, inputs))
-    files.write_whole(_record_path(staging, inputs), json.dumps(vars(staged)).encode())
-    return staged
