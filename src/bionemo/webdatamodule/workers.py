@@ -31,15 +31,50 @@ _TIMED_OUT = "timed out"  # in what torch says when a moment has passed
 class LoaderOptions(Protocol):
     """What :func:`make_loader` asks for; the ``webloader`` component has these fields."""
 
-    num_workers: int
-    pin_memory: bool
-    prefetch_factor: int | None
-    persistent_workers: bool
-    timeout: float | None
-    multiprocessing_context: Any
-    worker_init_fn: Callable[[int], None] | None
-    generator: Any
-    in_order: bool
+    @property
+    def num_workers(self) -> int:
+        """Worker processes; 0 for none."""
+        ...
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether tensors are copied to page-locked memory."""
+        ...
+
+    @property
+    def prefetch_factor(self) -> int | None:
+        """Items that each worker prepares ahead."""
+        ...
+
+    @property
+    def persistent_workers(self) -> bool:
+        """Whether workers outlive an iteration."""
+        ...
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds to wait for an item; ``None`` for the default, 0 for ever."""
+        ...
+
+    @property
+    def multiprocessing_context(self) -> Any:
+        """How workers start."""
+        ...
+
+    @property
+    def worker_init_fn(self) -> Callable[[int], None] | None:
+        """Called in each worker with its number."""
+        ...
+
+    @property
+    def generator(self) -> Any:
+        """Torch's generator for the workers' seeds."""
+        ...
+
+    @property
+    def in_order(self) -> bool:
+        """Whether items are taken from the workers in turn."""
+        ...
 
 
 def batches_per_chunk(batch_bytes: float, n_batches: int, num_workers: int) -> int:
