@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
-from bionemo.webdatamodule.errors import ConversionError, ManifestError
+from bionemo.webdatamodule.errors import ConversionError, ManifestError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards import checks, files, publish
 from bionemo.webdatamodule.shards.index import ShardIndex, index_name
@@ -107,6 +107,8 @@ def convert(
         try:
             manifests.update(_convert(todo, executor, about=about, progress=progress))
         except OSError as error:
+            if isinstance(error, WebDataModuleError):  # a RemoteError says it all
+                raise
             raise ConversionError(
                 f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
             ) from error
