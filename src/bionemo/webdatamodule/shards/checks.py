@@ -154,7 +154,7 @@ def check_request(splits: Sequence[str], directories: Mapping[str, str], prefix:
     for split in splits:
         if split not in directories:
             raise ConfigError(f"the split {split} has names but no directory", split=split)
-        place = os.path.realpath(directories[split])
+        place = os.path.realpath(os.path.expanduser(directories[split]))
         if place in taken:
             raise ConfigError(
                 f"the splits {taken[place]} and {split} have the same directory {directories[split]}; "
