@@ -21,7 +21,7 @@ class WebLoader:
         pin_memory: Copy tensors to page-locked memory, for faster transfer to a GPU.
         prefetch_factor: Items that each worker prepares ahead; torch's default is 2.
         persistent_workers: Keep the workers from one epoch to the next.
-        timeout: Seconds without an item after which the workers count as hung; ``None`` for ten minutes,
+        timeout: Seconds without an item after which the workers count as hung; ``None`` for nine minutes,
             0 for never.
         multiprocessing_context: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default fork where there is one,
             so that stages need not pickle.
