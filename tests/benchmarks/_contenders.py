@@ -57,6 +57,8 @@ class Child:
         self.log = scratch / "log.txt"
         self.timeout = timeout
         environ = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": "1"}
+        if python != Path(sys.executable):
+            environ.pop("PYTHONPATH", None)  # what leads to this package must not lead a peer to it
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [python, HERE / "_child.py", arm, scratch],
