@@ -290,7 +290,7 @@ def test_the_store_is_bounded(server, tmp_path):
 def wait_for_background():
     """Wait until nothing is fetched ahead any more."""
     for thread in threading.enumerate():
-        if thread.daemon and "fetch_quietly" in thread.name:
+        if thread.name == "webdatamodule-ahead":
             thread.join()
 
 
