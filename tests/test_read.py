@@ -216,12 +216,15 @@ def test_home_and_relative_directories_work(tmp_path, monkeypatch):
     assert 3 == ShardSet.open("data", "t").n_samples
 
 
-def test_a_prefix_does_not_take_the_shards_of_a_longer_one(tmp_path):
-    """Prefix t leaves t-val alone, with a manifest and without, and shards added by hand do not count."""
+def test_a_prefix_does_not_take_the_shards_of_a_longer_one(tmp_path, caplog):
+    """Prefix t leaves t-val alone, with a manifest and without, and shards added by hand are said and not read."""
     write_set(tmp_path, tensors(4))
     write_set(tmp_path, tensors(7), prefix="t-val")
     write_tar(tmp_path / "t-000009.tar", [("z.y.pyd", dumps(99))])
     assert (4, 7) == tuple(ShardSet.open(tmp_path, prefix).n_samples for prefix in ("t", "t-val"))
+    assert ["holds 1 shards that its manifest does not list, such as t-000009.tar"] == [
+        record.getMessage().removeprefix(f"{tmp_path} ") for record in caplog.records
+    ]
     for prefix in ("t", "t-val"):
         pathlib.Path(manifest_path(str(tmp_path), prefix)).unlink()
     assert (5, 7) == tuple(ShardSet.open(tmp_path, prefix).n_samples for prefix in ("t", "t-val"))

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bionemo.webdatamodule.errors import NoShardsError
@@ -92,6 +92,17 @@ def find_foreign(directory: str, prefix: str) -> list[str]:
         hint = f"it has {others[0]}" + (f" and {len(others) - 1} more" if others[1:] else "") if others else "no tar"
         raise NoShardsError(f"{directory} has no {prefix}-*.tar and no manifest; {hint}. Convert the data first")
     return found
+
+
+def unlisted(directory: str, prefix: str, listed: Iterable[str]) -> list[str]:
+    """Return the names of files that look like shards of a prefix and are not among those listed, sorted."""
+    start = f"{prefix}-"
+    known = set(listed)
+    return sorted(
+        name
+        for name in os.listdir(directory)
+        if name.startswith(start) and name.endswith(".tar") and _is_number(name[len(start) : -4]) and name not in known
+    )
 
 
 def _is_number(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +18,15 @@ from bionemo.webdatamodule.errors import (
     ShardError,
 )
 from bionemo.webdatamodule.shards.cache import Stamp, cached_index, check_stamp, is_within
-from bionemo.webdatamodule.shards.foreign import index_foreign
+from bionemo.webdatamodule.shards.foreign import index_foreign, unlisted
 from bionemo.webdatamodule.shards.index import ShardIndex, build_index
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, read_manifest, staging_path
 from bionemo.webdatamodule.shards.remote import Remote, is_url, open_remote
 from bionemo.webdatamodule.shards.sidecars import listed_index
 
 __all__ = ["ShardSet", "is_url"]
+
+_log = logging.getLogger("bionemo.webdatamodule")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +64,11 @@ class ShardSet:
     def n_samples(self) -> int:
         """Number of samples in all shards."""
         return sum(self.samples)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(entry.bytes for entry in self.manifest.shards) if self.manifest else sum(s.size for s in self.stamps)
 
     @property
     def codecs(self) -> Mapping[str, str]:
@@ -165,6 +173,9 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
             )
         found = index_foreign(directory, prefix)
         return ShardSet(directory=directory, prefix=prefix, split=split, manifest=None, **vars(found))
+    extra = unlisted(directory, prefix, (entry.name for entry in manifest.shards))
+    if extra:
+        _log.warning("%s holds %d shards that its manifest does not list, such as %s", directory, len(extra), extra[0])
     paths = tuple(os.path.join(directory, entry.name) for entry in manifest.shards)
     stamps = tuple(map(_stamp_listed, paths, manifest.shards))
     return _listed(directory, manifest, split, paths=paths, stamps=stamps)
