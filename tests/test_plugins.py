@@ -98,8 +98,12 @@ BROKEN = {
         "config",
     ),
     "wrapper": (
-        "from bionemo.webdatamodule.hookspecs import NAME\nimport pluggy\n"
-        "@pluggy.HookimplMarker(NAME)(wrapper=True)\ndef webdatamodule_stages():\n    return (yield)",
+        """
+        import pluggy
+        @pluggy.HookimplMarker("bionemo.webdatamodule")(wrapper=True)
+        def webdatamodule_stages():
+            return (yield)
+        """,
         "webdatamodule_stages is a wrapper; hooks here only register",
     ),
     "wrong record": (
@@ -107,8 +111,7 @@ BROKEN = {
         "webdatamodule_writers yields 'parquet', which is no Writer",
     ),
     "record of another kind": (
-        "from bionemo.webdatamodule import Stage, hookimpl\n@hookimpl\n"
-        "def webdatamodule_writers(): yield Stage(name='a', summary='b', factory=list)",
+        GOOD.format(component="a").replace("webdatamodule_stages", "webdatamodule_writers"),
         "which is no Writer",
     ),
     "raises": (
@@ -162,7 +165,7 @@ def test_two_plugins_with_one_component_clash_when_it_is_asked_for(install):
     found = Plugins()
     found.load_installed()
 
-    with pytest.raises(PluginError, match="'acme-1' of acme-one 1.0 and 'acme-2' of acme-two 1.0"):
+    with pytest.raises(PluginError, match=r"'acme-1' of acme-one 1.0 and 'acme-2' of acme-two 1.0"):
         found.find(Stage, "same")
 
 

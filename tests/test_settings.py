@@ -30,14 +30,14 @@ def test_suffixes_are_one_or_several():
 @pytest.mark.parametrize("given", ["", [], [""], [3], 3, None, ["a", "a"]])
 def test_wrong_suffixes_are_refused(given):
     """No suffix, an empty one, one twice, or one that is no text."""
-    with pytest.raises(ConfigError, match="^s "):
+    with pytest.raises(ConfigError, match=r"^s "):
         suffix_tuple("s", given)
 
 
 @pytest.mark.parametrize("given", [0, -1, 1.0, "3", True, None])
 def test_wrong_numbers_are_refused(given):
     """Counts are whole numbers of at least 1."""
-    with pytest.raises(ConfigError, match="^n is "):
+    with pytest.raises(ConfigError, match=r"^n is "):
         whole_number("n", given, least=1)
 
 
@@ -76,7 +76,7 @@ def test_a_split_has_one_directory_or_a_mixture():
 )
 def test_wrong_directories_are_refused(given):
     """What is no directory and no mixture is named."""
-    with pytest.raises(ConfigError, match="^dirs "):
+    with pytest.raises(ConfigError, match=r"^dirs "):
         sources("dirs", given)
 
 

@@ -15,17 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, get_worker_info
 
-from bionemo.webdatamodule import blocks, board, workers
+from bionemo.webdatamodule import blocks, board
 from bionemo.webdatamodule.board import Board, doing
 from bionemo.webdatamodule.default_plugins.loaders import WebLoader
 from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, RefusedPickleError, WorkerError
 from bionemo.webdatamodule.failures import WorkerTraceback
 from bionemo.webdatamodule.starting import start_context
-from bionemo.webdatamodule.workers import DEFAULT_TIMEOUT, batches_per_chunk, make_loader
+from bionemo.webdatamodule.workers import DEFAULT_TIMEOUT, make_loader
 
 
 class Numbers(IterableDataset):
@@ -91,28 +89,6 @@ def loader(dataset, **options):
 def names(folder):
     """Return the names in a folder."""
     return sorted(path.name for path in Path(folder).iterdir())
-
-
-@given(
-    batch_bytes=st.floats(0, 1e12),
-    n_batches=st.integers(0, 10**9),
-    num_workers=st.integers(0, 512),
-)
-def test_a_chunk_holds_between_one_batch_and_its_bounds(batch_bytes, n_batches, num_workers):
-    """Chunks are never empty, never larger than the bound in batches, and leave several for each worker."""
-    count = batches_per_chunk(batch_bytes, n_batches, num_workers)
-    assert 1 <= count <= workers.CHUNK_BATCHES
-    assert count == 1 or count * batch_bytes <= workers.CHUNK_BYTES
-    assert count == 1 or count * num_workers * 4 <= n_batches
-
-
-@pytest.mark.parametrize(
-    ("expected", "batch_bytes", "n_batches", "num_workers"),
-    [(8, 64 * 256 * 4, 1000, 2), (1, 64 * 25_600 * 4, 1000, 2), (16, 10, 1000, 2), (2, 10, 16, 2), (1, 10, 1000, 0)],
-)
-def test_chunk_sizes(expected, batch_bytes, n_batches, num_workers):
-    """Small batches cross in chunks of some hundred kilobytes, large ones alone."""
-    assert expected == batches_per_chunk(batch_bytes, n_batches, num_workers)
 
 
 def test_workers_are_forked_unless_the_user_says_otherwise(monkeypatch):

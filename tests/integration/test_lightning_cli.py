@@ -144,7 +144,9 @@ import sys
 import lightning as L
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
-LightningCLI(BoringModel, L.LightningDataModule, subclass_mode_data=True, seed_everything_default=False, args=sys.argv[1:])
+LightningCLI(
+    BoringModel, L.LightningDataModule, subclass_mode_data=True, seed_everything_default=False, args=sys.argv[1:]
+)
 """
 
 

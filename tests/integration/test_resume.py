@@ -201,10 +201,6 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, make_data, make_trainer
 
     with pytest.raises(ResumeError, match="seed"):
         fit(recorder, make_trainer(max_epochs=2), make_data(seed=1), path)
-    other = make_data()
-    other._splits = {
-        split: settings for split, settings in make_data(splits=("train", "val")).__dict__["_splits"].items()
-    }
     with pytest.raises(ResumeError, match="n_samples"):
         fit(recorder, make_trainer(max_epochs=2), make_data(n_samples={"train": 20}), path)
 

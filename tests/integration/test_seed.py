@@ -95,7 +95,7 @@ def test_the_first_example_fits_and_validates(tmp_path, dir_pickles):
         Split.val: untuple,
         Split.test: untuple,
     }
-    batch = batched(local_batch_size, collation_fn=lambda list_samples: torch.vstack(list_samples))
+    batch = batched(local_batch_size, collation_fn=lambda list_samples: torch.vstack(list_samples))  # noqa: PLW0108 - as documented
     pipeline_prebatch_wld = {
         Split.train: [shuffle(n_samples[Split.train], rng=random.Random(seed_rng_shfl)), batch],
         Split.val: batch,

@@ -251,9 +251,9 @@ def test_invoked_methods_apply_after_the_pipelines(shards):
     data.setup("validate")
 
     assert [55.0] == list(data.val_dataloader())
+    bad = WebDataModule({"val": f"{shards}val"}, None, "x.pyd", 11, invoke_wld={"val": [("mapp", {})]})
+    bad.setup("validate")
     with pytest.raises(ConfigError, match="invoke_wld names 'mapp', which is no method"):
-        bad = WebDataModule({"val": f"{shards}val"}, None, "x.pyd", 11, invoke_wld={"val": [("mapp", {})]})
-        bad.setup("validate")
         bad.val_dataloader()
 
 

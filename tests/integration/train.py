@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -44,7 +45,7 @@ class Model(L.LightningModule):
 
     def note(self, what, epoch, batch_idx, keys):
         """Append a line."""
-        with open(f"{self.out}.rank{self.global_rank}", "a") as stream:
+        with Path(f"{self.out}.rank{self.global_rank}").open("a") as stream:
             stream.write(json.dumps([what, epoch, batch_idx, list(keys)]) + "\n")
 
     def configure_optimizers(self):
@@ -85,8 +86,7 @@ def main(config):
     if config.get("validate"):
         metric = trainer.validate(model, datamodule=data, verbose=False)[0]["mean"]
         if trainer.global_rank == 0:
-            with open(f"{config['out']}.metric", "w") as stream:
-                stream.write(str(metric))
+            Path(f"{config['out']}.metric").write_text(str(metric))
     else:
         trainer.fit(model, datamodule=data, ckpt_path=config.get("ckpt_path"))
 

@@ -20,8 +20,6 @@ from bionemo.webdatamodule.starting import check_pickles, start_context
 from bionemo.webdatamodule.transport import Packed, pack, pack_all, release_idle
 
 DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error that names nobody
-CHUNK_BYTES = 512 * 1024  # what crosses at once: less, and the crossing shows; more, and the caches are left
-CHUNK_BATCHES = 16  # at most, since the first batch of a chunk waits for the last
 
 _POLL = 0.5  # seconds between looks at whether all workers live
 _KILL_WAIT = 5.0  # seconds that killed workers get to be gone
@@ -75,24 +73,6 @@ class LoaderOptions(Protocol):
     def in_order(self) -> bool:
         """Whether items are taken from the workers in turn."""
         ...
-
-
-def batches_per_chunk(batch_bytes: float, n_batches: int, num_workers: int) -> int:
-    """Return how many batches should cross from a worker at once.
-
-    As many as make some hundred kilobytes, so that the cost of a crossing is shared; but at least one, at most
-    :data:`CHUNK_BATCHES`, and few enough that every worker makes several chunks.
-
-    Args:
-        batch_bytes: Size of a batch of one rank, in bytes, as far as known.
-        n_batches: Batches of an epoch.
-        num_workers: Worker processes.
-    """
-    if num_workers == 0:
-        return 1
-    enough = int(CHUNK_BYTES // max(batch_bytes, 1))
-    fair = n_batches // (4 * num_workers)
-    return max(1, min(enough, fair, CHUNK_BATCHES))
 
 
 @dataclass(frozen=True)

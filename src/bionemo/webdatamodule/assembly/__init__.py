@@ -152,6 +152,7 @@ def _planned(
         topology=topology,
         split=split.split,
         seed=settings.seed,
+        sample_bytes=sum(found.n_bytes for found in sets) / reader.n_samples,
     )
 
 

@@ -21,19 +21,19 @@ _LISTED = 16  # ranks and workers that are printed; JSON has all
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split; several are read together")
-    parser.add_argument("--ranks", type=_positive, default=1, help="number of ranks (%(default)s)")
-    parser.add_argument("--workers", type=_natural, default=0, help="workers of each rank (%(default)s)")
-    parser.add_argument("--global-batch", type=_positive, required=True, help="samples of a batch over all ranks")
+    parser.add_argument("--ranks", type=positive, default=1, help="number of ranks (%(default)s)")
+    parser.add_argument("--workers", type=natural, default=0, help="workers of each rank (%(default)s)")
+    parser.add_argument("--global-batch", type=positive, required=True, help="samples of a batch over all ranks")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
     parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="weight of each DIR: a mixture")
-    parser.add_argument("--accumulate", type=_positive, default=1, help="batches to an optimizer step (%(default)s)")
-    parser.add_argument("--n-samples", type=_positive, default=0, help="samples of an epoch (all there are)")
+    parser.add_argument("--accumulate", type=positive, default=1, help="batches to an optimizer step (%(default)s)")
+    parser.add_argument("--n-samples", type=positive, default=0, help="samples of an epoch (all there are)")
     parser.add_argument("--tail", choices=["share", "drop", "fill"], default="share", help="last batch (%(default)s)")
     parser.add_argument("--order", choices=["global", "shards"], default="global", help="(%(default)s)")
-    parser.add_argument("--block", type=_natural, default=0, metavar="SHARDS", help="shuffle so many shards together")
+    parser.add_argument("--block", type=natural, default=0, metavar="SHARDS", help="shuffle so many shards together")
     parser.add_argument("--evaluation", action="store_true", help="unshuffled, as validation, test and predict read")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order (%(default)s)")
-    parser.add_argument("--epoch", type=_natural, default=0, help="epoch to show (%(default)s)")
+    parser.add_argument("--epoch", type=natural, default=0, help="epoch to show (%(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the shuffle (.png, .svg, .pdf); needs the extra 'plot'")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--plot shows order='global'; in shards order the shuffle is a buffer of shards")
     if args.weights and len(args.weights) != len(args.directory):
         raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
-    sets = [ShardSet.open(directory, args.prefix or _prefix(directory)) for directory in args.directory]
+    sets = [ShardSet.open(directory, args.prefix or only_prefix(directory)) for directory in args.directory]
     shards = [count for found in sets for count in found.samples]
     if args.order == "shards":
         report = report_shards(
@@ -58,7 +58,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         plan = _plan(args, sets)
         report = report_global(
-            plan, ranks=args.ranks, workers=args.workers, accumulate=args.accumulate, epoch=args.epoch
+            plan,
+            ranks=args.ranks,
+            workers=args.workers,
+            accumulate=args.accumulate,
+            epoch=args.epoch,
+            sample_bytes=sum(found.n_bytes for found in sets) / max(1, sum(found.n_samples for found in sets)),
         )
         report["mixing"] = round(picture.window_mixing(shards, args.block), 3) if plan.shuffle else None
         if args.plot:
@@ -90,7 +95,7 @@ def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
     )
 
 
-def _prefix(directory: str) -> str:
+def only_prefix(directory: str) -> str:
     """Return the prefix of the only data set in a directory, or the default one where no manifest tells."""
     ending = manifest_path("", "").lstrip("/")
     paths = Path(directory).expanduser().glob(f"*{ending}")  # of a URL there are none
@@ -168,13 +173,15 @@ def _table(titles: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
         print(f"… and {len(rows) - _LISTED:,} more; --json has all")
 
 
-def _natural(text: str) -> int:
+def natural(text: str) -> int:
+    """Return the whole number from 0 on that an argument is."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
 
 
-def _positive(text: str) -> int:
-    if not _natural(text):
+def positive(text: str) -> int:
+    """Return the whole number from 1 on that an argument is."""
+    if not natural(text):
         raise argparse.ArgumentTypeError("0 is too few")
     return int(text)

@@ -150,6 +150,7 @@ class PlannedDataset(Planned):
         topology: This process's place.
         split: The split's name, for messages.
         seed: The data module's seed, for stages that draw random numbers.
+        sample_bytes: Mean size of a sample, which decides how many batches cross from a worker at once.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class PlannedDataset(Planned):
         topology: Topology = ALONE,
         split: str = "train",
         seed: int = 0,
+        sample_bytes: float = 0,
     ) -> None:
         super().__init__()
         self.reader = reader
@@ -173,6 +175,7 @@ class PlannedDataset(Planned):
         self.topology = topology
         self.split = split
         self.seed = seed
+        self.sample_bytes = sample_bytes
         self.position = Position()
 
     def __iter__(self) -> Iterator[Any]:
@@ -202,7 +205,8 @@ class PlannedDataset(Planned):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
-        length = chunk_length(n_batches, self.plan.n_samples // (max(1, n_batches) * place.world_size), workers)
+        share = self.plan.n_samples // (max(1, n_batches) * place.world_size)
+        length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes)
         for batches in chunks(n_batches, worker, workers, length=length):
             shares = self.plan.shares(epoch, batches, place.rank, place.world_size, start=start)
             values = [

@@ -10,7 +10,9 @@ from bionemo.webdatamodule.epochs.split import chunk_length, chunks, part
 from bionemo.webdatamodule.errors import PlanError
 
 
-def report_global(plan: Plan, *, ranks: int, workers: int, accumulate: int = 1, epoch: int = 0) -> dict[str, Any]:
+def report_global(
+    plan: Plan, *, ranks: int, workers: int, accumulate: int = 1, epoch: int = 0, sample_bytes: float = 0
+) -> dict[str, Any]:
     """Return who reads what of one epoch in global order, as JSON knows it.
 
     Args:
@@ -19,6 +21,7 @@ def report_global(plan: Plan, *, ranks: int, workers: int, accumulate: int = 1, 
         workers: Workers of each rank; 0 for none.
         accumulate: Batches to a step of the optimizer.
         epoch: The epoch whose first samples are shown.
+        sample_bytes: Mean size of a sample; 0 if it is not known.
 
     Returns:
         A mapping whose ``problems`` are empty if the run can be done; else the rest of it may be missing.
@@ -50,7 +53,7 @@ def report_global(plan: Plan, *, ranks: int, workers: int, accumulate: int = 1, 
         "borrowed": max(0, plan.batch_bounds(batches - 1, ranks)[1] - plan.n_samples),
         "mixture": _mixture(plan),
         "ranks": [_rank(plan, rank, ranks, batches, last, epoch) for rank in range(ranks)],
-        "workers": _workers(batches, workers, plan.global_batch_size // ranks),
+        "workers": _workers(batches, workers, plan.global_batch_size // ranks, sample_bytes),
     }
     found["notes"] = list(_notes(plan, found, ranks, available))
     return found
@@ -135,8 +138,8 @@ def _rank(plan: Plan, rank: int, ranks: int, batches: int, last: list[int], epoc
     }
 
 
-def _workers(batches: int, workers: int, share: int) -> list[dict[str, Any]]:
-    length = chunk_length(batches, share, workers)
+def _workers(batches: int, workers: int, share: int, sample_bytes: float) -> list[dict[str, Any]]:
+    length = chunk_length(batches, share, workers, sample_bytes=sample_bytes)
     found = []
     for worker in range(max(1, workers)):
         firsts = range(worker * length, batches, max(1, workers) * length)

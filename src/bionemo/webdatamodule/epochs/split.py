@@ -12,6 +12,9 @@ from typing import Literal, TypeAlias
 
 from bionemo.webdatamodule.errors import PlanError
 
+CHUNK_SAMPLES = 512  # that cross from a worker at once, at most
+CHUNK_BYTES = 1 << 20  # less, and the crossing shows; more, and the processor's caches are left
+
 Tail: TypeAlias = Literal["share", "drop", "fill"]
 """What becomes of samples that do not fill a global batch: the last two batches share them evenly,
 they are left out, or the batch is filled from the next epoch's order."""
@@ -102,18 +105,21 @@ def chunks(batches: int, worker: int, workers: int, *, length: int = 1) -> Itera
         yield range(first, min(first + length, batches))
 
 
-def chunk_length(batches: int, share: int, workers: int) -> int:
+def chunk_length(batches: int, share: int, workers: int, *, sample_bytes: float = 0) -> int:
     """Return how many batches a worker should bring at a time.
 
-    Enough for about 256 samples, since every hand-over between processes has its price,
+    Enough for some hundred samples or kilobytes, since every hand-over between processes has its price,
     but so few that each worker gets about four turns or more, so that none is idle in a short epoch.
 
     Args:
         batches: Batches of this rank.
         share: Samples of a batch of this rank.
         workers: Number of workers; 0, for none, counts as one.
+        sample_bytes: Mean size of a sample; 0 if it is not known.
     """
-    return max(1, min(256 // max(1, share), batches // (4 * max(1, workers))))
+    share = max(1, share)
+    enough = min(CHUNK_SAMPLES / share, CHUNK_BYTES / max(1, share * sample_bytes))
+    return max(1, min(int(enough), batches // (4 * max(1, workers))))
 
 
 def chunk_of(batch: int, workers: int, *, length: int = 1) -> tuple[int, int, int]:
