@@ -21,6 +21,7 @@ COMMANDS = {
     "info": "say what a directory of shards holds",
     "preview": "show the first samples of a directory or URL, and what kind of value each field is",
     "verify": "compare shards with what their manifest says",
+    "report": "write a page about a data set: shards, sizes, shapes, labels, plan, verification, provenance",
     "plan": "say which rank and worker reads what, before a run",
     "bench": "measure how fast this machine reads a data set, part by part and by number of workers",
     "plugins": "list installed plugins and what they offer",
