@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule.recycling import KEPT, LEAST, Recycler
+from bionemo.webdatamodule.workers.recycling import KEPT, LEAST, Recycler
 
 SHAPE = (64, 25_600)
 

@@ -17,9 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule import blocks, outofband
 from bionemo.webdatamodule.errors import UsageError, WorkerError
-from bionemo.webdatamodule.transport import Block, empty, pack, pack_all, release_idle
+from bionemo.webdatamodule.workers import blocks, outofband
+from bionemo.webdatamodule.workers.transport import Block, empty, pack, pack_all, release_idle
 
 LARGE = 50_000  # elements: enough for a block of its own
 
@@ -457,7 +457,7 @@ def test_nothing_is_left_over_when_all_processes_are_killed(tmp_path):
     """Blocks have no name, so the kernel frees them, whatever dies when."""
     script = textwrap.dedent("""
         import os, pickle, torch, time
-        from bionemo.webdatamodule.transport import pack
+        from bionemo.webdatamodule.workers.transport import pack
         kept = [pickle.loads(pickle.dumps(pack(torch.zeros(50_000)))).unpack() for _ in range(5)]
         sent = pickle.dumps(pack(torch.zeros(50_000)))
         print("ready", flush=True)

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from bionemo.webdatamodule import blocks, board
-from bionemo.webdatamodule.board import Board, doing
 from bionemo.webdatamodule.default_plugins.loaders import WebLoader
 from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, RefusedPickleError, WorkerError
-from bionemo.webdatamodule.failures import WorkerTraceback
-from bionemo.webdatamodule.starting import start_context
-from bionemo.webdatamodule.workers import DEFAULT_TIMEOUT, make_loader
+from bionemo.webdatamodule.workers import blocks, board
+from bionemo.webdatamodule.workers.board import Board, doing
+from bionemo.webdatamodule.workers.failures import WorkerTraceback
+from bionemo.webdatamodule.workers.loader import DEFAULT_TIMEOUT, make_loader
+from bionemo.webdatamodule.workers.starting import start_context
 
 
 class Numbers(IterableDataset):
@@ -344,7 +344,7 @@ def test_nothing_is_left_over_after_many_epochs(tmp_path):
         from pathlib import Path
         sys.path.insert(0, os.environ["TESTS"])
         from test_workers import Numbers, loader, numbers, raise_at_five
-        from bionemo.webdatamodule import blocks
+        from bionemo.webdatamodule.workers import blocks
 
         def state():
             gc.collect()

@@ -19,7 +19,7 @@ from bionemo.webdatamodule.pipelines import chain
 from bionemo.webdatamodule.shards.fields import check_fields, field_views
 from bionemo.webdatamodule.shards.places import Places
 from bionemo.webdatamodule.shards.read import SampleReader
-from bionemo.webdatamodule.transport import pack
+from bionemo.webdatamodule.workers.transport import pack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -42,7 +42,7 @@ class WebLoader:
 
     def __call__(self, dataset: Iterable[Any]) -> Iterable[Any]:
         """Return a loader of the dataset's items."""
-        from bionemo.webdatamodule.workers import make_loader
+        from bionemo.webdatamodule.workers.loader import make_loader
 
         return make_loader(dataset, self)
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from bionemo.webdatamodule.errors import DecodeError, ManifestError
-from bionemo.webdatamodule.transport import empty
+from bionemo.webdatamodule.workers.transport import empty
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,11 +10,11 @@ import numpy as np
 from torch import distributed
 from torch.utils.data import get_worker_info
 
-from bionemo.webdatamodule.board import doing
 from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
 from bionemo.webdatamodule.shards.fields import Place
 from bionemo.webdatamodule.shards.maps import OpenShard, OpenShards, open_shard
 from bionemo.webdatamodule.shards.sets import ShardSet
+from bionemo.webdatamodule.workers.board import doing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,8 +10,8 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bionemo.webdatamodule.board import Board, stacks
 from bionemo.webdatamodule.errors import WebDataModuleError, WorkerError
+from bionemo.webdatamodule.workers.board import Board, stacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Memory of large batches in the process that reads them, used again when nobody looks at it any more.
 
 Pages that were never touched cost more than the copy into them; worker processes have their blocks for that reason,
-see :mod:`~bionemo.webdatamodule.blocks`.
+see :mod:`~bionemo.webdatamodule.workers.blocks`.
 """
 
 from __future__ import annotations

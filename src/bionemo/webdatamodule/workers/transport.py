@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch._utils import _validate_loaded_sparse_tensors
 
-from bionemo.webdatamodule import recycling
-from bionemo.webdatamodule.blocks import Block, Place, aligned, attach, release_idle
 from bionemo.webdatamodule.errors import UsageError, WorkerError
-from bionemo.webdatamodule.outofband import Collected, Memory, Pickler, Piece, Unpickler, address
+from bionemo.webdatamodule.workers import recycling
+from bionemo.webdatamodule.workers.blocks import Block, Place, aligned, attach, release_idle
+from bionemo.webdatamodule.workers.outofband import Collected, Memory, Pickler, Piece, Unpickler, address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from bionemo.webdatamodule import board as boards
-from bionemo.webdatamodule.board import Board
-from bionemo.webdatamodule.failures import Failure, explained, wait_for
-from bionemo.webdatamodule.starting import check_pickles, start_context
-from bionemo.webdatamodule.transport import Packed, pack, pack_all, release_idle
+from bionemo.webdatamodule.workers import board as boards
+from bionemo.webdatamodule.workers.board import Board
+from bionemo.webdatamodule.workers.failures import Failure, explained, wait_for
+from bionemo.webdatamodule.workers.starting import check_pickles, start_context
+from bionemo.webdatamodule.workers.transport import Packed, pack, pack_all, release_idle
 
 DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error that names nobody
 
