@@ -1,5 +1,6 @@
 """The report: what it tells, that nothing on it is taken for markup, and how it looks in a real browser."""
 
+import argparse
 import dataclasses
 import io
 import itertools
@@ -241,13 +242,13 @@ def test_pickles_are_read_safely_unless_they_are_trusted(tmp_path, report):
     """A class that is not known is a finding; allowing it by name reads it."""
     directory = tmp_path / "foreign"
     directory.mkdir()
-    data = pickle.dumps(dataclasses.field)
+    data = pickle.dumps(argparse.Namespace(a=1))
     with tarfile.open(directory / "wdshards-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         member = tarfile.TarInfo("a.pyd")
         member.size = len(data)
         tar.addfile(member, io.BytesIO(data))
     assert 1 == report(directory)[0]
-    assert 0 == report(directory, "--allow-pickle", "dataclasses.field")[0]
+    assert 0 == report(directory, "--allow-pickle", "argparse.Namespace")[0]
     assert 0 == report(directory, "--trusted")[0]
 
 
@@ -293,7 +294,8 @@ def test_names_of_files_that_are_no_text_are_shown(shards, report):
 def test_nothing_is_fetched(written, report):
     """No address, no script, no style sheet or picture from elsewhere, and a policy that forbids them."""
     page = report(written)[1]
-    assert [] == re.findall(r"https?:|url\(|@import|<script|<link|<img| src=", page.lower().replace(HOSTILE, ""))
+    assert [] == re.findall(r"https?:|url\(|@import", page)
+    assert [] == [name for name, _ in Reader(page).attributes if name in ("src", "srcset", "data", "action")]
     assert "default-src 'none'" in page
 
 
@@ -325,7 +327,7 @@ def test_wrong_words_are_explained(written, capsys, words, message):
 
 def test_large_samples_are_decoded_in_smaller_numbers(written, monkeypatch):
     """However large samples are, about so many bytes are read."""
-    monkeypatch.setattr(facts, "MOST_BYTES", sum(path.stat().st_size for path in written.glob("*.tar")) // 6)
+    monkeypatch.setattr(facts, "MOST_BYTES", sum(path.stat().st_size for path in written.glob("*.tar")) // 6 + 1)
     assert N // 6 == facts.gather(str(written), "p").survey.samples
 
 
