@@ -96,10 +96,16 @@ def _connected(address: str | None, init: Mapping[str, Any]) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     defaults = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, **{**defaults, **init})
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
-        raise ConversionError(f"Ray at {address} cannot be reached: {error}") from error
-    try:
+        _init(address, {**defaults, **init})
         yield
     finally:
-        ray.shutdown()
+        ray.shutdown()  # also when nobody answered, since Ray would stay half connected
+
+
+def _init(address: str, arguments: Mapping[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **arguments)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise ConversionError(f"Ray at {address} cannot be reached: {error}") from error
