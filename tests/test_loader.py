@@ -27,6 +27,9 @@ class Numbers:
         """Return 1-tuples of the ids."""
         return [(int(i),) for i in ids]
 
+    def prefetch_samples(self, ids):
+        """Do nothing: numbers are at hand."""
+
     def read_batch(self, ids):
         """Return the ids as a tensor."""
         return (torch.as_tensor(ids),)

@@ -435,3 +435,28 @@ def test_batches_by_size_take_equal_steps_and_every_sample_once(tmp_path, monkey
     assert list(range(50)) == sorted(seen)
     assert 1 == len(lengths)
     assert 1 == len(set(lengths.pop()))
+
+
+def test_remote_shards_train_through_a_cache(tmp_path, shards, make_trainer, recorder):
+    """A URL in place of a directory: shards come once into the cache that kwargs_wds names, with the same plan."""
+    import fsspec
+
+    remote = fsspec.filesystem("memory")
+    for split in ("train", "val"):
+        remote.put(f"{shards}{split}", f"memory://bucket/{split}", recursive=True)
+    cache = tmp_path / "cache"
+
+    def data(prefix, **kwargs):
+        options = {split: {"cache_dir": cache} for split in ("train", "val")} if "://" in prefix else None
+        directories = {split: f"{prefix}{split}" for split in ("train", "val")}
+        return WebDataModule(directories, None, ["__key__", "x.pyd"], 4, kwargs_wds=options, shuffle_shards=2, **kwargs)
+
+    runs = []
+    for prefix in (shards, "memory://bucket/"):
+        model = recorder()
+        make_trainer(max_epochs=2).fit(model, datamodule=data(prefix))
+        runs.append(model.trained)
+    remote.rm("memory://bucket", recursive=True)
+
+    assert runs[0] == runs[1]
+    assert list(cache.rglob("*.tar"))

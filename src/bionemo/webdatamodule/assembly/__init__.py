@@ -66,7 +66,17 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
         PlanError: If the samples do not suffice for the ranks.
         ShardError: If shards are missing or broken.
     """
-    sets = [ShardSet.open(source.directory, settings.prefix, split=split.split) for source in split.sources]
+    cache_dir, cache_size = split.options.get("cache_dir"), split.options.get("cache_size")
+    sets = [
+        ShardSet.open(
+            source.directory,
+            settings.prefix,
+            split=split.split,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            cache_size=None if cache_size is None or cache_size < 0 else int(cache_size),  # webdataset: -1 for no limit
+        )
+        for source in split.sources
+    ]
     reader = SampleReader(
         sets,
         settings.suffixes,

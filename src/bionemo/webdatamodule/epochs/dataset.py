@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
@@ -207,8 +208,16 @@ class PlannedDataset(Planned):
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
         share = self.plan.n_samples // (max(1, n_batches) * place.world_size)
         length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes)
-        for batches in chunks(n_batches, worker, workers, length=length):
-            shares = self.plan.shares(epoch, batches, place.rank, place.world_size, start=start)
+        runs = (
+            (batches, self.plan.shares(epoch, batches, place.rank, place.world_size, start=start))
+            for batches in chunks(n_batches, worker, workers, length=length)
+        )
+        following = next(runs, None)
+        while following is not None:
+            batches, shares = following
+            following = next(runs, None)
+            if following is not None:  # while this is read, remote shards of what comes next are on their way
+                self.reader.prefetch_samples(np.concatenate(following[1]))
             values = [
                 self._batch(ids) if self.collate else self._samples(ids, batch, epoch, start)
                 for batch, ids in zip(batches, shares, strict=True)

@@ -157,9 +157,14 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         """Yield the samples of the shards dealt to this worker."""
         numbers = {path: number for number, path in enumerate(self.shards)}
         dealt = 0
-        for shard in self._dealt(place):
+        shards = self._dealt(place)
+        following = next(shards, None)
+        while following is not None:
             dealt += 1
-            yield from self.reader.shard(numbers[shard["url"]])
+            number, following = numbers[following["url"]], next(shards, None)
+            if following is not None:  # while this one is read, a remote one that comes next is on its way
+                self.reader.prefetch([numbers[following["url"]]])
+            yield from self.reader.shard(number)
         if not dealt and self.dealing.empty_check:
             worker, workers = _worker()
             raise PlanError(
@@ -170,7 +175,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 worker=worker,
             )
 
-    def _dealt(self, at: context.Context) -> Iterable[dict[str, str]]:
+    def _dealt(self, at: context.Context) -> Iterator[dict[str, str]]:
         shards: Iterator[Any] = ({"url": path} for path in self.shards)
         if self.dealing.resampled:
             choose = at.rng("resampled").choice

@@ -153,6 +153,14 @@ class SampleReader:
         """
         self._places.prefetch(numbers)
 
+    def prefetch_samples(self, ids: NDArray[np.int64]) -> None:
+        """Start to fetch the shards of samples in the background, where they are behind URLs; it returns at once.
+
+        Args:
+            ids: Numbers of the samples that will be read next.
+        """
+        self._places.prefetch_samples(ids)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_codecs"}
 
