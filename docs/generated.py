@@ -87,7 +87,7 @@ def _anchor(component: Component) -> str:
 
 def _documented(found: Any, *, show_bases: bool = False) -> str:
     """Return what mkdocstrings replaces by the docstring and the arguments of a class or function."""
-    options = {"heading_level": 4, "members": False, "show_bases": show_bases, "show_root_heading": False}
+    options = {"members": False, "show_bases": show_bases, "show_root_heading": False, "show_root_toc_entry": False}
     return f"::: {found.__module__}.{found.__qualname__}\n    options: {json.dumps(options)}"
 
 

@@ -82,7 +82,11 @@ class PlanError(ConfigError):
 
 
 class UsageError(WebDataModuleError, RuntimeError):
-    """A method was called too early or in the wrong place, such as a loader before ``setup``."""
+    """A method was called too early or in the wrong place, such as a loader before ``setup``.
+
+    Under a ``Trainer`` the order is right by itself; in a loop of your own call ``prepare_data``, ``setup`` with a
+    stage, and then the loader's method.
+    """
 
     code = "usage"
 
@@ -101,6 +105,7 @@ class UnknownNameError(PluginError, LookupError):
     """No plugin registers that name.
 
     The message offers near names and says which installed plugins were left out.
+    Correct the name, or install the plugin; ``webdatamodule plugins`` lists what there is.
     """
 
     code = "unknown-name"
@@ -110,6 +115,7 @@ class InputError(WebDataModuleError, ValueError):
     """The source of a conversion is bad, and nothing was written.
 
     All problems are listed at once, the first twenty and the count of the rest.
+    Mend them, or leave those samples out of ``names_subset``, and run the conversion again.
     """
 
     code = "input"
@@ -125,13 +131,19 @@ class ConversionError(WebDataModuleError):
 
 
 class ShardError(WebDataModuleError):
-    """What lies on disk is not what it should be."""
+    """What lies on disk is not what it should be.
+
+    The errors below say in which way; ``webdatamodule verify DIR`` looks at everything.
+    """
 
     code = "shard"
 
 
 class NoShardsError(ShardError, FileNotFoundError):
-    """There are no shards to read: no directory, or nothing of that prefix in it."""
+    """There are no shards to read: no directory, or nothing of that prefix in it.
+
+    Correct the path or ``prefix_tars_wds``, or convert the data first.
+    """
 
     code = "no-shards"
 
@@ -158,19 +170,29 @@ class CorruptShardError(ShardError):
 
 
 class ChangedDataError(ShardError):
-    """The data changed while they were being read, by a new conversion or by hand. Start again."""
+    """The data changed while they were being read, by a new conversion or by hand.
+
+    Start again, so that all ranks and workers read the same data.
+    """
 
     code = "changed-data"
 
 
 class MissingFieldError(ShardError, LookupError):
-    """A sample lacks a suffix that was asked for; the message says which suffixes it has."""
+    """A sample lacks a suffix that was asked for; the message says which suffixes it has.
+
+    Correct ``suffix_keys_wds``, whose entries match whole suffixes exactly, or convert the data with that field.
+    """
 
     code = "missing-field"
 
 
 class RemoteError(ShardError, OSError):
-    """A remote shard could not be fetched or stored after all retries."""
+    """A remote shard could not be fetched or stored after all retries.
+
+    See that the URL is right and that this machine may read it, or write it where a conversion does;
+    the message has what the server said last. What was fetched already is kept, so going on is quick.
+    """
 
     code = "remote"
 
@@ -179,7 +201,11 @@ class RemoteError(ShardError, OSError):
 
 
 class DecodeError(WebDataModuleError, ValueError):
-    """A field could not be decoded; the message says which and why."""
+    """A field could not be decoded; the message says which and why.
+
+    If the bytes were bad from the beginning, mend the source and convert again.
+    With ``on_error="skip"`` such samples are left out.
+    """
 
     code = "decode"
 
@@ -195,13 +221,22 @@ class RefusedPickleError(DecodeError):
 
 
 class ResumeError(WebDataModuleError):
-    """A checkpoint does not fit these data or this plan, so going on would repeat or lose samples."""
+    """A checkpoint does not fit these data or this plan, so going on would repeat or lose samples.
+
+    Set what the message names as it was. To begin a new run from the model alone, load its weights
+    instead of passing ``ckpt_path``.
+    """
 
     code = "resume"
 
 
 class WorkerError(WebDataModuleError, RuntimeError):
-    """A worker process of the loader died, hung or failed."""
+    """A worker process of the loader died, hung or failed.
+
+    The message says what it was doing and how it ended; a worker killed by SIGKILL most often ran out of memory,
+    which fewer workers, smaller batches or a smaller ``prefetch_factor`` mend.
+    With ``num_workers=0`` a stage that fails can be stepped through in the main process.
+    """
 
     code = "worker"
 
