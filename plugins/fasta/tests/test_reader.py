@@ -213,7 +213,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
     reader = FastaReader(paths=str(path))
     reader.names()
     status = path.stat()
-    path.write_bytes(b">abd\nAAAA\n")
+    path.write_bytes(b">abx\nAAAA\n")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     with pytest.raises(InputError, match="changed while it was read"):

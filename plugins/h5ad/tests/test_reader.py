@@ -226,7 +226,7 @@ def test_other_mistakes_are_refused(write, counts, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "coo"}, "form is 'csr' or 'dense'"),
+        ({"form": "csc"}, "form is 'csr' or 'dense'"),
         ({"matrix": "scaled"}, "matrix is 'X', 'raw' or"),
         ({"dtype": "int8"}, "dtype is"),
         ({"obs": "kind"}, "obs is a list"),
