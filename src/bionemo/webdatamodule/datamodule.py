@@ -227,8 +227,8 @@ class WebDataModule(L.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn is TrainerFn.FITTING:
             self._resume = dict(state_dict) or None
 
-    def _take_resume(self) -> tuple[Any, dict[str, Any] | None]:
-        """Return the train loader and the cursor that a checkpoint brought, once."""
+    def take_resume(self) -> tuple[Any, dict[str, Any] | None]:
+        """Return the train loader and the cursor that a checkpoint brought, once; the resume callback asks."""
         state, self._resume = self._resume, None
         return self._train_loader, state
 

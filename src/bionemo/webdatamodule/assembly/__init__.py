@@ -28,7 +28,7 @@ from bionemo.webdatamodule.shards.sets import ShardSet
 if TYPE_CHECKING:
     import lightning as L
 
-    from bionemo.webdatamodule.datamodule import WebDataModule
+    from bionemo.webdatamodule.epochs.resume import Resuming
 
 __all__ = [
     "LoaderChoice",
@@ -100,7 +100,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
     return _called("invoke_wds", split.split, dataset, split.dataset_calls)
 
 
-def make_loader(module: WebDataModule, settings: Settings, split: SplitSettings, dataset: Any) -> Any:
+def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitSettings, dataset: Any) -> Any:
     """Make the loader of a split.
 
     Raises:
@@ -139,7 +139,7 @@ def make_loader(module: WebDataModule, settings: Settings, split: SplitSettings,
     return _called("invoke_wld", split.split, loader, split.loader_calls)
 
 
-def add_resume(module: WebDataModule, trainer: L.Trainer) -> None:
+def add_resume(module: Resuming, trainer: L.Trainer) -> None:
     """Add the callback that applies a checkpoint's cursor, once for a trainer."""
     from bionemo.webdatamodule.epochs.resume import ResumeCallback
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from bionemo.webdatamodule.pipelines import chain, describe
 if TYPE_CHECKING:
     from bionemo.webdatamodule.epochs.permute import Ids
     from bionemo.webdatamodule.epochs.plan import EpochPlan
-    from bionemo.webdatamodule.epochs.stream import StreamDataset
     from bionemo.webdatamodule.shards.read import SampleReader
 
 
@@ -89,10 +88,21 @@ class Position:
         return epoch, start
 
 
+class ItemSource(Protocol):
+    """A dataset that gives its samples in items."""
+
+    split: str
+    topology: Topology
+
+    def items(self) -> Iterator[Item]:
+        """Yield this worker's items of the epoch."""
+        ...
+
+
 class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
     """The view of a dataset that a loader gets: its items, whatever they hold."""
 
-    def __init__(self, dataset: PlannedDataset | StreamDataset) -> None:
+    def __init__(self, dataset: ItemSource) -> None:
         super().__init__()
         self.dataset = dataset
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 
 from bionemo.webdatamodule.epochs.loader import PlannedLoader
 from bionemo.webdatamodule.epochs.plan import Cursor
 
-if TYPE_CHECKING:
-    from bionemo.webdatamodule.datamodule import WebDataModule
-
 _log = logging.getLogger("bionemo.webdatamodule")
+
+
+class Resuming(Protocol):
+    """What keeps a train loader and the state that a checkpoint brought: a data module."""
+
+    def take_resume(self) -> tuple[Any, dict[str, Any] | None]:
+        """Return the train loader and the state, once."""
+        ...
 
 
 class ResumeCallback(pl.Callback):
@@ -31,13 +36,13 @@ class ResumeCallback(pl.Callback):
         data_module: Holds the train loader and the state that the checkpoint brought.
     """
 
-    def __init__(self, data_module: WebDataModule) -> None:
+    def __init__(self, data_module: Resuming) -> None:
         self.data_module = data_module
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seek the loader, and tell Lightning how many batches of the epoch are done."""
         del pl_module
-        loader, state = self.data_module._take_resume()  # noqa: SLF001 - two parts of one thing
+        loader, state = self.data_module.take_resume()
         if loader is None:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
