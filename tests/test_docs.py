@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import yaml
+from fsspec.implementations.memory import MemoryFileSystem
 
 import bionemo.webdatamodule
 from bionemo.webdatamodule import errors, hookspecs, testing
@@ -62,6 +63,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that what an example sets goes away
+    monkeypatch.setattr(MemoryFileSystem, "store", {})  # which all of a process share
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     real = L.Trainer.__init__
     small = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "logger": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}

@@ -204,6 +204,15 @@ def test_plain_batches_are_torchs(shards):
     assert [[0.0], [1.0], [2.0], [3.0]] == next(iter(untouched.val_dataloader()))[0].tolist()
 
 
+def test_untuple_refuses_several_suffixes(shards):
+    """Taking the only value of two would lose one, so it is an error and not the first of them."""
+    data = WebDataModule({"val": f"{shards}val"}, None, ["x.pyd", "__key__"], 4, pipeline_wds={"val": "untuple"})
+    data.setup("validate")
+
+    with pytest.raises(ConfigError, match="untuple takes samples of one suffix"):
+        next(iter(data.val_dataloader()))
+
+
 def test_stages_see_tuples_in_the_order_asked(shards):
     """Several suffixes give tuples in their order, one gives 1-tuples; `pipeline_wds` sees them first."""
     seen = []

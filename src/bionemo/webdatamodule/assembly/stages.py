@@ -55,7 +55,7 @@ def worker_part(settings: Settings, split: SplitSettings) -> WorkerPart:
         return WorkerPart(stages=(*stages, torch_convert(split)))
     if (sized := sized_stage(split)) is not None:
         return WorkerPart(stages=(*stages, sized))
-    if stages in ((), (Untuple(),)):
+    if stages == () or (stages == (Untuple(),) and len(settings.suffixes) == 1):
         return WorkerPart(collate=True, untuple=bool(stages))
     return WorkerPart(stages=(*stages, Batch()))
 
