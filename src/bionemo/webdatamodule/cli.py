@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "write a page about a data set: shards, sizes, shapes, labels, plan, verification, provenance",
     "plan": "say which rank and worker reads what, before a run",
     "bench": "measure how fast this machine reads a data set, part by part and by number of workers",
+    "doctor": "check this machine and its settings, and say what would go wrong and what to do",
     "plugins": "list installed plugins and what they offer",
     "new-plugin": "write the package of a new plugin, ready to install and to change",
 }

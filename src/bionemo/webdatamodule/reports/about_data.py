@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from bionemo.webdatamodule.reports import words
+from bionemo.webdatamodule import words
 from bionemo.webdatamodule.reports.charts import Column, bar, columns
 from bionemo.webdatamodule.reports.facts import Facts, Shard
 from bionemo.webdatamodule.reports.markup import Content, Markup, element, join
@@ -87,7 +87,7 @@ def fields(facts: Facts) -> Markup:
             each.sizes.n,
             words.size(each.sizes.total),
             words.size(each.sizes.mean),
-            words.sizes(each.sizes) if each.sizes.n else "none",
+            _sizes(each.sizes) if each.sizes.n else "none",
         )
         for each in fields
     ]
@@ -141,7 +141,7 @@ def _looked_at(facts: Facts) -> str:
 
 
 def _part_row(each: Field, part: Part) -> tuple[Content, ...]:
-    form = words.axes(part.axes) if part.axes else ""
+    form = _axes(part.axes) if part.axes else ""
     if part.lengths.n:
         form = f"{form}; length {words.span(part.lengths.low, part.lengths.high)}".removeprefix("; ")
     values = words.span(part.low, part.high)
@@ -220,6 +220,21 @@ def _distribution(title: str, spread: Spread, show: Callable[[float], str], unit
         axis=(show(spread.low), *middle, show(spread.high)),
         unit=f"{unit}; mean {show(round(spread.mean))}{', logarithmic scale' if logarithmic else ''}",
     )
+
+
+def _sizes(spread: Spread) -> str:
+    """Return the bytes of members: all alike, or from the smallest to the largest."""
+    if spread.low == spread.high:
+        return f"{spread.low:,} B each"
+    return f"{words.size(spread.low)} to {words.size(spread.high)}"
+
+
+def _axes(given: Mapping[int, Sequence[Spread]]) -> str:
+    """Return the lengths of dimensions, ``12 to 512 x 4``, or how many dimensions there are where that differs."""
+    if len(given) > 1:
+        return f"{words.span(min(given), max(given))} dimensions"
+    lengths = next(iter(given.values()), ())
+    return " \u00d7 ".join(words.span(axis.low, axis.high) for axis in lengths) or "scalar"
 
 
 def _between(show: Callable[[float], str], values: Sequence[float]) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bionemo.webdatamodule.reports import words
+from bionemo.webdatamodule import words
 from bionemo.webdatamodule.reports.facts import Facts
 from bionemo.webdatamodule.reports.markup import Content, Markup, element, join
 from bionemo.webdatamodule.reports.tables import findings, table

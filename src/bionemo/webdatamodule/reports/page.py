@@ -7,7 +7,8 @@ from datetime import datetime
 from importlib import metadata, resources
 from string import Template
 
-from bionemo.webdatamodule.reports import about_data, about_use, words
+from bionemo.webdatamodule import words
+from bionemo.webdatamodule.reports import about_data, about_use
 from bionemo.webdatamodule.reports.facts import Facts
 from bionemo.webdatamodule.reports.markup import Markup, element, join
 
