@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
 import lightning as L
 
+from bionemo.webdatamodule.logs import decided
+
 __all__ = ["DataWaitMonitor"]
 
-_log = logging.getLogger("bionemo.webdatamodule")
 _FETCH = ".train_dataloader_next"  # how Lightning's profilers call the wait for the next batch
 _MUCH = 0.1  # of the time; beyond it the run would gain by more workers
 
@@ -95,7 +95,7 @@ class DataWaitMonitor(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Say so where the epoch waited much."""
         if self.share > _MUCH:
-            _log.info(
+            decided(
                 "epoch %d waited for data %.0f %% of its time; more num_workers or fewer stages would make it faster",
                 trainer.current_epoch,
                 100 * self.share,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset
 from bionemo.webdatamodule.epochs.stream_loader import StreamLoader
 from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.shards.read import SampleReader
 from bionemo.webdatamodule.shards.sets import ShardSet
 
@@ -40,8 +40,6 @@ __all__ = [
     "resolve_loader",
     "topology_of",
 ]
-
-_log = logging.getLogger("bionemo.webdatamodule")
 
 
 def topology_of(trainer: L.Trainer | None) -> Topology:
@@ -88,15 +86,14 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
     )
     make = _planned if split.order == "global" else _stream
     dataset = make(settings, split, topology, sets, reader)
-    if topology.rank == 0:
-        _log.info(
-            "%s: %d samples in %d shards, order=%r since %s",
-            split.split,
-            reader.n_samples,
-            sum(len(found.paths) for found in sets),
-            split.order,
-            split.order_reason,
-        )
+    decided(
+        "%s: %d samples in %d shards, order=%r since %s",
+        split.split,
+        reader.n_samples,
+        sum(len(found.paths) for found in sets),
+        split.order,
+        split.order_reason,
+    )
     return _called("invoke_wds", split.split, dataset, split.dataset_calls)
 
 

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 
 from bionemo.webdatamodule.epochs.loader import PlannedLoader
 from bionemo.webdatamodule.epochs.plan import Cursor
+from bionemo.webdatamodule.logs import decided
 
 _log = logging.getLogger("bionemo.webdatamodule")
 
@@ -86,7 +87,7 @@ def shift_progress(progress: Any, loader: PlannedLoader, epoch: int) -> None:
         return
     current = progress.current
     if shift := done - batches_done(current):
-        _log.info("epoch %d goes on after %d of %d samples", epoch, cursor.samples, cursor.n_samples)
+        decided("epoch %d goes on after %d of %d samples", epoch, cursor.samples, cursor.n_samples)
         for count in ("ready", "started", "processed", "completed"):
             setattr(current, count, getattr(current, count) + shift)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
 from bionemo.webdatamodule.errors import ConversionError, ManifestError, WebDataModuleError
+from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards import checks, files, publish
 from bionemo.webdatamodule.shards.index import ShardIndex, index_name
@@ -28,7 +28,6 @@ from bionemo.webdatamodule.shards.staged import Staged
 from bionemo.webdatamodule.shards.targets import target_of
 from bionemo.webdatamodule.shards.tasks import codec_of
 
-_LOG = logging.getLogger("bionemo.webdatamodule")
 _SURE = 0.8  # of the estimated bytes: a conversion is not begun with less space than that
 
 
@@ -150,7 +149,7 @@ def _convert(
             manifest = _manifest(plan, kept[plan.split], made, about)
             publish.publish(plan.target, manifest, check=leases[plan.split].check)
             manifests[plan.split] = manifest
-            _LOG.info(
+            decided(
                 "split %s: %d samples in %d shards in %s, %d of them new",
                 plan.split,
                 manifest.n_samples,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bionemo.webdatamodule.errors import NoShardsError
+from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.shards.cache import Stamp, cached_index, check_stamp, store_index
 from bionemo.webdatamodule.shards.index import ShardIndex, build_index
-
-_log = logging.getLogger("bionemo.webdatamodule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ def find_foreign(directory: str, prefix: str) -> list[str]:
     numbered = [(int(number), path) for number, path in zip(numbers, found, strict=True) if _is_number(number)]
     if numbered:
         if len(numbered) < len(found):
-            _log.info("%s: %d tars are not numbered and left out", directory, len(found) - len(numbered))
+            decided("%s: %d tars are not numbered and left out", directory, len(found) - len(numbered))
         return [path for _, path in sorted(numbered)]
     if not found:
         others = sorted(os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(directory), "*.tar")))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
+from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import Manifest, journal_path, manifest_path
 from bionemo.webdatamodule.shards.store import Store
@@ -69,7 +70,7 @@ class Remote:
         try:
             self.store.fetch(sidecar, None, lambda path: self._download(sidecar, path, entry.index_sha256))
         except RemoteError as error:
-            _log.info("the index is made from the shard instead: %s", error)
+            decided("the index is made from the shard instead: %s", error)
         return self.store.fetch(entry.name, entry.bytes, lambda path: self._download(entry.name, path, entry.sha256))
 
     def fetch_all(self, numbers: Iterable[int]) -> None:
@@ -110,7 +111,7 @@ class Remote:
 
         started = time.monotonic()
         retried(attempt, url)
-        _log.info("fetched %s, %d bytes in %.1f s", shown(url), os.path.getsize(path), time.monotonic() - started)
+        _log.debug("fetched %s, %d bytes in %.1f s", shown(url), os.path.getsize(path), time.monotonic() - started)
 
 
 class _OtherContentError(Exception):
@@ -151,6 +152,7 @@ def open_remote(url: str, prefix: str, *, cache_dir: str | None = None, cache_si
         if os.path.basename(entry.name) != entry.name or entry.name.startswith("."):
             raise ManifestError(f"the manifest lists {entry.name!r}, which is not in its directory")
     store = Store.of(f"{url.rstrip('/')}\0{manifest.digest}", root=cache_dir, size=cache_size)
+    decided("shards of %s are kept in %s, which may take %d bytes", shown(url), store.root, store.size)
     return Remote(url=url, manifest=manifest, store=store)
 
 

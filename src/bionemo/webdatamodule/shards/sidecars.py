@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import mmap
 import zlib
 from dataclasses import replace
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bionemo.webdatamodule.errors import CorruptShardError
+from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.shards.cache import Stamp, cached_index, store_index
 from bionemo.webdatamodule.shards.index import ShardIndex, build_index, index_name
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.shards.manifest import ShardEntry
-
-_log = logging.getLogger("bionemo.webdatamodule")
 
 
 def listed_index(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
@@ -51,7 +49,7 @@ def _sidecar(path: str, entry: ShardEntry) -> ShardIndex | None:
 
 def _rebuilt(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
     """Return a new index of a listed shard, after checking the shard's hash."""
-    _log.info("%s is missing or changed, so the whole shard is checked", index_name(path))
+    decided("%s is missing or changed, so the whole shard is checked", index_name(path))
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hashlib.sha256(data).hexdigest() != entry.sha256:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.workers import board as boards
 from bionemo.webdatamodule.workers.board import Board
 from bionemo.webdatamodule.workers.failures import Failure, explained, wait_for
@@ -190,6 +191,12 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
         context = start_context(options.multiprocessing_context)
         check_pickles(dataset, context.get_start_method(), self.where)
         self._user_init = options.worker_init_fn
+        decided(
+            "%s: %d workers, started by %s",
+            self.where.get("split", "data"),
+            options.num_workers,
+            context.get_start_method(),
+        )
         super().__init__(
             _Sending(dataset, self.where),
             batch_size=None,

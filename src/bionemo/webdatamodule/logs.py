@@ -1,0 +1,40 @@
+"""What this package says while it runs: one logger, on which decisions are told once and trouble by whoever has it.
+
+Warnings come from every process that has a reason. What was decided is the same on all ranks, so :func:`decided`
+tells it at the level INFO in the main process of rank 0, and at DEBUG everywhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+_log = logging.getLogger("bionemo.webdatamodule")
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in the order in which Lightning asks
+
+
+def decided(message: str, *values: object) -> None:
+    """Log a decision.
+
+    Args:
+        message: A sentence with ``%s`` and the like.
+        *values: What to put there.
+    """
+    _log.log(logging.INFO if is_first() else logging.DEBUG, message, *values, stacklevel=2)
+
+
+def is_first() -> bool:
+    """Tell whether this is the main process of rank 0, or the first of its workers.
+
+    The rank is asked of ``torch.distributed``, else of the environment that launchers set.
+    """
+    data = sys.modules.get("torch.utils.data")  # who has not imported it is no worker
+    info = data.get_worker_info() if data is not None else None
+    if info is not None and info.id:
+        return False
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return bool(distributed.get_rank() == 0)
+    told = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return told == "0"
