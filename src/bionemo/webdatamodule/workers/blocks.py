@@ -40,7 +40,7 @@ FREE, SENT, HELD = 0, 1, 2
 STATE, RETIRED, TOKEN, PID = 0, 1, 2, 3
 BLOCKS_PER_WORKER = 8  # kept for use again; more exist only while the main process holds more
 GRAIN = 1 << 16  # bytes; capacities are multiples of it, so that slowly growing chunks seldom grow a block
-MOST_MAPS = 8192  # blocks mapped at once; Linux allows a process 65,530 maps of all kinds
+MOST_MAPS = 16  # blocks held at once; who holds more (a shuffle buffer) gets copies, which cost less than new blocks
 
 
 class Place(NamedTuple):
