@@ -132,7 +132,7 @@ def render(results: Results, absent: dict[str, str], facts: dict[str, Any], opti
         rows = [row for one in CONTENDERS if (row := _row(results, kind, one)) is not None]
         size = number(n_samples(kind, options))
         header = ("", "runs as", "on disk", "ours", "returned", "ours", "CPU µs a sample")
-        parts.append(f"### {KINDS[kind].title} {TIMES} {size}\n\n{table(header, rows)}")
+        parts.append(f"#### {KINDS[kind].title} {TIMES} {size}\n\n{table(header, rows)}")
     parts += [f"{peer} did not take part: {reason}" for peer, reason in absent.items()]
     return "\n\n".join(parts)
 

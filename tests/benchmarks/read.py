@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _contenders import Contender, ContenderError, Field, choose
@@ -73,6 +74,8 @@ BLOCK = "read benchmark"
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print, and where asked write, its tables."""
     options = _parse(arguments)
+    if options.merge:
+        return _publish(*_merged(options.merge), options)
     field = Field(choose(CONTENDERS, options.peers), options.cache.resolve())
     try:
         for peer, reason in field.absent.items():
@@ -81,18 +84,39 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         field.close()
     facts = provenance(field.versions, {"rounds": n_rounds(options), "quick": options.quick})
-    page = render(results, field.absent, facts, options)
+    return _publish(results, field.absent, facts, options)
+
+
+def _publish(results: Results, absent: dict[str, str], facts: dict[str, Any], options: argparse.Namespace) -> int:
+    page = render(results, absent, facts)
     print(page)
     if options.json:
-        options.json.write_text(json.dumps(_record(results, field.absent, facts), indent=1))
+        options.json.write_text(json.dumps(_record(results, absent, facts), indent=1))
     if options.markdown:
         write_page(options.markdown, BLOCK, page)
     return 0
 
 
+def _merged(paths: list[Path]) -> tuple[Results, dict[str, str], dict[str, Any]]:
+    """Put the records of several runs together; machine and versions are those of the last."""
+    measurements: list[Measurement] = []
+    failures: dict[tuple[str, int, str], str] = {}
+    absent: dict[str, str] = {}
+    record: dict[str, Any] = {}
+    for path in paths:
+        record = json.loads(path.read_text())
+        measurements += [Measurement(**one) for one in record["measurements"]]
+        failures |= {(kind, workers, title): reason for kind, workers, title, reason in record["failures"]}
+        absent |= record["absent"]
+    return Results(measurements, failures), absent, record["provenance"]
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser("Compare one epoch of reading with the peers.", datasets=list(KINDS))
     options.add_argument("--workers", nargs="+", type=int, default=[0, 2])
+    options.add_argument(
+        "--merge", nargs="+", type=Path, metavar="FILE", help="measure nothing, report what --json wrote earlier"
+    )
     return options.parse_args(arguments)
 
 
@@ -176,21 +200,23 @@ def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, Summ
     ]
 
 
-def render(results: Results, absent: dict[str, str], facts: dict[str, Any], options: argparse.Namespace) -> str:
+def render(results: Results, absent: dict[str, str], facts: dict[str, Any]) -> str:
     """The whole report in Markdown."""
     explained = (
         f"Samples a second, batches of {BATCH_SIZE}, {N_SHARDS} shards, page cache warm. "
-        f"Medians of {n_rounds(options)} rounds with the lowest and highest in brackets.\n"
+        f"Medians of {facts['options']['rounds']} rounds with the lowest and highest in brackets.\n"
         '"First epoch" has the set-up of the loader and the start of its workers in it, and our check of every crc; '
         '"later epochs" go on with the same loader.\n'
         '"Ours" says how many times as fast as this row our default pipeline is in later epochs of the same round.'
     )
     parts = [explained, provenance_text(facts)]
-    for kind, workers in itertools.product(options.datasets, options.workers):
-        header = ("", "order", "later epochs", "first epoch", "CPU µs a sample", "ours")
+    header = ("", "order", "later epochs", "first epoch", "CPU µs a sample", "ours")
+    for kind, workers in itertools.product(KINDS, sorted({one.workers for one in results.measurements})):
         rows = [row for one in CONTENDERS if (row := _row(results, kind, workers, one)) is not None]
-        size = number(n_samples(kind, options))
-        parts.append(f"### {KINDS[kind].title} {TIMES} {size}, {workers} workers\n\n{table(header, rows)}")
+        if not rows:
+            continue
+        size = number(max((one.samples for one in results.measurements if one.kind == kind), default=0))
+        parts.append(f"#### {KINDS[kind].title} {TIMES} {size}, {workers} workers\n\n{table(header, rows)}")
         ratios = [(text, cell(ratio, sign=f" {TIMES}")) for text, ratio in headlines(results, kind, workers) if ratio]
         if ratios:
             parts.append(table(("within the same round", "ratio"), ratios))
