@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)
+
 SCRIPT = Path(__file__).with_name("train.py")
 
 
@@ -24,7 +26,7 @@ def train(tmp_path, shards):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=400,
             check=False,
         )
         assert expect in (None, done.returncode), done.stderr[-3000:]

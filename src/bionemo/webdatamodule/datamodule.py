@@ -255,8 +255,8 @@ class SourceDataWDS(WebDataModule):
 
     Args:
         writer: What reads the source: the name of a writer plugin, a ``Use("name", option=...)``, or a reader.
-        names_subset: For each split the names of its samples, or a rule of ``bionemo.webdatamodule.subsets``
-            over all names of the source.
+        names_subset: For each split the names of its samples; or, where the source can list itself, the part of
+            all names that it gets, such as ``0.8``, or a rule of ``bionemo.webdatamodule.shards.subsets``.
         prefix_dir_tars_wds: Where the shards go; the split's name is appended. May be an fsspec URL.
         suffix_keys_wds: The suffixes of the fields to read, as in :class:`WebDataModule`.
         global_batch_size: Samples of a batch, summed over all ranks.
