@@ -11,6 +11,9 @@ from bionemo.webdatamodule import words
 from bionemo.webdatamodule.reports import about_data, about_use
 from bionemo.webdatamodule.reports.facts import Facts
 from bionemo.webdatamodule.reports.markup import Markup, element, join
+from bionemo.webdatamodule.reports.tables import findings
+
+_PROBLEMS = 5  # that are told at the top; all of them stand under Verification
 
 
 def page(facts: Facts, made: datetime) -> str:
@@ -62,6 +65,7 @@ def _header(facts: Facts, anchors: Iterable[tuple[str, str]]) -> Markup:
         element("h1", _name(facts)),
         element("p", element("code", facts.directory), class_="quiet where"),
         element("p", _state(facts), class_=f"state {_colour(facts)}"),
+        findings([(problem, "bad") for problem in facts.problems[:_PROBLEMS]]),
         element("dl", (element("div", element("dt", k), element("dd", v)) for k, v in tiles.items()), class_="tiles"),
         element(
             "nav",
