@@ -84,7 +84,8 @@ class Spread:
         for code in range(first, last + 1, width):
             low = max(self.low, math.ceil(_value(code)))
             high = min(self.high, math.ceil(_value(code + width)) - 1)
-            found.append((low, max(low, high), int(classes[code : min(code + width, last + 1)].sum())))
+            if low <= high:  # small numbers lie further apart than classes
+                found.append((low, high, int(classes[code : min(code + width, last + 1)].sum())))
         return found
 
 
