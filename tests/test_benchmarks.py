@@ -100,14 +100,15 @@ def test_splice_refuses_a_page_with_half_a_marker(report):
 
 
 @pytest.mark.parametrize(
-    ("script", "contender"), [("read.py", "this package, default"), ("convert.py", "this package")]
+    ("script", "contender", "more"),
+    [("read.py", "this package, default", ("--workers", "0")), ("convert.py", "this package", ())],
 )
-def test_our_own_contenders_run_and_are_compared_with_the_floor(tmp_path, script, contender):
+def test_our_own_contenders_run_and_are_compared_with_the_floor(tmp_path, script, contender, more):
     """The script prepares tiny data, checks what arrives, measures, and writes its report."""
     found, page = tmp_path / "found.json", tmp_path / "page.md"
     options = ["--peers", "ours", "floor", "--datasets", "small", "--quick", "--json", found, "--markdown", page]
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / script, "--cache", tmp_path / "cache", *options],
+        [sys.executable, BENCHMARKS / script, "--cache", tmp_path / "cache", *options, *more],
         capture_output=True,
         text=True,
         check=False,
