@@ -184,6 +184,7 @@ def _stream(
         topology=topology,
         split=split.split,
         batch_size=max(1, settings.global_batch_size // topology.world_size),
+        sample_bytes=sum(found.n_bytes for found in sets) / max(1, reader.n_samples),
     )
 
 

@@ -15,6 +15,7 @@ from webdataset.shardlists import split_by_node, split_by_worker
 from bionemo.webdatamodule.default_plugins.stages import Shuffle
 from bionemo.webdatamodule.epochs import context
 from bionemo.webdatamodule.epochs.dataset import ALONE, Item, Position, Topology
+from bionemo.webdatamodule.epochs.split import CHUNK_BYTES
 from bionemo.webdatamodule.errors import PlanError
 from bionemo.webdatamodule.pipelines import chain
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 Splitter = Callable[[Iterable[Any]], Iterable[Any]]
 
-LARGEST_ITEM = 64
-"""Samples that cross to the main process together, at most."""
+LARGEST_ITEM = 256
+"""Samples that cross to the main process together, at most; fewer where they are large."""
 
 _REPETITIONS = 1_000_003  # so that a pass of the loader and a repetition of the dataset give no number twice
 
@@ -68,6 +69,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         topology: This process's place.
         split: The split's name, for messages.
         batch_size: Samples of a batch of this rank, for the ``batch`` stage.
+        sample_bytes: Mean size of a sample, which decides how many cross from a worker at once.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         topology: Topology = ALONE,
         split: str = "train",
         batch_size: int = 1,
+        sample_bytes: float = 0,
     ) -> None:
         super().__init__(_source, *stages)
         self.reader = reader
@@ -88,6 +91,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         self.topology = topology
         self.split = split
         self.batch_size = batch_size
+        self.sample_bytes = sample_bytes
         self.position = Position()
 
     def __iter__(self) -> Iterator[Any]:
@@ -108,14 +112,15 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 return
 
     def items(self) -> Iterator[Item]:
-        """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples."""
+        """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte."""
         epoch, start = self.position.get()
         worker = _worker()[0]
         samples = iter(self)
+        largest = max(1, min(LARGEST_ITEM, int(CHUNK_BYTES / max(1.0, self.sample_bytes))))
         size = 1
         while values := list(itertools.islice(samples, size)):
             yield Item(epoch=epoch, start=start, worker=worker, values=values)
-            size = min(2 * size, LARGEST_ITEM)
+            size = min(2 * size, largest)
 
     def place(self, epoch: int, passed: int, worker: int) -> context.Context:
         """Return the place of a pass for stages that draw random numbers."""
