@@ -95,8 +95,10 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         self.position = Position()
 
     def __iter__(self) -> Iterator[Any]:
+        if self.repetitions == 1:
+            return self._pass(0)
         source = self.iterator()
-        if self.repetitions != 1 and self.nsamples > 0:  # with_epoch: so many samples a rank, not a worker
+        if self.nsamples > 0:  # with_epoch: so many samples a rank, not a worker
             worker, workers = _worker()
             return itertools.islice(source, (self.nsamples - worker + workers - 1) // workers)
         return source

@@ -194,6 +194,12 @@ def interleave(items: Iterable[Item], workers: int) -> Iterator[Any]:
         items: Items of all workers, in turn; each worker's last one may be shorter.
         workers: How many workers there are.
     """
+    if workers == 1:
+        return itertools.chain.from_iterable(item.values for item in items)
+    return _interleaved(items, workers)
+
+
+def _interleaved(items: Iterable[Item], workers: int) -> Iterator[Any]:
     turn: list[Item] = []
     for item in items:
         if turn and item.worker <= turn[-1].worker:
