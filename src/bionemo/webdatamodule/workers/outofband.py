@@ -141,7 +141,7 @@ class Pickler(pickle.Pickler):
 def _is_plain(tensor: torch.Tensor) -> bool:
     return not (
         tensor.layout is not torch.strided
-        or tensor.device.type != "cpu"
+        or not tensor.is_cpu
         or tensor.is_quantized
         or tensor.is_nested
         or tensor.is_conj()

@@ -172,29 +172,31 @@ def _pack_into(block: Block, program: bytes, pieces: Sequence[Piece]) -> Packed 
         return None
     memory = block.memory
     base = address(memory)
-    parts = np.empty((len(pieces) + inside, 4), np.int64)
-    for row, (piece, at, size) in enumerate(zip(pieces, placed, sizes, strict=True)):
+    move = ctypes.memmove
+    rows: list[tuple[int, int, int, int]] = []
+    for (source, nbytes, low, uses, _), at, size in zip(pieces, placed, sizes, strict=True):
         if at is None:
-            parts[row] = start, piece.nbytes, piece.low, piece.uses
-            ctypes.memmove(base + start, piece.address, piece.nbytes)
+            rows.append((start, nbytes, low, uses))
+            move(base + start, source, nbytes)
             start += size
         else:
-            parts[row] = at + piece.low, piece.nbytes, piece.low, piece.uses
+            rows.append((at + low, nbytes, low, uses))
     stop = start
     if inside:
-        parts[-1] = start, len(program), 0, 0
-        ctypes.memmove(base + start, program, len(program))
+        rows.append((start, len(program), 0, 0))
+        move(base + start, program, len(program))
         stop += len(program)
+    parts = np.array(rows, np.int64).reshape(-1, 4)
     return Packed(program=None if inside else program, parts=parts, memory=memory[:stop], block=block)
 
 
 def _copied(pieces: Sequence[Piece], memory: bytearray) -> NDArray[np.int64]:
     """Copy every piece to ordinary memory and return where it lies there."""
-    parts = np.empty((len(pieces), 4), np.int64)
     view, start = np.frombuffer(memory, np.uint8), 0
     base = address(view)
-    for row, piece in enumerate(pieces):
-        parts[row] = start, piece.nbytes, piece.low, piece.uses
+    rows: list[tuple[int, int, int, int]] = []
+    for piece in pieces:
+        rows.append((start, piece.nbytes, piece.low, piece.uses))
         ctypes.memmove(base + start, piece.address, piece.nbytes)
         start += aligned(piece.nbytes)
-    return parts
+    return np.array(rows, np.int64).reshape(-1, 4)
