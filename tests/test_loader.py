@@ -30,7 +30,7 @@ class Numbers:
     def prefetch_samples(self, ids):
         """Do nothing: numbers are at hand."""
 
-    def read_batch(self, ids):
+    def read_batch(self, ids, *, pad=False):
         """Return the ids as a tensor."""
         return (torch.as_tensor(ids),)
 
@@ -371,7 +371,7 @@ def test_resuming_seeks_and_reads_nothing_before():
     asked = []
 
     class Counting(Numbers):
-        def read_batch(self, ids):
+        def read_batch(self, ids, *, pad=False):
             asked.append(len(ids))
             return super().read_batch(ids)
 

@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import shutil
 import sys
 import time
@@ -156,6 +157,8 @@ def sync(directory: Path) -> None:
 def main() -> None:
     """Answer requests until standard input ends."""
     name, scratch = sys.argv[1:]
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # some need a descriptor for each tensor under way
     torch.set_num_threads(1)  # torch's idle threads spin, which on few cores slows down whoever has workers
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries may print; the answers go their own way

@@ -24,7 +24,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
-from bionemo.webdatamodule.pickling.builders import DiffersError
+from bionemo.webdatamodule.pickling.builders import DiffersError, Into
 from bionemo.webdatamodule.pickling.holes import compile_template, memories
 from bionemo.webdatamodule.pickling.tracing import trace
 
@@ -94,21 +94,24 @@ class Decoder:
         views: Sequence[memoryview],
         *,
         empty: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] | None = None,
+        pad: bool = False,
     ) -> Any:
         """Decode pickles into one batch, without a tensor for each of them where they are of one kind.
 
         Args:
             views: The pickles, at least one.
             empty: Makes the contiguous memory of a batched tensor from its shape and dtype; torch's own by default.
+            pad: Fill tensors up with zeros to the longest of the batch.
 
         Returns:
-            What ``default_collate`` of :mod:`torch.utils.data` makes of the decoded values.
+            What ``default_collate`` of :mod:`torch.utils.data` makes of the decoded values, or with ``pad`` what
+            :func:`~bionemo.webdatamodule.padding.fill` makes of them.
 
         Raises:
             RefusedPickleError, DecodeError: As ``loads``.
-            Exception: What ``default_collate`` raises where the values do not fit together.
+            Exception: What ``default_collate`` or ``fill`` raises where the values do not fit together.
         """
-        from torch.utils.data import default_collate
+        from bionemo.webdatamodule.padding import joined
 
         views = [_as_bytes(view) for view in views]
         try:
@@ -116,10 +119,10 @@ class Decoder:
             if matches and len(matches) == len(views):
                 template = matches[0][0]
                 if all(match[0] is template or match[0].kind == template.kind for match in matches):
-                    return template.column(views, matches, empty or _empty, list)
-        except (*_MISSES, TypeError, RuntimeError):  # default_collate says better what is wrong
+                    return template.column(views, matches, Into(empty or _empty, pad), list)
+        except (*_MISSES, TypeError, RuntimeError):  # who joins values says better what is wrong
             pass
-        return default_collate([self(view) for view in views])
+        return joined([self(view) for view in views], pad=pad)
 
     def _match(self, data: Any) -> Match | None:
         """Return the template of a stream with its fields and chunks."""

@@ -10,7 +10,7 @@ import webdataset as wds
 from _data import BATCH_SIZE, KINDS, N_SHARDS, Source
 
 from _arms import webdataset as foreign
-from bionemo.webdatamodule import PickledDataWDS, Split, WebDataModule
+from bionemo.webdatamodule import PickledDataWDS, Split, Use, WebDataModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -68,10 +68,9 @@ def epochs(source: Source, target: Path, variant: str, workers: int) -> Callable
 
 
 def _default(source: Source, options: dict[str, Any]) -> dict[str, Any]:
-    """No pipeline at all; what varies in length needs a function that pads it."""
-    if source.kind == "dict":
-        options |= {"batch_size": BATCH_SIZE, "collate_fn": KINDS[source.kind].collate}
-    return {"kwargs_wld": {Split.train: options}}
+    """No pipeline at all, but for padding what varies in length."""
+    batch = Use("batch", collate="pad" if source.kind == "dict" else "default")
+    return {"pipeline_prebatch_wld": {Split.train: batch}, "kwargs_wld": {Split.train: options}}
 
 
 def _documented(source: Source, options: dict[str, Any]) -> dict[str, Any]:

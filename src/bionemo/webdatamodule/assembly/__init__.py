@@ -155,6 +155,7 @@ def _planned(
         plan=plan,
         stages=part.stages,
         collate=part.collate,
+        pad=part.pad,
         untuple=part.untuple,
         topology=topology,
         split=split.split,

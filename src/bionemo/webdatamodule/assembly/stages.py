@@ -13,6 +13,8 @@ from bionemo.webdatamodule.assembly.records import Settings, SplitSettings
 from bionemo.webdatamodule.default_plugins.batching import Batch, BatchBySize
 from bionemo.webdatamodule.default_plugins.stages import Untuple
 
+_PADDED = Batch(collate="pad")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
@@ -38,11 +40,13 @@ class WorkerPart:
     Attributes:
         stages: Run on the samples of a share.
         collate: Make a batch of the share straight from the shards; there are no stages then.
+        pad: Fill these batches up with zeros where lengths differ.
         untuple: Take the only value out of its 1-tuple first.
     """
 
     stages: tuple[Any, ...] = ()
     collate: bool = False
+    pad: bool = False
     untuple: bool = False
 
 
@@ -56,14 +60,16 @@ def worker_part(settings: Settings, split: SplitSettings) -> WorkerPart:
     if (sized := sized_stage(split)) is not None:
         return WorkerPart(stages=(*stages, sized))
     if stages == () or (stages == (Untuple(),) and len(settings.suffixes) == 1):
-        return WorkerPart(collate=True, untuple=bool(stages))
-    return WorkerPart(stages=(*stages, Batch()))
+        return WorkerPart(collate=True, pad=split.loader_stages == (_PADDED,), untuple=bool(stages))
+    return WorkerPart(stages=(*stages, *(split.loader_stages or (Batch(),))))
 
 
 def loader_stages(split: SplitSettings) -> tuple[Any, ...]:
     """Return what is left to do behind the loader in global order; a lone batching stage is done by workers."""
     given = split.loader_stages
     lone = given is None or given == (Batch(),) or (len(given) == 1 and sized_stage(split) is not None)
+    if given == (_PADDED,):
+        lone = split.loader.batch_size is None and split.loader.collate is None
     return () if given is None or lone else given
 
 

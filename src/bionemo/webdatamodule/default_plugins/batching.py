@@ -138,7 +138,7 @@ def collation(collate: Collate) -> Callable[[list[Any]], Any]:
     if collate == "list":
         return list
     if collate == "pad":
-        return pad
+        return _pad
     if collate == "default":
         return _default_collate
     if not callable(collate):
@@ -146,29 +146,10 @@ def collation(collate: Collate) -> Callable[[list[Any]], Any]:
     return collate
 
 
-def pad(samples: list[Any]) -> Any:
-    """Collate samples as torch does, after filling tensors and arrays of one or more dimensions up with zeros.
+def _pad(samples: list[Any]) -> Any:
+    from bionemo.webdatamodule.padding import fill
 
-    Args:
-        samples: Samples of one structure: tensors, arrays, numbers, strings, or tuples, lists and
-            dictionaries of them. Tensors may differ in their first dimension.
-
-    Returns:
-        The batch; a tensor of shape ``(n, longest, ...)`` where lengths differ.
-    """
-    import numpy as np
-    import torch
-
-    first = samples[0]
-    if isinstance(first, np.ndarray):
-        return pad([torch.as_tensor(sample) for sample in samples])
-    if isinstance(first, torch.Tensor) and first.ndim:
-        return torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)
-    if isinstance(first, dict):
-        return {name: pad([sample[name] for sample in samples]) for name in first}
-    if isinstance(first, tuple | list):
-        return [pad(list(column)) for column in zip(*samples, strict=True)]
-    return _default_collate(samples)
+    return fill(samples)
 
 
 def _default_collate(samples: list[Any]) -> Any:

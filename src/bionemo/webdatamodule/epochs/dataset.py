@@ -157,6 +157,7 @@ class PlannedDataset(Planned):
         plan: Says which ids make up which share.
         stages: Run on the samples of each share, in workers.
         collate: ``True`` makes a batch of each share in the worker; ``stages`` then are at most ``untuple``.
+        pad: Whether these batches are filled up with zeros where lengths differ.
         untuple: Whether the only value of a sample is taken out of its 1-tuple before batching.
         topology: This process's place.
         split: The split's name, for messages.
@@ -171,6 +172,7 @@ class PlannedDataset(Planned):
         plan: EpochPlan,
         stages: Sequence[Any] = (),
         collate: bool = False,
+        pad: bool = False,
         untuple: bool = False,
         topology: Topology = ALONE,
         split: str = "train",
@@ -182,6 +184,7 @@ class PlannedDataset(Planned):
         self.plan = plan
         self.stages = tuple(stages)
         self.collate = collate
+        self.pad = pad
         self.untuple = untuple
         self.topology = topology
         self.split = split
@@ -235,7 +238,7 @@ class PlannedDataset(Planned):
             yield Item(epoch=epoch, start=start, worker=worker, values=values)
 
     def _batch(self, ids: Ids) -> Any:
-        columns = self.reader.read_batch(ids)
+        columns = self.reader.read_batch(ids, pad=self.pad)
         return columns[0] if self.untuple else list(columns)
 
     def _samples(self, ids: Ids, batch: int, epoch: int, start: int) -> list[Any]:

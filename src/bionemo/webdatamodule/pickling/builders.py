@@ -6,7 +6,7 @@ import math
 import pickle
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,7 +25,19 @@ Bases: TypeAlias = "Sequence[int]"  # where each chunk begins in the stream at h
 Make: TypeAlias = "Callable[[Any, Fields, Bases], Any]"
 Match: TypeAlias = "tuple[Template, Fields, Bases]"
 Empty: TypeAlias = "Callable[[tuple[int, ...], torch.dtype], torch.Tensor]"
-Column: TypeAlias = "Callable[[Sequence[Any], Sequence[Match], Empty, type], Any]"
+Column: TypeAlias = "Callable[[Sequence[Any], Sequence[Match], Into, type], Any]"
+
+
+class Into(NamedTuple):
+    """What a batch becomes.
+
+    Attributes:
+        empty: Makes the contiguous memory of a batched tensor from its shape and dtype.
+        pad: Whether tensors are filled up with zeros to the longest, see :func:`~bionemo.webdatamodule.padding.fill`.
+    """
+
+    empty: Empty
+    pad: bool = False
 
 
 class DiffersError(Exception):
@@ -186,13 +198,15 @@ def kind_of(root: Node) -> Any:
 
 
 def column_of(root: Node, numbers: Iterator[int]) -> Column:
-    """Return what batches streams as ``torch.utils.data.default_collate`` batches the values."""
+    """Return what batches streams as ``torch.utils.data.default_collate``, or ``pad``, batches the values."""
     if isinstance(root, Mapping):
         pairs = [(key, column_of(item, numbers)) for key, item in root.items.items()]
-        return lambda views, found, empty, _rows: {key: column(views, found, empty, list) for key, column in pairs}
+        return lambda views, found, into, _rows: {key: column(views, found, into, list) for key, column in pairs}
     if isinstance(root, Items):  # default_collate makes lists of lists and of tuples, over columns that are tuples
         columns = [column_of(item, numbers) for item in root.items]
-        return lambda views, found, empty, _rows: [column(views, found, empty, tuple) for column in columns]
+        return lambda views, found, into, _rows: [
+            column(views, found, into, list if into.pad else tuple) for column in columns
+        ]
     number = next(numbers)
     dtype = _batched(root) if isinstance(root, Block) else None
     return _collated(number) if dtype is None else _stacked(number, dtype)
@@ -210,7 +224,7 @@ def _batched(block: Block) -> torch.dtype | None:
 
 
 def _collated(number: int) -> Column:
-    def column(views: Sequence[Any], found: Sequence[Match], _empty: Empty, rows: type) -> Any:
+    def column(views: Sequence[Any], found: Sequence[Match], _into: Into, rows: type) -> Any:
         from torch.utils.data import default_collate
 
         return default_collate(
@@ -224,26 +238,31 @@ def _collated(number: int) -> Column:
 
 
 def _stacked(number: int, dtype: torch.dtype) -> Column:
-    def column(views: Sequence[Any], found: Sequence[Match], empty: Empty, _rows: type) -> Any:
+    def column(views: Sequence[Any], found: Sequence[Match], into: Into, _rows: type) -> Any:
         import torch
 
-        batch: Any = None
-        memory: Any = None
-        shape = None
-        position = 0
-        for view, (template, fields, bases) in zip(views, found, strict=True):
+        spans: list[tuple[int, int]] = []
+        shapes: list[tuple[int, ...]] = []
+        for template, fields, bases in found:
             slot = template.slots[number]
             start, stop = bases[slot.first] + slot.low, bases[slot.last] + slot.high
-            own: Any = slot.shape if slot.sizes is None else slot.sizes(fields, stop - start)
-            if memory is None:
-                batch = empty((len(views), *own), dtype)
-                memory = batch.view(-1).view(torch.uint8).numpy().data
-                shape = own
-            elif own != shape:
+            spans.append((start, stop))
+            shapes.append(slot.shape if slot.sizes is None else slot.sizes(fields, stop - start))  # type: ignore[arg-type]
+        shape = shapes[0]
+        same = shapes.count(shape) == len(shapes)
+        if not same:
+            if not into.pad or any(other[1:] != shape[1:] for other in shapes):
                 raise DiffersError
-            following = position + stop - start
-            memory[position:following] = view[start:stop]
-            position = following
+            shape = (max(other[0] for other in shapes), *shape[1:])
+        batch = into.empty((len(views), *shape), dtype)
+        if not same:
+            batch.zero_()
+        row = batch[0].nbytes
+        memory: Any = batch.view(-1).view(torch.uint8).numpy().data
+        position = 0
+        for view, (start, stop) in zip(views, spans, strict=True):
+            memory[position : position + stop - start] = view[start:stop]
+            position += row
         return batch
 
     return column

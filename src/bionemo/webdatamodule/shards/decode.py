@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch.utils.data import default_collate
 
 from bionemo.webdatamodule.errors import DecodeError, ManifestError
+from bionemo.webdatamodule.padding import joined
 from bionemo.webdatamodule.workers.transport import empty
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Codec(Protocol):
         """Return the value of one field. It owns its memory."""
         ...
 
-    def batch(self, views: Sequence[memoryview]) -> Any:
-        """Return what ``default_collate`` makes of the values of these fields."""
+    def batch(self, views: Sequence[memoryview], *, pad: bool = False) -> Any:
+        """Return what ``default_collate``, or with ``pad`` ``padding.fill``, makes of the values of these fields."""
         ...
 
 
@@ -55,9 +55,9 @@ class Plain:
         """Return the value of one field."""
         return self.decode(data)
 
-    def batch(self, views: Sequence[memoryview]) -> Any:
+    def batch(self, views: Sequence[memoryview], *, pad: bool = False) -> Any:
         """Return the joined values."""
-        return default_collate([self.decode(view) for view in views])
+        return joined([self.decode(view) for view in views], pad=pad)
 
 
 def codec_name(suffix: str, recorded: str | None = None) -> str:
@@ -208,8 +208,8 @@ class _Pickles:
     def __call__(self, data: memoryview) -> Any:
         return self.decode(data)
 
-    def batch(self, views: Sequence[memoryview]) -> Any:
-        return self.decode.batch(views, empty=empty)
+    def batch(self, views: Sequence[memoryview], *, pad: bool = False) -> Any:
+        return self.decode.batch(views, empty=empty, pad=pad)
 
 
 def _same(key: Any) -> Any:

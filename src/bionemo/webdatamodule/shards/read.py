@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch.utils.data import default_collate
 
 from bionemo.webdatamodule.errors import (
     ConfigError,
@@ -18,6 +17,7 @@ from bionemo.webdatamodule.errors import (
     MissingFieldError,
     WebDataModuleError,
 )
+from bionemo.webdatamodule.padding import joined
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.decode import KEY, Codec, codec_name, make_codec
 from bionemo.webdatamodule.shards.fields import Place, check_fields, field_views, key_of
@@ -116,11 +116,12 @@ class SampleReader:
             return [sample for first in range(0, len(ids), most) for sample in self.read(ids[first : first + most])]
         return list(zip(*self._columns(ids, _each), strict=True))
 
-    def read_batch(self, ids: NDArray[np.int64]) -> tuple[Any, ...]:
+    def read_batch(self, ids: NDArray[np.int64], *, pad: bool = False) -> tuple[Any, ...]:
         """Return samples as one batch for each suffix: what ``default_collate`` makes of the column.
 
         Args:
             ids: Numbers of the samples, int64 of shape ``(n,)``, in any order.
+            pad: Fill tensors up with zeros to the longest of the batch, see ``padding.fill``.
 
         Raises:
             DecodeError: If a field cannot be decoded, the fields do not fit into one batch,
@@ -128,8 +129,8 @@ class SampleReader:
             WebDataModuleError: As :meth:`read`.
         """
         if len(ids) > self._places.at_once:
-            return tuple(map(default_collate, map(list, zip(*self.read(ids), strict=True))))
-        return tuple(self._columns(ids, _together))
+            return tuple(joined(list(column), pad=pad) for column in zip(*self.read(ids), strict=True))
+        return tuple(self._columns(ids, _padded if pad else _together))
 
     def keys(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the keys of samples, in the order of ``ids``."""
@@ -187,7 +188,7 @@ class SampleReader:
             cause = error
         sound = [self._is_sound(sample, place) for sample, place in zip(ids.tolist(), places, strict=True)]
         ids, places = _picked(ids, places, np.array(sound, bool))
-        if decode is _together and not places:
+        if decode is not _each and not places:
             raise DecodeError("every sample of this batch is left out", split=self.split, **process()) from cause
         try:
             return self._decoded(ids, places, decode)
@@ -269,6 +270,10 @@ def _each(codec: Codec, fields: Sequence[Any]) -> list[Any]:
 
 def _together(codec: Codec, fields: Sequence[Any]) -> Any:
     return codec.batch(fields)
+
+
+def _padded(codec: Codec, fields: Sequence[Any]) -> Any:
+    return codec.batch(fields, pad=True)
 
 
 def _codec_name(sets: Sequence[ShardSet], suffix: str, split: str | None) -> str:
