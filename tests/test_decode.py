@@ -23,7 +23,7 @@ SAFE, TRUSTED = Policy(), Policy(pickles="trusted")
 
 def decode(suffix, data, policy=SAFE, recorded=None):
     """Decode a field by its suffix."""
-    return make_codec(codec_name(suffix, recorded), policy)(memoryview(data))
+    return make_codec(codec_name(suffix, recorded), policy).values([memoryview(data)])[0]
 
 
 def npy(array, **options):
@@ -224,7 +224,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
 for suffix, path in zip(sys.argv[1::2], sys.argv[2::2]):
     data = open(path, "rb").read()
     try:
-        make_codec(codec_name(suffix), Policy())(memoryview(data))
+        make_codec(codec_name(suffix), Policy()).values([memoryview(data)])
     except MemoryError:
         print("memory")
     except Exception as error:
@@ -260,10 +260,10 @@ def test_batches_are_the_collated_values():
     """The batch of a codec is default_collate of its values."""
     codec = make_codec("npy", SAFE)
     views = [memoryview(npy(np.full(3, number))) for number in range(4)]
-    assert [[0] * 3, [1] * 3, [2] * 3, [3] * 3] == codec.batch(views).tolist()
+    assert [[0] * 3, [1] * 3, [2] * 3, [3] * 3] == codec.batches(views, [4])[0].tolist()
     assert {"a": [1, 2]} == {
         name: value.tolist()
         for name, value in make_codec("json", SAFE)
-        .batch([memoryview(json.dumps({"a": number}).encode()) for number in (1, 2)])
+        .batches([memoryview(json.dumps({"a": number}).encode()) for number in (1, 2)], [2])[0]
         .items()
     }

@@ -23,16 +23,16 @@ class Numbers:
 
     digest = "numbers"
 
-    def read(self, ids):
+    def read_shares(self, shares):
         """Return 1-tuples of the ids."""
-        return [(int(i),) for i in ids]
+        return [[(int(i),) for i in ids] for ids in shares]
 
-    def prefetch_samples(self, ids):
+    def prefetch_samples(self, shares):
         """Do nothing: numbers are at hand."""
 
-    def read_batch(self, ids, *, pad=False):
-        """Return the ids as a tensor."""
-        return (torch.as_tensor(ids),)
+    def read_batches(self, shares, *, pad=False):
+        """Return the ids as tensors."""
+        return [(torch.as_tensor(ids),) for ids in shares]
 
 
 @dataclass
@@ -371,9 +371,9 @@ def test_resuming_seeks_and_reads_nothing_before():
     asked = []
 
     class Counting(Numbers):
-        def read_batch(self, ids, *, pad=False):
-            asked.append(len(ids))
-            return super().read_batch(ids)
+        def read_batches(self, shares, *, pad=False):
+            asked.extend(map(len, shares))
+            return super().read_batches(shares)
 
     loader = make(10**9, 64)
     loader._data.reader = Counting()

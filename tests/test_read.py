@@ -31,6 +31,7 @@ from bionemo.webdatamodule.pickles import Policy, dumps
 from bionemo.webdatamodule.shards import maps, read
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, journal_path, manifest_path, staging_path
+from bionemo.webdatamodule.shards.decode import Plain
 from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
 from bionemo.webdatamodule.shards.write import ShardWriter
 
@@ -473,7 +474,7 @@ def test_errors_that_are_no_samples_fault_are_never_skipped(tmp_path, monkeypatc
         raise error
 
     found = reader(damaged(tmp_path, bad=()), ["json"], on_error="skip")
-    found._codecs[0] = fail
+    found._codecs[0] = Plain(fail)
     with pytest.raises(error):
         found.read(np.arange(10))
     assert 0 == found.skipped

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import random
 import runpy
@@ -173,6 +174,23 @@ def test_equal_for_every_changed_byte(kind, writer):
     decoder._tries = 0  # so that it learns nothing from the changed ones
     for changed in _changes(known[0]):
         assert same(outcome(loads, changed), outcome(decoder, memoryview(changed)))
+
+
+@pytest.mark.parametrize("kind", ["dict", "vector", "scalars"])
+@pytest.mark.parametrize("writer", ["canonical", "protocol 4"])
+def test_a_changed_byte_is_noticed_among_others_of_its_kind(kind, writer):
+    """Streams are compared many at a time; one that differs in any byte is decoded by itself, the others as before."""
+    known = sorted(streams(kind, writer, 12), key=len)
+    decoder = Decoder(Policy())
+    for stream in known:
+        decoder(memoryview(stream))
+    decoder._tries = 0
+    first, last = loads(known[1]), loads(known[2])
+    for changed in itertools.islice(_changes(known[0]), 0, None, 2):
+        views = [memoryview(known[1]), memoryview(changed), memoryview(known[2])]
+        expected, found = outcome(loads, changed), outcome(decoder.values, views)
+        assert same(expected if isinstance(expected, str) else [first, expected, last], found)
+        assert same(_attempt(_collated, views), _attempt(decoder.batch, views))
 
 
 # -- what must not become a hole
@@ -359,6 +377,29 @@ def test_columns_below_tuples_are_tuples():
     decoder = Decoder(Policy())
     decoder(views[0])
     assert [{"a": ["x", "x"]}, ("y", "y")] == decoder.batch(views)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_batches_at_once_are_those_of_each(kind):
+    """What is read together comes apart again, also where only one batch does not fit together."""
+    decoder = Decoder(Policy())
+    lengths = (3, 1, 5)
+    for seed in range(3):
+        views = [memoryview(data) for data in streams(kind, "canonical", 9, seed)]
+        bounds = itertools.pairwise(itertools.accumulate(lengths, initial=0))
+        expected = [_attempt(_collated, views[start:stop]) for start, stop in bounds]
+        found = _attempt(lambda views: decoder.batches(views, lengths), views)
+        errors = [one for one in expected if isinstance(one, str)]
+        assert same(errors[0] if errors else expected, found)
+
+
+def test_many_values_of_two_kinds_come_in_order():
+    """Each stream is decoded by its own template, and those of no kind one by one."""
+    items = [torch.arange(3.0) + n if n % 2 else {"a": n, "b": [n] * n} for n in range(30)]
+    views = [memoryview(dumps(item)) for item in items]
+    decoder = Decoder(Policy())
+    for _ in range(3):
+        assert same(items, decoder.values(views))
 
 
 def test_an_empty_batch_is_the_error_of_default_collate():

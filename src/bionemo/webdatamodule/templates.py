@@ -20,11 +20,13 @@ What keeps this sound:
 
 from __future__ import annotations
 
-import struct
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
-from bionemo.webdatamodule.pickling.builders import DiffersError, Into
+from bionemo.webdatamodule.pickling.columns import DiffersError, Into
 from bionemo.webdatamodule.pickling.holes import compile_template, memories
 from bionemo.webdatamodule.pickling.tracing import trace
 
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
+    from numpy.typing import NDArray
 
-    from bionemo.webdatamodule.pickling.builders import Match
+    from bionemo.webdatamodule.pickling.grids import Streams
     from bionemo.webdatamodule.pickling.holes import Template
 
 _TRIES: Final = 32
@@ -42,8 +45,8 @@ _TRIES: Final = 32
 _LARGEST: Final = 1 << 28
 """Bytes of a pickle that may be traced: larger ones gain little, and tracing holds a few copies."""
 
-_MISSES: Final = (DiffersError, struct.error, ValueError, KeyError, OverflowError)
-"""What a template raises over a stream that only began like its own, or over lengths that make no sense."""
+_MISSES: Final = (DiffersError, ValueError, KeyError, OverflowError)
+"""What a template raises over a stream that only looks like its own, or over lengths that make no sense."""
 
 
 class Decoder:
@@ -59,15 +62,22 @@ class Decoder:
         self.policy = policy
         self._templates: dict[Any, Template] = {}  # by program, all lengths open
         self._lengths: dict[Any, tuple[list[int], frozenset[int]]] = {}  # of one sample, and which vary
-        self._of_size: dict[int, list[Template]] = {}
-        self._open: list[Template] = []
+        self._latest: list[Template] = []  # all of them, the one that was met most often in a batch first
         self._tries = _TRIES
 
     def __reduce__(self) -> tuple[type[Decoder], tuple[Policy]]:
         return Decoder, (self.policy,)
 
     def __call__(self, data: memoryview) -> Any:
-        """Decode one pickle.
+        """Decode one pickle; see :meth:`values`."""
+        (value,) = self.values([_as_bytes(data)])
+        return value
+
+    def values(self, views: Sequence[memoryview]) -> list[Any]:
+        """Decode pickles.
+
+        Args:
+            views: The pickles, as bytes.
 
         Returns:
             What :func:`~bionemo.webdatamodule.pickles.loads` returns; arrays and tensors own their memory.
@@ -75,31 +85,36 @@ class Decoder:
         Raises:
             RefusedPickleError, DecodeError: As ``loads``.
         """
-        data = _as_bytes(data)
-        try:
-            match = self._match(data)
-            if match is not None:
-                template, fields, bases = match
-                return template.build(data, fields, bases)
-        except _MISSES:
-            pass
-        value = loads(data, policy=self.policy)
-        if self._tries and len(data) <= _LARGEST:
-            self._tries -= 1
-            self._learn(bytes(data), value)
-        return value
+        values: list[Any] = [None] * len(views)
+        places = np.arange(len(views))
+        while places.size:
+            found, places = self._fit(views, places)
+            for streams in found:
+                streams.put(self._made(streams), values)
+            known, done = self._latest, 0
+            while known is self._latest and done < len(places):  # until others may follow what was learnt
+                values[places[done]] = self._loads(views[places[done]])
+                done += 1
+            places = places[done:]
+        return values
 
-    def batch(
+    def batch(self, views: Sequence[memoryview], **options: Any) -> Any:
+        """Decode pickles into one batch; for the options see :meth:`batches`."""
+        return self.batches(views, [len(views)], **options)[0]
+
+    def batches(
         self,
         views: Sequence[memoryview],
+        lengths: Sequence[int],
         *,
         empty: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] | None = None,
         pad: bool = False,
-    ) -> Any:
-        """Decode pickles into one batch, without a tensor for each of them where they are of one kind.
+    ) -> list[Any]:
+        """Decode pickles into batches, without a tensor for each of them where they are of one kind.
 
         Args:
-            views: The pickles, at least one.
+            views: The pickles of one batch after the other, as bytes.
+            lengths: How many of them each batch takes, at least one.
             empty: Makes the contiguous memory of a batched tensor from its shape and dtype; torch's own by default.
             pad: Fill tensors up with zeros to the longest of the batch.
 
@@ -113,33 +128,52 @@ class Decoder:
         """
         from bionemo.webdatamodule.padding import joined
 
-        views = [_as_bytes(view) for view in views]
-        try:
-            matches = [match for match in map(self._match, views) if match is not None]
-            if matches and len(matches) == len(views):
-                template = matches[0][0]
-                if all(match[0] is template or match[0].kind == template.kind for match in matches):
-                    return template.column(views, matches, Into(empty or _empty, pad), list)
-        except (*_MISSES, TypeError, RuntimeError):  # who joins values says better what is wrong
-            pass
-        return joined([self(view) for view in views], pad=pad)
-
-    def _match(self, data: Any) -> Match | None:
-        """Return the template of a stream with its fields and chunks."""
-        for template in self._of_size.get(len(data), ()):
-            match = template.match(data)
-            if match is not None:
-                return match
-        for place, template in enumerate(self._open):
+        ends = list(itertools.accumulate(lengths))
+        batches = [slice(stop - length, stop) for stop, length in zip(ends, lengths, strict=True)]
+        found, rest = self._fit(views, np.arange(len(views)))
+        if found and not rest.size and all(streams.template.kind == found[0].template.kind for streams in found):
             try:
-                match = template.match(data)
-            except _MISSES:
-                continue
-            if match is not None:
-                if place:  # neighbours tend to be of one kind: the latest goes first
-                    self._open = [template, *(other for other in self._open if other is not template)]
-                return match
-        return None
+                batch, into = found[0].template.column(found, views), Into(empty or _empty, pad)
+                return [batch(here, into, list) for here in batches]
+            except (*_MISSES, TypeError, RuntimeError):  # who joins values says better what is wrong
+                pass
+        if len(batches) > 1:
+            return [self.batch(views[here], empty=empty, pad=pad) for here in batches]
+        return [joined(self.values(views), pad=pad)]
+
+    def _fit(self, views: Sequence[memoryview], places: NDArray[np.intp]) -> tuple[list[Streams], NDArray[np.intp]]:
+        """Return the streams at some places by the template that they follow, and the places of all others."""
+        left = np.zeros(len(views), np.bool_)
+        left[places] = True
+        found: list[Streams] = []
+        for template in self._latest:
+            some = views if len(places) == len(views) else [views[place] for place in places.tolist()]
+            streams = template.fit(some, places)
+            if streams is not None:
+                found.append(streams)
+                left[streams.places] = False
+                places = np.flatnonzero(left)
+                if not places.size:
+                    break
+        if len(found) > 1:
+            most = max(found, key=lambda streams: len(streams.places)).template
+            if most is not self._latest[0]:
+                self._latest = [most, *(other for other in self._latest if other is not most)]
+        return found, places
+
+    def _made(self, streams: Streams) -> list[Any]:
+        try:
+            return streams.template.values(streams)
+        except _MISSES:  # text that is none, of which loads says so
+            return [loads(view, policy=self.policy) for view in streams.views]
+
+    def _loads(self, data: memoryview) -> Any:
+        """Decode one pickle as ``loads`` does, and learn from it."""
+        value = loads(data, policy=self.policy)
+        if self._tries and len(data) <= _LARGEST:
+            self._tries -= 1
+            self._learn(bytes(data), value)
+        return value
 
     def _learn(self, data: bytes, value: Any) -> None:
         """Make a template of a pickle that was accepted, or open the lengths in which it differs from another."""
@@ -152,26 +186,20 @@ class Decoder:
             known, opened = self._lengths.get(signature, (sizes, frozenset()))
             opened |= {number for number, size in enumerate(sizes) if size != known[number]}
             template = compile_template(data, program, opened)
-            match = template.match(data)
-            if match is None or dumps(template.build(data, *match[1:])) != dumps(value):
+            streams = template.fit([memoryview(data)], np.arange(1))
+            if streams is None or dumps(template.values(streams)[0]) != dumps(value):
                 return
         except _MISSES:
             return
         self._lengths[signature] = sizes, opened
         self._templates[signature] = template
-        made = list(self._templates.values())
-        self._open = [template for template in made if template.size is None]
-        self._of_size = {}
-        for template in made:
-            if template.size is not None:
-                self._of_size.setdefault(template.size, []).append(template)
+        self._latest = list(self._templates.values())[::-1]
 
 
-def _as_bytes(data: Any) -> Any:
+def _as_bytes(data: Any) -> memoryview:
     """Return the same memory with bytes as its items, so that positions are those of the stream."""
-    return (
-        data if type(data) is bytes or (type(data) is memoryview and data.format == "B") else memoryview(data).cast("B")
-    )
+    view = memoryview(data)
+    return view if view.format == "B" else view.cast("B")
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -30,7 +30,17 @@ class Convert:
         """Yield the converted samples."""
         if self.function is not default_convert:
             return map(self.function, samples)
-        return (sample if isinstance(sample, torch.Tensor) else default_convert(sample) for sample in samples)
+        return (sample if _is_converted(sample) else default_convert(sample) for sample in samples)
+
+
+_KEPT = frozenset((torch.Tensor, int, float, bool, str, bytes, type(None)))
+"""Types that torch's ``default_convert`` hands back as they are."""
+
+
+def _is_converted(sample: Any) -> bool:
+    """Tell whether torch's ``default_convert``, which takes its time, would change nothing."""
+    kind = type(sample)
+    return kind in _KEPT or (kind is dict and all(type(value) in _KEPT for value in sample.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

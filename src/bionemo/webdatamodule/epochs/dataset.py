@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.epochs.permute import Ids
     from bionemo.webdatamodule.epochs.plan import EpochPlan
     from bionemo.webdatamodule.shards.read import SampleReader
+
+
+_PLANNED = 1024  # samples that are planned at a time, since numpy's calls cost as much for one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,28 +224,35 @@ class PlannedDataset(Planned):
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
         share = self.plan.n_samples // (max(1, n_batches) * place.world_size)
         length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes)
-        runs = (
-            (batches, self.plan.shares(epoch, batches, place.rank, place.world_size, start=start))
-            for batches in chunks(n_batches, worker, workers, length=length)
-        )
+        together = max(1, _PLANNED // max(1, share * length))
+        runs = self._runs(chunks(n_batches, worker, workers, length=length), epoch, start, together)
         following = next(runs, None)
         while following is not None:
             batches, shares = following
             following = next(runs, None)
             if following is not None:  # while this is read, remote shards of what comes next are on their way
-                self.reader.prefetch_samples(np.concatenate(following[1]))
-            values = [
-                self._batch(ids) if self.collate else self._samples(ids, batch, epoch, start)
-                for batch, ids in zip(batches, shares, strict=True)
-            ]
+                self.reader.prefetch_samples(following[1])
+            if self.collate:
+                columns = self.reader.read_batches(shares, pad=self.pad)
+                values = [batch[0] if self.untuple else list(batch) for batch in columns]
+            else:
+                read = self.reader.read_shares(shares)
+                values = [
+                    self._staged(samples, batch, epoch, start) for batch, samples in zip(batches, read, strict=True)
+                ]
             yield Item(epoch=epoch, start=start, worker=worker, values=values)
 
-    def _batch(self, ids: Ids) -> Any:
-        columns = self.reader.read_batch(ids, pad=self.pad)
-        return columns[0] if self.untuple else list(columns)
+    def _runs(self, runs: Iterator[range], epoch: int, start: int, together: int) -> Iterator[tuple[range, list[Ids]]]:
+        """Yield runs of batches with this rank's shares of them, planning several runs at a time."""
+        place = self.topology
+        while some := list(itertools.islice(runs, together)):
+            batches = list(itertools.chain.from_iterable(some))
+            shares = iter(self.plan.shares(epoch, batches, place.rank, place.world_size, start=start))
+            for run in some:
+                yield run, list(itertools.islice(shares, len(run)))
 
-    def _samples(self, ids: Ids, batch: int, epoch: int, start: int) -> list[Any]:
-        samples = self.reader.read(ids)
+    def _staged(self, samples: list[Any], batch: int, epoch: int, start: int) -> list[Any]:
+        """Run the stages on the samples of a share."""
         first = self.plan.consumed(batch, self.topology.world_size, start=start, epoch=epoch)
         with context.at(self.place(epoch, first)):
             out = list(chain(self.stages, samples))

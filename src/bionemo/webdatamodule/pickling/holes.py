@@ -1,48 +1,41 @@
-"""A traced program as a template: the bytes that have to be equal, and how to fill in the others.
+"""A traced program as a template: the bytes that have to be equal, and what to do with the others.
 
 A template cuts the stream into chunks of fixed length.
 Most templates have one; a memory of varying length (:func:`compile_template`, ``opened``) ends a chunk, and the
-last field of the chunk says how long it is.
-:mod:`struct` takes a chunk apart in one call: program bytes, fields, and data of fixed length, which it skips.
+last number of the chunk says how long it is.
 """
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from bionemo.webdatamodule.pickling.builders import (
     Slot,
-    block_maker,
-    builder,
-    code_of,
-    column_of,
-    counted_maker,
+    array,
+    constant,
+    counted,
+    itemsize_of,
     kind_of,
-    number_maker,
-    scalar_maker,
-    sizes_reader,
+    number_in,
+    operand,
+    scalar,
+    whole,
 )
+from bionemo.webdatamodule.pickling.columns import column_of
+from bionemo.webdatamodule.pickling.grids import IN_ROW, Grid, Number, Part, Sizes, Span, Stretch, padded, runs
 from bionemo.webdatamodule.pickling.programs import Block, Const, Leaf, Scalar, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from bionemo.webdatamodule.pickling.builders import Bases, Column, Fields, Make, Match
+    from bionemo.webdatamodule.pickling.builders import Values
+    from bionemo.webdatamodule.pickling.columns import Column
+    from bionemo.webdatamodule.pickling.grids import Streams
     from bionemo.webdatamodule.pickling.programs import Node, Program
-
-
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """A part of the stream with a fixed length, up to a memory whose length the stream says."""
-
-    layout: struct.Struct
-    program: Callable[[Fields], Any]  # takes the program bytes out of what the layout unpacks
-    expected: Any
-    unit: int  # bytes of the memory behind this chunk for each one that the last field counts; 0 at the end
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,74 +43,24 @@ class Template:
     """A program with holes.
 
     Attributes:
-        size: Length of the whole stream, or None where it varies.
-        chunks: What to compare.
-        ties: ``(field, constant, first chunk, last chunk)``: a field that says how far two places are apart.
-        twins: Fields that hold the same digits.
+        program: The bytes that have to be equal.
+        grid: How streams are compared with them.
         slots: How to make the parts of the value.
-        build: Makes the value from a stream, its fields and its chunks.
-        column: Makes one batch of several streams, whose templates are of one kind.
+        values: Makes the values of streams that follow the program.
+        column: Makes batches of streams whose templates are of one kind.
         kind: What the value is like; equal for templates that differ in lengths and operand sizes only.
     """
 
-    size: int | None
-    chunks: tuple[_Chunk, ...]
-    ties: tuple[tuple[int, int, int, int], ...]
-    twins: tuple[tuple[int, int], ...]
+    program: tuple[bytes, ...]
+    grid: Grid
     slots: tuple[Slot, ...]
-    build: Make
+    values: Values
     column: Column
     kind: Any
 
-    @property
-    def program(self) -> tuple[Any, ...]:
-        """The bytes that have to be equal."""
-        return tuple(chunk.expected for chunk in self.chunks)
-
-    def match(self, view: Any) -> Match | None:
-        """Compare a stream (of the right size, if there is one) with the program.
-
-        Returns:
-            This template, the fields and where the chunks begin; None for another program.
-
-        Raises:
-            struct.error, OverflowError: The stream is too short.
-        """
-        bases: Bases = (0,)
-        if self.size is not None:
-            chunk = self.chunks[0]
-            fields: Fields = chunk.layout.unpack_from(view)
-            if chunk.program(fields) != chunk.expected:
-                return None
-        else:
-            found = self._match_chunks(view)
-            if found is None:
-                return None
-            fields, bases = found
-        for one, other in self.twins:
-            if fields[one] != fields[other] or not fields[one].isdigit():
-                return None
-        return self, fields, bases
-
-    def _match_chunks(self, view: Any) -> tuple[Fields, Bases] | None:
-        position = 0
-        fields: list[Any] = []
-        bases: list[int] = []
-        for chunk in self.chunks:
-            found = chunk.layout.unpack_from(view, position)
-            if chunk.program(found) != chunk.expected:
-                return None
-            fields += found
-            bases.append(position)
-            position += chunk.layout.size
-            if chunk.unit:
-                position += found[-1] * chunk.unit
-        if position != len(view):
-            return None
-        for number, constant, first, last in self.ties:
-            if fields[number] != bases[last] - bases[first] + constant:
-                return None
-        return fields, bases
+    def fit(self, views: Sequence[memoryview], places: Any) -> Streams | None:
+        """Return those streams that follow the program, if any do; see :meth:`~.grids.Grid.fit`."""
+        return self.grid.fit(self, views, places)
 
 
 def memories(program: Program) -> list[Leaf]:
@@ -138,130 +81,185 @@ def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> T
         data: The stream.
         program: What :func:`~bionemo.webdatamodule.pickling.programs.trace` says of it.
         opened: Numbers of the :func:`memories` that may have another length in other streams.
+
+    Raises:
+        ValueError: If numbers or lengths are of a kind that rows cannot hold.
     """
     layout = _Layout(data, program, [leaf for n, leaf in enumerate(memories(program)) if n in opened])
     nodes = list(parts(program.root))
     slots = tuple(map(layout.slot, nodes))
     return Template(
-        size=None if opened else len(data),
-        chunks=layout.chunks,
-        ties=tuple(layout.ties()),
-        twins=tuple(
-            (layout.numbers[node.keys[0].start], layout.numbers[node.keys[1].start])
-            for node in nodes
-            if isinstance(node, Block) and node.keys
-        ),
+        program=layout.program(),
+        grid=layout.grid(nodes),
         slots=slots,
-        build=builder(program.root, iter(slots)),
+        values=whole(program.root, iter(slots)),
         column=column_of(program.root, iter(range(len(nodes)))),
         kind=kind_of(program.root),
     )
 
 
 class _Layout:
-    """Where fields and memories lie: in which chunk, and in what :mod:`struct` unpacks.
+    """Where everything lies: in which chunk, and in rows.
 
     Positions are those of the stream that was traced.
     """
 
     def __init__(self, data: bytes, program: Program, opened: list[Leaf]) -> None:
         opened = sorted(opened, key=lambda leaf: leaf.start)
+        self.data = data
         self.opened = {leaf.start: chunk for chunk, leaf in enumerate(opened)}  # each ends a chunk
+        self.counts = [*opened, None]  # what ends each chunk
         self.starts = [0, *(leaf.stop for leaf in opened)]  # of the chunks
-        self.numbers: dict[int, int] = {}  # of the field at a position
+        self.ends = [*(leaf.start for leaf in opened), len(data)]
         self.regions = [r for r in program.regions if any(r[2] <= leaf.start < r[3] for leaf in opened)]
-        holes = sorted(self.holes(program))
-        stops = [*(leaf.start for leaf in opened), len(data)]
-        units = [*(leaf.unit for leaf in opened), 0]
-        chunks = []
-        fields = 0
-        for start, stop, unit in zip(self.starts, stops, units, strict=True):
-            formats, own, count, position = ["<"], [], 0, start
-            inside = [hole for hole in holes if start <= hole[0] < stop]
-            for hole, width, code in (*inside, (stop, 0, "0x")):
-                if hole > position:
-                    formats.append(f"{hole - position}s")
-                    own.append(count)
-                    count += 1
-                formats.append(code)
-                if "x" not in code:
-                    self.numbers[hole] = fields + count
-                    count += 1
-                position = hole + width
-            layout = struct.Struct("".join(formats))
-            program_bytes = itemgetter(*own)
-            chunks.append(_Chunk(layout, program_bytes, program_bytes(layout.unpack_from(data, start)), unit))
-            fields += count
-        self.chunks = tuple(chunks)
+        self.holes = sorted(self.find_holes(program))
+        large = [m for m in memories(program) if m.start not in self.opened and m.stop - m.start > IN_ROW]
+        self.stretches, self.width = self.rows([(m.start, m.stop) for m in large])
 
-    def holes(self, program: Program) -> Iterator[tuple[int, int, str]]:
-        """Yield the position, width and :mod:`struct` code of every byte that may differ."""
+    def find_holes(self, program: Program) -> Iterator[tuple[int, int]]:
+        """Yield the position and width of all bytes that may differ."""
         for position, width, _, _ in self.regions:
-            yield position, width, _COUNTS[width]
+            yield position, width
         for part in parts(program.root):
             if isinstance(part, Scalar):
-                yield _hole(part.data, "x")
+                yield _hole(part.data)
             elif isinstance(part, Block):
                 yield from self.memory(part.data)
-                yield from (_hole(key, "s") for key in part.keys)
+                yield from map(_hole, part.keys)
                 if part.data.start in self.opened:
-                    yield from (_hole(leaf, code_of(leaf)) for leaf in (*part.shape, *part.strides, *part.numels))
+                    yield from map(_hole, (*part.shape, *part.strides, *part.numels))
             elif isinstance(part, Leaf) and _varies(part):
-                yield from self.memory(part) if part.count else [_hole(part, code_of(part))]
+                yield from self.memory(part) if part.count else [_hole(part)]
 
-    def memory(self, leaf: Leaf) -> Iterator[tuple[int, int, str]]:
+    def memory(self, leaf: Leaf) -> Iterator[tuple[int, int]]:
         """Yield what may differ of a memory: itself, or its count."""
         if leaf.start not in self.opened:
-            yield _hole(leaf, "x")
+            yield _hole(leaf)
         elif leaf.count:
-            yield leaf.count[0], leaf.count[1], _COUNTS[leaf.count[1]]
+            yield leaf.count
+
+    def program(self) -> tuple[bytes, ...]:
+        """Return the bytes that have to be equal: those between the holes and open memories."""
+        places = sorted(
+            [*self.holes, *((end, start - end) for end, start in zip(self.ends, self.starts[1:], strict=False))]
+        )
+        begins = [0, *(position + width for position, width in places)]
+        ends = [*(position for position, _ in places), len(self.data)]
+        return tuple(self.data[begin:end] for begin, end in zip(begins, ends, strict=True))
 
     def place(self, position: int) -> tuple[int, int]:
         """Return the chunk of a position, and how far into the chunk it is."""
         chunk = bisect_right(self.starts, position) - 1
-        within = position - self.starts[chunk]
-        if within > self.chunks[chunk].layout.size:
+        if position > self.ends[chunk]:
             raise ValueError("a length ends inside a memory")
-        return chunk, within
-
-    def ties(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield what is known of every length that a region of the stream has."""
-        for position, _, start, stop in self.regions:
-            (first, low), (last, high) = self.place(start), self.place(stop)
-            yield self.numbers[position], high - low, first, last
+        return chunk, position - self.starts[chunk]
 
     def slot(self, part: Node) -> Slot:
         """Say how a part of the value is made."""
         if isinstance(part, Const) or (isinstance(part, Leaf) and not _varies(part)):
-            value = part.value
-            return Slot(lambda _view, _fields, _bases: value)
-        if isinstance(part, Leaf) and not part.count:
-            return Slot(number_maker(part, self.numbers[part.start]))
-        data = part if isinstance(part, Leaf) else part.data
+            return Slot(constant(part.value))
+        if isinstance(part, Scalar):
+            return Slot(scalar(part.dtype, self.column(part.data.start)))
+        if isinstance(part, Leaf):
+            return Slot(counted(part.kind, self.span(part)) if part.count else operand(part, self.column(part.start)))
+        varies = part.data.start in self.opened
+        shape = [self.number(size) if varies else size.value for size in part.shape]
+        return array(part, self.span(part.data), shape)
+
+    def span(self, data: Leaf) -> Span:
+        """Return where a memory lies."""
         if data.start in self.opened:
             chunk = self.opened[data.start]
-            where = (chunk, self.chunks[chunk].layout.size, chunk + 1, 0)
-        else:
-            chunk, low = self.place(data.start)
-            where = (chunk, low, chunk, low + data.stop - data.start)
-        if isinstance(part, Leaf):
-            return Slot(counted_maker(part.kind, *where), *where)
-        if isinstance(part, Scalar):
-            return Slot(scalar_maker(part.dtype, *where), *where)
-        if data.start not in self.opened:
-            shape = tuple(size.value for size in part.shape)
-            return Slot(block_maker(part, where, shape, None), *where, shape)
-        sizes = sizes_reader(part, self.numbers)
-        return Slot(block_maker(part, where, None, sizes), *where, None, sizes)
+            return Span(chunk, self.ends[chunk] - self.starts[chunk], chunk + 1, 0)
+        chunk, low = self.place(data.start)
+        return Span(chunk, low, chunk, low + data.stop - data.start, self.column(data.start))
+
+    def rows(self, skipped: Sequence[tuple[int, int]]) -> tuple[list[Stretch], int]:
+        """Return what of the stream is in a row, and the length of a row."""
+        gaps = [*skipped, *zip(self.ends, self.starts[1:], strict=False)]
+        begins = [0, *sorted(stop for _, stop in gaps)]
+        ends = [*sorted(start for start, _ in gaps), len(self.data)]
+        stretches = []
+        at = 0
+        for start, stop in zip(begins, ends, strict=True):
+            stretches.append(Stretch(start, stop, at))
+            at += stop - start
+        return stretches, padded(at)
+
+    def column(self, position: int) -> int:
+        """Return where a byte of the stream is in a row; -1 if it is not."""
+        return next((at + position - start for start, stop, at in self.stretches if start <= position < stop), -1)
+
+    def number(self, leaf: Leaf) -> Number:
+        """Return where rows have a number."""
+        number = number_in(leaf, self.column(leaf.start))
+        if number is None:
+            raise ValueError("a length of more than four bytes")
+        return number
+
+    def count(self, position: int, width: int) -> Number:
+        """Return where rows have the number that announces some bytes."""
+        return Number(self.column(position), _COUNTS[width])
+
+    def part(self, chunk: int) -> Part:
+        """Return a chunk as rows see it."""
+        first, end, leaf = self.starts[chunk], self.ends[chunk], self.counts[chunk]
+        expected, counting = np.zeros(self.width, np.uint8), np.zeros(self.width, np.bool_)
+        stretches = [stretch for stretch in self.stretches if first <= stretch.low < end]
+        for low, high, at in stretches:
+            expected[at : at + high - low] = np.frombuffer(self.data, np.uint8, high - low, low)
+            counting[at : at + high - low] = True
+        for position, width in self.holes:
+            if first <= position < end and (at := self.column(position)) >= 0:
+                counting[at : at + width] = False
+        return Part(
+            end - first,
+            [Stretch(low - first, high - first, at) for low, high, at in stretches],
+            runs(expected, counting),
+            self.count(*leaf.count) if leaf and leaf.count else None,
+            leaf.unit if leaf else 0,
+        )
+
+    def tie(self, position: int, width: int, start: int, stop: int) -> tuple[Number, int, int, int]:
+        """Return where rows say how far two places are apart: a constant, and two chunks whose distance is added."""
+        (first, low), (last, high) = self.place(start), self.place(stop)
+        return self.count(position, width), high - low, first, last
+
+    def grid(self, nodes: Iterable[Node]) -> Grid:
+        """Say how streams are compared."""
+        blocks = [part for part in nodes if isinstance(part, Block)]
+        return Grid(
+            width=self.width,
+            size=None if self.opened else len(self.data),
+            parts=[self.part(chunk) for chunk in range(len(self.starts))],
+            ties=[self.tie(*region) for region in self.regions],
+            twins=[
+                (self.column(one.start), self.column(other.start), one.stop - one.start)
+                for one, other in (block.keys for block in blocks if block.keys)
+            ],
+            bools=[
+                self.column(part.start)
+                for part in nodes
+                if isinstance(part, Leaf) and part.kind == "bool" and _varies(part)
+            ],
+            sizes=[
+                Sizes(
+                    self.span(block.data),
+                    itemsize_of(block),
+                    *([self.number(leaf) for leaf in leaves] for leaves in (block.shape, block.strides, block.numels)),
+                )
+                for block in blocks
+                if block.data.start in self.opened
+            ],
+        )
 
 
-_COUNTS: Final = {1: "B", 4: "I", 8: "Q"}
+_COUNTS: Final = {1: "u1", 4: "<u4", 8: "<u8"}
 
 
 def _varies(leaf: Leaf) -> bool:
     return not leaf.shared and (leaf.count is not None or leaf.stop > leaf.start)
 
 
-def _hole(leaf: Leaf, code: str) -> tuple[int, int, str]:
-    width = leaf.stop - leaf.start
-    return leaf.start, width, f"{width}{code}" if code in "sx" else code
+def _hole(leaf: Leaf) -> tuple[int, int]:
+    return leaf.start, leaf.stop - leaf.start

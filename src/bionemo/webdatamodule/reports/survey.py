@@ -138,7 +138,7 @@ def _decode(shard: OpenShard, rows: Iterable[int], fields: Mapping[str, Field], 
                 continue
             try:
                 check_fields((shard, row), [number])
-                value = codecs[suffix](shard.data[start : start + column[1][row]])
+                (value,) = codecs[suffix].values([shard.data[start : start + column[1][row]]])
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import zipfile
@@ -32,12 +33,18 @@ SLACK = 64 << 20
 class Codec(Protocol):
     """Decodes the fields of one suffix."""
 
-    def __call__(self, data: memoryview) -> Any:
-        """Return the value of one field. It owns its memory."""
+    def values(self, views: Sequence[memoryview]) -> list[Any]:
+        """Return the value of each field. They own their memory."""
         ...
 
-    def batch(self, views: Sequence[memoryview], *, pad: bool = False) -> Any:
-        """Return what ``default_collate``, or with ``pad`` ``padding.fill``, makes of the values of these fields."""
+    def batches(self, views: Sequence[memoryview], lengths: Sequence[int], *, pad: bool = False) -> list[Any]:
+        """Return what ``default_collate``, or with ``pad`` ``padding.fill``, makes of the values of these fields.
+
+        Args:
+            views: The fields of one batch after the other.
+            lengths: How many of them each batch takes.
+            pad: Fill tensors up with zeros to the longest of their batch.
+        """
         ...
 
 
@@ -51,13 +58,14 @@ class Plain:
 
     decode: Callable[[memoryview], Any]
 
-    def __call__(self, data: memoryview) -> Any:
-        """Return the value of one field."""
-        return self.decode(data)
+    def values(self, views: Sequence[memoryview]) -> list[Any]:
+        """Return the value of each field."""
+        return list(map(self.decode, views))
 
-    def batch(self, views: Sequence[memoryview], *, pad: bool = False) -> Any:
-        """Return the joined values."""
-        return joined([self.decode(view) for view in views], pad=pad)
+    def batches(self, views: Sequence[memoryview], lengths: Sequence[int], *, pad: bool = False) -> list[Any]:
+        """Return the joined values of each batch."""
+        values = map(self.decode, views)
+        return [joined(list(itertools.islice(values, length)), pad=pad) for length in lengths]
 
 
 def codec_name(suffix: str, recorded: str | None = None) -> str:
@@ -205,11 +213,11 @@ class _Pickles:
 
     decode: Decoder
 
-    def __call__(self, data: memoryview) -> Any:
-        return self.decode(data)
+    def values(self, views: Sequence[memoryview]) -> list[Any]:
+        return self.decode.values(views)
 
-    def batch(self, views: Sequence[memoryview], *, pad: bool = False) -> Any:
-        return self.decode.batch(views, empty=empty, pad=pad)
+    def batches(self, views: Sequence[memoryview], lengths: Sequence[int], *, pad: bool = False) -> list[Any]:
+        return self.decode.batches(views, lengths, empty=empty, pad=pad)
 
 
 def _same(key: Any) -> Any:

@@ -24,12 +24,17 @@ def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
     Raises:
         MissingFieldError: If a sample lacks the field.
     """
-    views = []
+    views: list[memoryview] = []
+    add = views.append
     for shard, row in places:
         found = shard.columns[column]
-        if found is None or (start := found[0][row]) < 0:
+        if found is None:
             raise _missing(shard, row)
-        views.append(shard.data[start : start + found[1][row]])
+        offsets, sizes, _ = found
+        start = offsets[row]
+        if start < 0:
+            raise _missing(shard, row)
+        add(shard.data[start : start + sizes[row]])
     return views
 
 

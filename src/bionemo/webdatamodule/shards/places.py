@@ -84,10 +84,10 @@ class Places:
             if found.remote is not None:
                 found.remote.fetch_ahead(places)
 
-    def prefetch_samples(self, ids: NDArray[np.int64]) -> None:
+    def prefetch_samples(self, shares: Sequence[NDArray[np.int64]]) -> None:
         """Start to fetch the shards of samples, if any of them are behind URLs, in the background."""
         if self._is_remote:
-            numbers = dict.fromkeys(np.searchsorted(self.ends, ids, side="right").tolist())
+            numbers = dict.fromkeys(np.searchsorted(self.ends, np.concatenate(shares), side="right").tolist())
             self.prefetch(number for number in numbers if number not in self._open)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["SampleReader", "ShardSet"]
+
+_Decode: TypeAlias = "Callable[[Codec, Sequence[Any]], Any]"
 
 _log = logging.getLogger("bionemo.webdatamodule")
 _SAFE = Policy()
@@ -130,7 +134,22 @@ class SampleReader:
         """
         if len(ids) > self._places.at_once:
             return tuple(joined(list(column), pad=pad) for column in zip(*self.read(ids), strict=True))
-        return tuple(self._columns(ids, _padded if pad else _together))
+        return tuple(self._columns(ids, partial(_together, pad=pad)))
+
+    def read_shares(self, shares: Sequence[NDArray[np.int64]]) -> list[list[tuple[Any, ...]]]:
+        """Return what :meth:`read` returns for each share; quicker, since they are read together."""
+        columns = self._all_columns(shares, _each)
+        if columns is None:
+            return [self.read(share) for share in shares]
+        samples = zip(*columns, strict=True)
+        return [list(itertools.islice(samples, len(share))) for share in shares]
+
+    def read_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> list[tuple[Any, ...]]:
+        """Return what :meth:`read_batch` returns for each share; quicker, since they are read together."""
+        columns = self._all_columns(shares, partial(_apart, lengths=list(map(len, shares)), pad=pad))
+        if columns is None:
+            return [self.read_batch(share, pad=pad) for share in shares]
+        return list(zip(*columns, strict=True))
 
     def keys(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the keys of samples, in the order of ``ids``."""
@@ -154,13 +173,13 @@ class SampleReader:
         """
         self._places.prefetch(numbers)
 
-    def prefetch_samples(self, ids: NDArray[np.int64]) -> None:
+    def prefetch_samples(self, shares: Sequence[NDArray[np.int64]]) -> None:
         """Start to fetch the shards of samples in the background, where they are behind URLs; it returns at once.
 
         Args:
-            ids: Numbers of the samples that will be read next.
+            shares: Numbers of the samples that will be read next.
         """
-        self._places.prefetch_samples(ids)
+        self._places.prefetch_samples(shares)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_codecs"}
@@ -172,7 +191,16 @@ class SampleReader:
     def _make_codecs(self) -> list[Codec]:
         return [make_codec(name, self.policy) for name in self._codec_names]
 
-    def _columns(self, ids: NDArray[np.int64], decode: Callable[[Codec, Sequence[Any]], Any]) -> list[Any]:
+    def _all_columns(self, shares: Sequence[NDArray[np.int64]], decode: _Decode) -> list[Any] | None:
+        """Return the columns of several shares, or ``None`` where only one by one says what is wrong, and where."""
+        ids = np.concatenate(shares)
+        if len(ids) > self._places.at_once or (self._ledger.states[ids] == BAD).any():
+            return None
+        with suppress(Exception):
+            return self._decoded(ids, self._places.locate(ids), decode)
+        return None
+
+    def _columns(self, ids: NDArray[np.int64], decode: _Decode) -> list[Any]:
         """Return the column of each suffix; where that fails, find the samples to blame."""
         ids = np.asarray(ids, np.int64)
         places = self._places.locate(ids)
@@ -200,9 +228,7 @@ class SampleReader:
                 **process(),
             ) from error
 
-    def _decoded(
-        self, ids: NDArray[np.int64], places: Sequence[Place], decode: Callable[[Codec, Sequence[Any]], Any]
-    ) -> list[Any]:
+    def _decoded(self, ids: NDArray[np.int64], places: Sequence[Place], decode: _Decode) -> list[Any]:
         """Return the column of each suffix, without looking for whom to blame."""
         fields = [self._fields(places, column) for column in range(len(self.suffixes))]
         self._check(ids, places)
@@ -265,15 +291,15 @@ def _picked(
 
 
 def _each(codec: Codec, fields: Sequence[Any]) -> list[Any]:
-    return list(map(codec, fields))
+    return codec.values(fields)
 
 
-def _together(codec: Codec, fields: Sequence[Any]) -> Any:
-    return codec.batch(fields)
+def _together(codec: Codec, fields: Sequence[Any], *, pad: bool) -> Any:
+    return codec.batches(fields, [len(fields)], pad=pad)[0]
 
 
-def _padded(codec: Codec, fields: Sequence[Any]) -> Any:
-    return codec.batch(fields, pad=True)
+def _apart(codec: Codec, fields: Sequence[Any], *, lengths: Sequence[int], pad: bool) -> list[Any]:
+    return codec.batches(fields, lengths, pad=pad)
 
 
 def _codec_name(sets: Sequence[ShardSet], suffix: str, split: str | None) -> str:

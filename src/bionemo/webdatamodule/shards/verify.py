@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from bionemo.webdatamodule.shards.targets import LocalTarget
 from bionemo.webdatamodule.shards.write import file_sha256
 
 _ENDING = manifest_path("", "")
+_TOGETHER = 256  # samples that are decoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,21 +148,32 @@ def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress
         for entry in manifest.shards:
             data = np.memmap(os.path.join(directory, entry.name), np.uint8, "r").data
             index = ShardIndex.from_buffer(Path(directory, index_name(entry.name)).read_bytes())
-            rows = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
-            for sample, (offsets, sizes) in enumerate(rows):
-                for suffix, offset, size in zip(index.suffixes, offsets, sizes, strict=True):
-                    if offset >= 0:
-                        reason = _why_undecodable(codecs[suffix], data[offset : offset + size])
-                        if reason:
-                            yield f"{entry.name}: sample {sample}, {suffix}: {reason}"
-                bar.update()
+            for first in range(0, index.n_samples, _TOGETHER):
+                rows = slice(first, first + _TOGETHER)
+                for column, suffix in enumerate(index.suffixes):
+                    offsets, sizes = index.offsets[rows, column].tolist(), index.sizes[rows, column].tolist()
+                    fields = {
+                        sample: data[offset : offset + size]
+                        for sample, (offset, size) in enumerate(zip(offsets, sizes, strict=True), first)
+                        if offset >= 0
+                    }
+                    for sample, reason in _bad_fields(codecs[suffix], fields):
+                        yield f"{entry.name}: sample {sample}, {suffix}: {reason}"
+                bar.update(min(_TOGETHER, index.n_samples - first))
 
 
-def _why_undecodable(codec: Codec, data: memoryview) -> str | None:
+def _bad_fields(codec: Codec, fields: Mapping[int, memoryview]) -> Iterator[tuple[int, str]]:
+    """Decode fields, together if all goes well, and yield which cannot be, and why."""
     try:
-        codec(data)
+        codec.values(list(fields.values()))
     except WebDataModuleError as error:
-        return error.message
+        reason = error.message
     except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like
-        return f"{type(error).__name__}: {error}"
-    return None
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return
+    if len(fields) == 1:
+        yield next(iter(fields)), reason
+        return
+    for sample, field in fields.items():
+        yield from _bad_fields(codec, {sample: field})
