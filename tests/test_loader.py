@@ -30,6 +30,9 @@ class Numbers:
     def prefetch_samples(self, shares):
         """Do nothing: numbers are at hand."""
 
+    def tell_skipped(self):
+        """Do nothing: no number is left out."""
+
     def read_batches(self, shares, *, pad=False):
         """Return the ids as tensors."""
         return [(torch.as_tensor(ids),) for ids in shares]

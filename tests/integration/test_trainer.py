@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import time
 
 import pytest
 import torch
@@ -9,14 +10,17 @@ import webdataset as wds
 
 from bionemo.webdatamodule import PickledDataWDS, Split, Use, WebDataModule
 from bionemo.webdatamodule.errors import (
+    ChangedDataError,
     ConfigError,
     DataWarning,
+    DecodeError,
     MissingFieldError,
     NoShardsError,
     PlanError,
     UnknownNameError,
     UsageError,
 )
+from bionemo.webdatamodule.shards.manifest import read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*was in eval mode.*")
 
@@ -373,6 +377,96 @@ def test_wrong_use_is_answered_in_one_sentence(tmp_path, shards, call, error, me
         call(tmp_path, f"{shards}val")
 
     assert "\n" not in str(caught.value)
+
+
+def test_data_can_be_pinned_to_a_digest(tmp_path, shards):
+    """`expect` takes what `info` prints; other data are refused, and what is no digest is said at once."""
+    digest = read_manifest(f"{shards}val", "wdshards").digest
+
+    def data(expect, directory=f"{shards}val"):
+        return WebDataModule({"val": directory}, None, "x.pyd", 4, expect={"val": expect})
+
+    data(f"sha256:{digest}").setup("validate")
+    data([digest, digest], [f"{shards}val"] * 2).setup("validate")
+    with pytest.raises(ChangedDataError, match="holds other data than expected"):
+        data("0" * 64).setup("validate")
+    with pytest.raises(ConfigError, match="holds '12', which is no digest"):
+        data("12")
+    with pytest.raises(ConfigError, match="holds 1 digests for 2 directories"):
+        data(digest, [f"{shards}val"] * 2)
+
+
+def damaged(tmp_path, bad, n=8):
+    """Write shards with plain text in place of some numbers."""
+    directory = tmp_path / "damaged"
+    directory.mkdir()
+    with wds.TarWriter(f"{directory}/wdshards-000000.tar") as sink:
+        for i in range(n):
+            sink.write({"__key__": f"k{i}", "cls": b"?" if i in bad else b"%d" % i})
+    return directory
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("order", ["global", "shards"])
+def test_samples_left_out_are_counted_and_told_once_an_epoch(tmp_path, caplog, workers, order):
+    """By split on the data module, and in one line at the end of the epoch in which they were met."""
+    data = WebDataModule(
+        {"val": damaged(tmp_path, {2, 5})},
+        None,
+        "cls",
+        4,
+        on_error="skip",
+        order=order,
+        kwargs_wld={"val": {"num_workers": workers}},
+        kwargs_wds={"val": {"empty_check": False}},
+    )
+    data.setup("validate")
+    loader = data.val_dataloader()
+    caplog.set_level(logging.WARNING, "bionemo.webdatamodule")
+    for _ in range(2):
+        list(loader)
+
+    assert {"val": 2} == data.skipped
+    assert ["val: 2 of 8 samples are left out"] == [
+        record.getMessage() for record in caplog.records if "are left out" in record.getMessage()
+    ]
+
+
+@pytest.mark.parametrize("pipeline", [None, {"val": ["untuple", list]}])
+def test_a_batch_of_which_nothing_is_left_names_its_samples(tmp_path, pipeline):
+    """With stages and without: ranks must take equal steps, so such a batch cannot just be left out."""
+    data = WebDataModule({"val": damaged(tmp_path, {2, 3})}, None, "cls", 2, on_error="skip", pipeline_wds=pipeline)
+    data.setup("validate")
+    with pytest.raises(DecodeError, match="every sample of this batch is left out: k2, k3, and a batch needs one"):
+        list(data.val_dataloader())
+
+
+def begin_late(worker):
+    """Let the second worker begin after everything else."""
+    time.sleep(worker)
+
+
+@pytest.mark.parametrize("order", ["global", "shards"])
+def test_two_loaders_of_one_split_with_persistent_workers_do_not_meet(shards, order):
+    """Each has its own place in its own epochs."""
+    options = {"num_workers": 2, "persistent_workers": True, "worker_init_fn": begin_late}
+    data = WebDataModule(
+        {"train": f"{shards}train"}, None, ["__key__", "x.pyd"], 4, kwargs_wld={"train": options}, order=order
+    )
+    data.setup("fit")
+    alone = data.train_dataloader()
+    expected = epochs_of(alone, 2)
+    one, other = data.train_dataloader(), data.train_dataloader()
+    first = epochs_of(one)
+    others = iter(other)
+    begun = [list(next(others)[0])]
+    ones = iter(one)
+    second = [list(next(ones)[0])]
+    begun += [list(keys_) for keys_, _ in others]
+    second += [list(keys_) for keys_, _ in ones]
+
+    assert expected == [*first, second]
+    assert expected[0] == begun
 
 
 def test_setup_without_a_stage_sets_up_every_split(make_data):

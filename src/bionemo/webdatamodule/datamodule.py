@@ -21,6 +21,7 @@ from bionemo.webdatamodule.settings import (
     error_policy,
     one_of,
     order_of,
+    pinned,
     sources,
     suffix_tuple,
     whole_number,
@@ -80,6 +81,8 @@ class WebDataModule(L.LightningDataModule):
         check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
         on_error: ``"raise"``, or ``"skip"`` for leaving out samples that cannot be read.
         max_skipped: Samples that may be skipped in a process.
+        expect: For each split the digest that its data must have, as ``webdatamodule info`` prints it; of a mixture
+            one for each directory. For data that travelled, or were given to you.
         plugins: Where names are looked up; by default among the installed plugins.
 
     Raises:
@@ -111,6 +114,7 @@ class WebDataModule(L.LightningDataModule):
         check: Literal["first", "always", "never"] = "first",
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: int = 100,
+        expect: Mapping[Split, str | Sequence[str]] | Mapping[str, str | Sequence[str]] | None = None,
         plugins: Plugins | None = None,
     ) -> None:
         super().__init__()
@@ -122,6 +126,7 @@ class WebDataModule(L.LightningDataModule):
         wld_options = by_split("kwargs_wld", kwargs_wld)
         dataset_calls = by_split("invoke_wds", invoke_wds)
         loader_calls = by_split("invoke_wld", invoke_wld)
+        digests = by_split("expect", expect)
         one_of("order", order, ("global", "shards", None))
         errors = ErrorPolicy(
             on_error=one_of("on_error", on_error, ("raise", "skip")),
@@ -147,7 +152,7 @@ class WebDataModule(L.LightningDataModule):
             count = counts.get(split)
             self._splits[split] = SplitSettings(
                 split=name,
-                sources=sources(f"dirs_tars_wds[{name}]", given),
+                sources=pinned(f"expect[{name}]", sources(f"dirs_tars_wds[{name}]", given), digests.get(split)),
                 n_samples=None if count is None else whole_number(f"n_samples[{name}]", count, least=1),
                 order=chosen,
                 order_reason=reason,
@@ -231,6 +236,11 @@ class WebDataModule(L.LightningDataModule):
         """Return the train loader and the cursor that a checkpoint brought, once; the resume callback asks."""
         state, self._resume = self._resume, None
         return self._train_loader, state
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Samples that ``on_error="skip"`` left out so far, by split; worker processes included."""
+        return {split.name: dataset.reader.skipped for split, dataset in self._dataset.items()}
 
     def _loader(self, split: Split) -> Any:
         if split not in self._splits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -28,11 +29,15 @@ IGNORED_ARGUMENTS = ("empty_check", "handler", "verbose")
 """Arguments of ``webdataset.WebDataset`` that are taken in any order."""
 
 
+_DIGEST = re.compile("(sha256:)?[0-9a-fA-F]{64}")
+
+
 class Source(NamedTuple):
-    """One directory of shards, and its weight in a mixture; ``None`` outside one."""
+    """One directory of shards, its weight in a mixture, and the digest that its data must have, if any."""
 
     directory: str
     weight: float | None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,28 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
     if len({source.weight is None for source in found}) > 1:
         raise ConfigError(f"{argument} gives some directories a weight and others none; give all of them one")
     return tuple(found)
+
+
+def pinned(argument: str, found: tuple[Source, ...], given: object) -> tuple[Source, ...]:
+    """Return the directories of a split with the digests that their data must have.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        found: The directories.
+        given: A digest, or one for each directory; ``None`` for whatever is there.
+
+    Raises:
+        ConfigError: If they are no digests, or not as many as there are directories.
+    """
+    if given is None:
+        return found
+    digests = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else []
+    if len(digests) != len(found):
+        raise ConfigError(f"{argument} holds {len(digests)} digests for {len(found)} directories; give one for each")
+    for digest in digests:
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise ConfigError(f"{argument} holds {digest!r:.80}, which is no digest; `webdatamodule info` prints it")
+    return tuple(source._replace(digest=digest) for source, digest in zip(found, digests, strict=True))
 
 
 def order_of(

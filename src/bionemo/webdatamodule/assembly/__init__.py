@@ -70,6 +70,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
             source.directory,
             settings.prefix,
             split=split.split,
+            expect=source.digest,
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             cache_size=None if cache_size is None or cache_size < 0 else int(cache_size),  # webdataset: -1 for no limit
         )
@@ -160,7 +161,7 @@ def _planned(
         topology=topology,
         split=split.split,
         seed=settings.seed,
-        sample_bytes=sum(found.n_bytes for found in sets) / reader.n_samples,
+        sample_bytes=reader.sample_bytes,
     )
 
 
@@ -185,7 +186,7 @@ def _stream(
         topology=topology,
         split=split.split,
         batch_size=max(1, settings.global_batch_size // topology.world_size),
-        sample_bytes=sum(found.n_bytes for found in sets) / max(1, reader.n_samples),
+        sample_bytes=reader.sample_bytes,
     )
 
 

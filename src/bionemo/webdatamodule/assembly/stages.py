@@ -40,7 +40,7 @@ _KEPT = frozenset((torch.Tensor, int, float, bool, str, bytes, type(None)))
 def _is_converted(sample: Any) -> bool:
     """Tell whether torch's ``default_convert``, which takes its time, would change nothing."""
     kind = type(sample)
-    return kind in _KEPT or (kind is dict and all(type(value) in _KEPT for value in sample.values()))
+    return kind in _KEPT or (kind is dict and _KEPT.issuperset(map(type, sample.values())))
 
 
 @dataclass(frozen=True, kw_only=True)

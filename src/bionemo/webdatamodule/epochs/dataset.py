@@ -215,6 +215,12 @@ class PlannedDataset(Planned):
         """Add a stage, which runs on each share."""
         self.stages = (*self.stages, f)
 
+    def apart(self) -> PlannedDataset:
+        """Return a copy with a position of its own, for one loader."""
+        result = copy.copy(self)
+        result.position = Position()
+        return result
+
     def items(self) -> Iterator[Item]:
         """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
         epoch, start = self.position.get()
@@ -237,9 +243,11 @@ class PlannedDataset(Planned):
                 values = [batch[0] if self.untuple else list(batch) for batch in columns]
             else:
                 read = self.reader.read_shares(shares)
-                values = [
-                    self._staged(samples, batch, epoch, start) for batch, samples in zip(batches, read, strict=True)
-                ]
+                values = []
+                for batch, ids, samples in zip(batches, shares, read, strict=True):
+                    if not samples:
+                        raise self.reader.nothing_left(ids)
+                    values.append(self._staged(samples, batch, epoch, start))
             yield Item(epoch=epoch, start=start, worker=worker, values=values)
 
     def _runs(self, runs: Iterator[range], epoch: int, start: int, together: int) -> Iterator[tuple[range, list[Ids]]]:

@@ -47,6 +47,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         clock: Clock,
         cursor: Cursor,
     ) -> None:
+        dataset = dataset.apart()
         wds.DataPipeline.__init__(self, loader(Items(dataset)))  # WebLoader's own makes a torch DataLoader
         self.split = dataset.split
         self.stages = tuple(stages)
@@ -146,6 +147,8 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
                 ) from None
             batch = value if self._data.collate and not self.stages else self._batch(value, cursor, index)
             self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
+            if index + 1 == shares:
+                self._data.reader.tell_skipped()
             yield batch
 
     def _items(self, cursor: Cursor) -> Iterator[Sequence[Any]]:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from bionemo.webdatamodule.errors import PlanError
 
 CHUNK_SAMPLES = 512  # that cross from a worker at once, at most
-CHUNK_BYTES = 1 << 20  # less, and the crossing shows; more, and the processor's caches are left
+CHUNK_BYTES = 1 << 22  # less, and the calls that a chunk needs show; more only takes memory
 
 Tail: TypeAlias = Literal["share", "drop", "fill"]
 """What becomes of samples that do not fill a global batch: the last two batches share them evenly,

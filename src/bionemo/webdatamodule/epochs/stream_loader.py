@@ -53,6 +53,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         clock: Clock,
         cursor: Cursor,
     ) -> None:
+        dataset = dataset.apart()
         wds.DataPipeline.__init__(self, loader(Items(dataset)), *stages)  # WebLoader's own makes a torch DataLoader
         self._data = dataset
         self._num_workers = num_workers
@@ -154,6 +155,8 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         done = cursor.samples // size
         for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), done, self.n_batches)):
             self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
+            if done + index + 1 == self.n_batches:
+                self._data.reader.tell_skipped()
             yield batch
 
     def _batches(self, epoch: int) -> Iterator[Any]:

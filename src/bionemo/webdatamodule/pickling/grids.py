@@ -169,8 +169,9 @@ class Grid:
         rows = np.empty((len(views), self.width), np.uint8)
         base = np.zeros(len(views), np.int64)
         streams = Streams(template, places, views, sizes, rows, [base]).only(good)
-        for part in self.parts:
-            streams = streams.only(streams.bases[-1] + part.length <= streams.sizes)
+        for number, part in enumerate(self.parts):
+            if number:
+                streams = streams.only(streams.bases[-1] + part.length <= streams.sizes)
             streams.stage(part.stretches)
             streams = streams.only(_follow(part.runs, streams.rows))
             if not len(streams.places):

@@ -36,7 +36,9 @@ _Decode: TypeAlias = "Callable[[Codec, Sequence[Any]], Any]"
 
 _log = logging.getLogger("bionemo.webdatamodule")
 _SAFE = Policy()
-_CHUNK = 64  # samples read together where a whole shard is iterated
+_CHUNK_SAMPLES = 512  # read together where a whole shard is iterated, at most
+_CHUNK_BYTES = 1 << 22
+_NAMED = 3  # keys in a message
 _OF_A_SAMPLE = (CorruptShardError, MissingFieldError, DecodeError)
 
 
@@ -60,6 +62,7 @@ class SampleReader:
 
     Attributes:
         n_samples: Number of samples in all sets.
+        sample_bytes: Mean size of a sample in its shard; 0 where there is none.
         digest: Hash of what identifies the data: the set's digest, or one of all their digests.
 
     Raises:
@@ -89,10 +92,12 @@ class SampleReader:
             raise ConfigError("a reader needs at least one set of shards and one suffix", split=split)
         self._places = Places(self.sets, self.suffixes, split=split)
         self.n_samples = self._places.n_samples
+        self.sample_bytes = sum(found.n_bytes for found in self.sets) / max(1, self.n_samples)
         digests = [found.digest for found in self.sets]
         self.digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         self._codec_names = [_codec_name(self.sets, suffix, split) for suffix in self.suffixes]
         self._ledger = Ledger(self.n_samples)
+        self._told = 0  # samples left out, as last logged
         self._codecs = self._make_codecs()
 
     @property
@@ -151,6 +156,24 @@ class SampleReader:
             return [self.read_batch(share, pad=pad) for share in shares]
         return list(zip(*columns, strict=True))
 
+    def nothing_left(self, ids: NDArray[np.int64]) -> DecodeError:
+        """Return the error of a share whose samples are all left out, when every rank must take the same steps."""
+        keys = self.keys(ids[:_NAMED])
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        return DecodeError(
+            f"every sample of this batch is left out: {', '.join(keys)}{more}, and a batch needs one; "
+            "restore them, convert without them, or take a larger global_batch_size",
+            split=self.split,
+            **process(),
+        )
+
+    def tell_skipped(self) -> None:
+        """Log how many samples are left out, if there are more than when it was told last."""
+        skipped = self.skipped
+        if skipped > self._told:
+            self._told = skipped
+            _log.warning("%s: %d of %d samples are left out", self.split, skipped, self.n_samples)
+
     def keys(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the keys of samples, in the order of ``ids``."""
         return list(map(key_of, self._places.locate(np.asarray(ids, np.int64))))
@@ -162,8 +185,9 @@ class SampleReader:
             number: Number of the shard, counted over all sets.
         """
         start, end = int(self._places.starts[number]), int(self._places.ends[number])
-        for first in range(start, end, _CHUNK):
-            yield from self.read(np.arange(first, min(first + _CHUNK, end)))
+        chunk = max(1, min(_CHUNK_SAMPLES, int(_CHUNK_BYTES / max(1.0, self.sample_bytes))))
+        for first in range(start, end, chunk):
+            yield from self.read(np.arange(first, min(first + chunk, end)))
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Start to fetch shards behind URLs in the background, one after another; it returns at once.
@@ -202,7 +226,7 @@ class SampleReader:
 
     def _columns(self, ids: NDArray[np.int64], decode: _Decode) -> list[Any]:
         """Return the column of each suffix; where that fails, find the samples to blame."""
-        ids = np.asarray(ids, np.int64)
+        given = ids = np.asarray(ids, np.int64)
         places = self._places.locate(ids)
         if self.on_error == "skip":
             ids, places = _picked(ids, places, self._ledger.states[ids] != BAD)
@@ -217,7 +241,7 @@ class SampleReader:
         sound = [self._is_sound(sample, place) for sample, place in zip(ids.tolist(), places, strict=True)]
         ids, places = _picked(ids, places, np.array(sound, bool))
         if decode is not _each and not places:
-            raise DecodeError("every sample of this batch is left out", split=self.split, **process()) from cause
+            raise self.nothing_left(given) from cause
         try:
             return self._decoded(ids, places, decode)
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
