@@ -429,6 +429,119 @@ def bombs():
     return {title: P + stream + b"." for title, stream in streams.items()}
 
 
+def torch_zip(pickled, storages=(), **members):
+    """A file of torch.save around any pickle."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as made:
+        for title, data in {"data.pkl": pickled, **members, **{f"data/{key}": raw for key, raw in storages}}.items():
+            made.writestr(f"archive/{title}", data)
+    return stream.getvalue()
+
+
+def torch_old(pickled, storages=(), *, keys=None, counts=None, behind=b"", little_endian=True, version=1001):
+    """The older form of such a file; its storages are floats."""
+    system = {"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {}}
+    head = (pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, version, system))
+    keys = [key for key, _ in storages] if keys is None else keys
+    raw = (struct.pack("<q", len(data) // 4 if counts is None else counts) + data for _, data in storages)
+    return b"".join((*head, pickled, pickle.dumps(keys, 2), *raw, behind))
+
+
+def held(kind="FloatStorage", key="0", location="cpu", numel=4, *view):
+    """A storage by its persistent id."""
+    kind = name(*kind) if isinstance(kind, tuple) else b"ctorch\n" + kind.encode() + b"\n"
+    return b"(" + text("storage") + kind + b"".join(map(value, (key, location, numel, *view))) + b"tQ"
+
+
+def shown(storage, shape=(4,), stride=(1,), offset=0):
+    """A tensor over a storage."""
+    hooks = name("collections", "OrderedDict") + b")R"
+    return raw_call(
+        name("torch._utils", "_rebuild_tensor_v2"), storage, *map(value, (offset, shape, stride, False)), hooks
+    )
+
+
+def torch_files():
+    """Files of torch.save that claim what they do not hold."""
+    four = [("0", bytes(16))]
+    small = shown(held())
+    expanded = shown(held(), (10**13,), (0,))
+    doubled = b"]\x94" + small + b"a" + b"".join(b"0](h" + bytes([n]) + b"h" + bytes([n]) + b"e\x94" for n in range(30))
+    bytearrays = {n: name("builtins", "bytearray") + value((n,)) + b"R" for n in (4 * 10**9, 10**15)}
+    pickles = {
+        **{f"bytearray({n})": made for n, made in bytearrays.items()},
+        "bytearray, protocol 2": b"c__builtin__\nbytearray\n" + value((4 * 10**9,)) + b"R",
+        "expanded": expanded,
+        "expanded, in a list": b"]" + expanded + b"a",
+        "expanded, in a set": b"\x8f(" + expanded + b"\x90",
+        "expanded, a key": b"}" + expanded + b"Ns",
+        "expanded, an attribute": raw_call(
+            name("torch._tensor", "_rebuild_from_type_v2"),
+            name("torch._utils", "_rebuild_tensor_v2"),
+            name("torch", "Tensor"),
+            b")",
+            b"}" + text("x") + expanded + b"s",
+        ),
+        "a view beyond": shown(held(), (5,)),
+        "a view beyond, by its offset": shown(held(), (4,), (1,), 1),
+        "one storage, many tensors": b"(" + small + shown(held(), (4, 4000), (0, 0)) * 200 + b"t",
+        "a list in itself": b"]\x94h\x00a",
+        "a list with a tensor, doubled 30 times": doubled,
+        "a storage of 10**15": held(numel=10**15),
+        "a storage of more than there is": held(numel=5),
+        "a storage of doubles over floats": held("DoubleStorage"),
+        "a storage of a negative size": held(numel=-1),
+        "a storage of half a size": held(numel=1.5),
+        "a storage of no class": b"(" + text("storage") + b"N" + value("0") + value("cpu") + value(4) + b"tQ",
+        "a storage by a number": held(key=0),
+        "a storage that is a view": held("FloatStorage", "0", "cpu", 4, ("0", 0, 4)),
+        "a storage of one id and another": b"(" + held(numel=1) + held(numel=5) + b"t",
+        "a module": b"(" + text("module") + value(("x", "y")) + b"tQ",
+        "an id of text": text("0") + b"Q",
+        "an id of nothing": b")Q",
+        "a class of storages that is none": held(("torch", "SystemStorage")),
+    }  # fmt: skip
+    both = {
+        f"{title}, {form}": made(P + stream + b".", four)
+        for title, stream in pickles.items()
+        for form, made in (("zip", torch_zip), ("old", torch_old))
+    }
+    plain = P + small + b"."
+    packed, overlapping, beyond = io.BytesIO(), io.BytesIO(), torch_zip(plain, four)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("archive/data.pkl", P + shown(held(numel=25 << 20)) + b".", zipfile.ZIP_STORED)
+        made.writestr("archive/data/0", bytes(100 << 20))
+    many = b"(" + b"".join(held(key=str(number), numel=25_000) for number in range(2000)) + b"t"
+    with zipfile.ZipFile(overlapping, "w") as made:
+        made.writestr("archive/data.pkl", P + many + b".")
+        made.writestr("archive/data/0", bytes(100_000))
+        for number in range(1, 2000):
+            made.filelist.append(zipfile.ZipInfo(f"archive/data/{number}"))
+            for part in ("header_offset", "file_size", "compress_size", "CRC"):
+                setattr(made.filelist[-1], part, getattr(made.filelist[1], part))
+    return both | {
+        "compressed": packed.getvalue(),
+        "members in one place": overlapping.getvalue(),
+        "a member that ends behind the file": beyond.replace(struct.pack("<LL", 16, 16), b"\0\0\0\x40" * 2),
+        "a member that is no member": beyond[:100] + beyond[100:].replace(b"PK\x03\x04", b"PK\x03\x05"),
+        "a storage that is not there": torch_zip(plain),
+        "no pickle": torch_zip(plain).replace(b"data.pkl", b"data.plk"),
+        "something behind the pickle": torch_zip(plain + b"x", four),
+        "another byte order": torch_zip(plain, four, byteorder=b"big"),
+        "no archive": b"PK\x03\x04",
+        "a storage without a size of its own": torch_old(plain, four, counts=5),
+        "a storage that is not announced": torch_old(P + b"N.", four),
+        "a storage without data": torch_old(plain, four, keys=[]),
+        "a storage, twice": torch_old(plain, four, keys=["0", "0"]),
+        "keys of numbers": torch_old(plain, four, keys=[0]),
+        "keys of no list": torch_old(plain, four, keys="0"),
+        "something behind the storages": torch_old(plain, four, behind=b"x"),
+        "another byte order, old": torch_old(plain, four, little_endian=False),
+        "another version": torch_old(plain, four, version=1002),
+        "a storage, cut": torch_old(plain, four)[:-1],
+    }  # fmt: skip
+
+
 def outcome(function, *args):
     """What a call ended in: the class of its error, or VALUE."""
     try:
@@ -446,11 +559,16 @@ def main(canary):
 
     from bionemo.webdatamodule.pickles import Policy, loads
     from bionemo.webdatamodule.pickling.tracing import trace
+    from bionemo.webdatamodule.shards.decode import make_codec
     from bionemo.webdatamodule.templates import Decoder
 
     copyreg.add_extension("os", "system", 1)
     loads(P + tensor(storage(), 0, (4,), (1,)) + b".")
     decoder = Decoder(Policy())
+    codecs = [make_codec(codec, Policy()) for codec in ("pth", "pt")]
+    for make in (torch_zip, torch_old):  # what they reject, they reject for its claims
+        for codec in codecs:
+            codec.values([memoryview(make(P + shown(held()) + b".", [("0", bytes(16))]))])
     for _ in range(3):  # with a template for the form that many attacks vary
         decoder(memoryview(P + tensor(storage(), 0, (4,), (1,)) + b"."))
         decoder(memoryview(P + array((1,), FLOAT, value(bytes(4))) + b"."))
@@ -463,6 +581,7 @@ def main(canary):
         ("nested", nested(canary)),
         ("states", states()),
         ("bombs", bombs()),
+        ("torch", torch_files()),
     ):
         for title, stream in streams.items():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -471,12 +590,15 @@ def main(canary):
                 outcome(decoder, memoryview(stream)),
                 outcome(Decoder(Policy()).batch, [memoryview(stream)] * 2),
             ]
+            files = [stream] if group == "torch" else [torch_zip(stream), torch_old(stream)]
+            found_in_torch = [outcome(codec.values, [memoryview(file)]) for codec in codecs for file in files]
             traced = outcome(trace, stream)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             line = {
                 "group": group,
                 "title": title,
                 "found": found,
+                "torch": found_in_torch,
                 "traced": traced,
                 "grown": grown,
                 "ran": Path(canary).exists(),

@@ -10,6 +10,7 @@ import torch
 
 from bionemo.webdatamodule.cli import main
 from bionemo.webdatamodule.measuring import PARTS, Rate, advice
+from bionemo.webdatamodule.shards.adopt import adopt
 
 FAST = ["--seconds", "0.02", "--batch-size", "4"]
 
@@ -55,7 +56,9 @@ def report(capsys, *arguments):
 
 def test_every_part_and_worker_count_is_measured(shards, capsys):
     """The report has a figure for each, consistent in its units, and the machine-readable output nothing else."""
-    found = report(capsys, shards(tensors), "--workers", "0", "1")
+    directory = shards(tensors)
+    adopt(directory, "wdshards")
+    found = report(capsys, directory, "--workers", "0", "1")
     expected = [part for part in PARTS if part != "stages"]
     assert (10, expected, ["0", "1"]) == (
         found["samples"],
@@ -72,9 +75,16 @@ def test_every_part_and_worker_count_is_measured(shards, capsys):
 
 
 def test_one_field_and_a_stage_can_be_chosen(shards, capsys):
-    """Stages are registered names or module:function, and are measured as a part."""
+    """Stages are registered names, with options if need be, or module:function, and are measured as a part."""
     directory = shards(tensors)
-    for stages in (["--stage", "untuple"], ["--stage", f"{__name__}:twice"]):
+    json_stage = json.dumps({"name": "map", "options": {"function": "operator.neg"}})
+    for stages in (
+        ["--stage", "untuple"],
+        ["--stage", f"{__name__}:twice"],
+        ["--stage", "shuffle:size=4,initial=2"],
+        ["--stage", "untuple", "--stage", "map:function=operator.neg"],
+        ["--stage", "untuple", "--stage", json_stage],
+    ):
         found = report(capsys, directory, "--suffix", "x.pyd", "--workers", "0", *stages)
         assert "stages" in [part["name"] for part in found["parts"]]
         assert len(tensors(0)["x.pyd"]) == found["bytes_per_sample"]
@@ -83,7 +93,7 @@ def test_one_field_and_a_stage_can_be_chosen(shards, capsys):
 def test_samples_that_fit_into_no_tensor_are_measured_as_lists(shards, capsys):
     """Batching is left out where samples have shapes of their own."""
     found = report(capsys, shards(ragged), "--workers", "0")
-    assert ["read", "check", "decode", "transport"] == [part["name"] for part in found["parts"]]
+    assert ["read", "decode", "transport"] == [part["name"] for part in found["parts"]]
     assert 0 < found["workers"][0]["samples"]
 
 
@@ -92,9 +102,9 @@ def test_people_get_a_table(shards, capsys):
     assert 0 == main(["bench", shards(tensors), "--workers", "0", *FAST])
     lines = capsys.readouterr().out.splitlines()
     assert "wdshards: 10 samples of " in lines[0]
-    assert ["read", "check", "decode", "batch", "direct", "transport"] == [line.split()[0] for line in lines[3:9]]
-    assert lines[11].startswith("0 workers")
-    assert lines[12].startswith("* num_workers=0 is the fastest")
+    assert ["read", "decode", "batch", "direct", "transport"] == [line.split()[0] for line in lines[3:8]]
+    assert lines[10].startswith("0 workers")
+    assert lines[11].startswith("* num_workers=0 is the fastest")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +113,9 @@ def test_people_get_a_table(shards, capsys):
         (["--prefix", "other"], "other"),
         (["--stage", "no_such_stage"], "no_such_stage"),
         (["--stage", "json:no_such_function"], "--stage json:no_such_function cannot be imported"),
+        (["--stage", "shuffle:size=4,4"], "--stage shuffle: takes K=V, not '4'"),
+        (["--stage", "shuffle:size=0"], "size"),
+        (["--stage", "{shuffle}"], "--stage {shuffle} is no JSON"),
         (["--batch-size", "0"], "--batch-size takes a number from 1"),
         (["--workers", "-1"], "--workers numbers from 0"),
         (["--suffix", "z.pyd"], "z.pyd"),
@@ -114,6 +127,16 @@ def test_wrong_arguments_are_one_line(shards, capsys, arguments, message):
     captured = capsys.readouterr()
     assert message in captured.err
     assert 1 == len(captured.err.splitlines())
+
+
+def test_a_field_that_samples_lack_is_told_with_its_place(shards, capsys):
+    """Shard, key and suffix are named, and the way out."""
+    directory = shards(lambda number: {"x.pyd": pickle.dumps(number), **({"y.cls": b"1"} if number != 7 else {})})
+    assert 2 == main(["bench", directory, "--workers", "0", *FAST])
+    error = capsys.readouterr().err
+    assert "has only the suffixes x.pyd; choose fields that all samples have, with --suffix" in error
+    assert f"shard={directory}/wdshards-000001.tar, key=10002, suffix=y.cls" in error
+    assert 0 == main(["bench", directory, "--workers", "0", "--suffix", "x.pyd", *FAST])
 
 
 def rates(**costs):

@@ -1,13 +1,18 @@
 """The command line as a whole: its list of commands, and how it ends."""
 
 import importlib
+import io
+import json
 import os
+import pathlib
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from bionemo.webdatamodule import cli, commands
+from bionemo.webdatamodule.errors import CorruptShardError
 
 PROGRAM = [sys.executable, "-m", "bionemo.webdatamodule"]
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -68,12 +73,121 @@ def test_a_reader_of_errors_that_goes_away_is_no_error(tmp_path):
     assert 141 == process.returncode
 
 
-def test_another_broken_pipe_is_still_an_error(monkeypatch):
-    """Only our own output may end quietly: a broken pipe to a worker is a fault."""
+@pytest.fixture
+def fails(monkeypatch):
+    """Return a function that makes a command do something else, and runs it."""
+
+    def run(function, *words):
+        monkeypatch.setattr("bionemo.webdatamodule.commands.plugins.run", function)
+        return cli.main(["plugins", *words])
+
+    return run
+
+
+def throwing(error):
+    """Return a command that raises an error."""
 
     def run(_):
-        raise BrokenPipeError
+        raise error
 
-    monkeypatch.setattr("bionemo.webdatamodule.commands.plugins.run", run)
-    with pytest.raises(BrokenPipeError):
-        cli.main(["plugins"])
+    return run
+
+
+def test_another_broken_pipe_is_still_an_error(fails, capsys):
+    """Only our own output may end quietly: a broken pipe to a worker is a fault."""
+    assert 70 == fails(throwing(BrokenPipeError(32, "Broken pipe")))
+    assert "internal error BrokenPipeError: [Errno 32] Broken pipe" in capsys.readouterr().err
+
+
+def test_what_should_not_happen_is_one_line_and_a_code_of_its_own(fails, capsys, monkeypatch):
+    """A bug of this package is not mistaken for a finding of a check; the traceback is there for who asks."""
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    assert 70 == fails(throwing(KeyError("nothing")))
+    said = "webdatamodule plugins: internal error KeyError: 'nothing'"
+    assert ("", f"{said}; {cli.TRACEBACK}=1 shows where, which a bug report needs\n") == capsys.readouterr()
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    assert 70 == fails(throwing(KeyError("nothing")))
+    lines = capsys.readouterr().err.splitlines()
+    assert ["Traceback (most recent call last):", "KeyError: 'nothing'", said] == [lines[0], lines[-2], lines[-1]]
+
+
+def test_what_the_system_refuses_is_no_fault_of_the_program(fails, capsys):
+    """A file that is not there or may not be written ends like all that cannot be done."""
+    assert 2 == fails(throwing(PermissionError(13, "Permission denied", "/there")))
+    assert "webdatamodule plugins: [Errno 13] Permission denied: '/there'\n" == capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (
+            CorruptShardError("it is bad", shard=pathlib.Path("a.tar"), worker=1),
+            2,
+            {"code": "corrupt-shard", "message": "it is bad", "where": {"shard": "a.tar", "worker": 1}},
+        ),
+        (OSError("no space"), 2, {"code": "system", "message": "no space", "where": {}}),
+        (KeyError("x"), 70, {"code": "internal", "message": "KeyError: 'x'", "where": {}}),
+        (KeyboardInterrupt(), 130, {"code": "interrupted", "message": "interrupted", "where": {}}),
+    ],
+    ids=["ours", "system", "internal", "interrupt"],
+)
+def test_programs_are_told_why_a_command_failed(fails, capsys, error, code, expected):
+    """With --json standard output holds JSON also then, and standard error the line for people."""
+    assert code == fails(throwing(error), "--json")
+    captured = capsys.readouterr()
+    assert {"error": expected} == json.loads(captured.out)
+    assert 1 == len(captured.err.splitlines())
+
+
+def test_programs_are_told_of_wrong_words(capsys):
+    """The parser's own message is in the JSON as well, and its usage on standard error as ever."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["info", "--json"])
+    captured = capsys.readouterr()
+    message = "the following arguments are required: DIR"
+    assert {"error": {"code": "config", "message": message, "where": {}}} == json.loads(captured.out)
+    assert 2 == caught.value.code
+    assert captured.err.startswith("usage: webdatamodule info")
+    assert captured.err.endswith(f": error: {message}\n")
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(fails, capsys):
+    """One line, the shell's exit code, and the signal's handler as it was."""
+
+    def run(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    assert 143 == fails(run)
+    assert "webdatamodule plugins: terminated\n" == capsys.readouterr().err
+    assert signal.SIG_DFL == signal.getsignal(signal.SIGTERM)
+
+
+def test_sigterm_ends_a_forked_process_without_a_word():
+    """Only the command itself has something to say and to tidy up."""
+    script = """
+import os, signal, sys
+from bionemo.webdatamodule import cli
+from bionemo.webdatamodule.commands import plugins
+
+def run(args):
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+plugins.run = run
+sys.exit(cli.main(["plugins"]))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (signal.SIGTERM, b"", b"") == (found.returncode, found.stdout, found.stderr)
+
+
+def test_keys_that_are_no_text_can_be_printed(fails, monkeypatch):
+    """Also where standard output takes nothing but valid UTF-8, or nothing but ASCII."""
+    for encoding, expected in (("utf-8", "key \\udcff of µs\n"), ("ascii", "key \\udcff of \\xb5s\n")):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, "strict"))
+        assert 0 == fails(lambda _: print("key \udcff of µs") or 0)
+        assert expected == written.getvalue().decode()

@@ -130,6 +130,57 @@ def test_preview_says_what_cannot_be_decoded(tmp_path, capsys):
     assert {"txt": {"type": "str", "length": 100, "value": "t" * 60}} == second["fields"]
 
 
+def test_preview_shows_what_is_sound_beside_what_is_damaged(foreign, capsys):
+    """A field whose bytes changed is told with its reason, and so is a sample without a key; the others are shown."""
+    adopt(str(foreign), "wdshards")
+    path = foreign / "wdshards-000000.tar"
+    data = bytearray(path.read_bytes())
+    tensor = torch.full((3,), 1.0).numpy().tobytes()
+    data[data.index(tensor)] ^= 1
+    path.write_bytes(data)
+    assert 1 == main(["preview", str(foreign)])
+    first, second, third = capsys.readouterr().out.split("\n\n")[1:]
+    assert ["s0", "  cls    int 0", "  x.pyd  dict[1] {t: Tensor float32[3]}"] == first.splitlines()
+    assert ["s1", "  cls    int 1"] == second.splitlines()[:2]
+    assert second.splitlines()[2].startswith("  x.pyd  cannot be read: the field was changed")
+    assert "s2" == third.splitlines()[0]
+
+    data[data.index(b"s2.")] ^= 1
+    path.write_bytes(data)
+    assert 1 == main(["preview", str(foreign), "--json"])
+    samples = json.loads(capsys.readouterr().out)["preview"]
+    assert ["s0", "s1", None] == [sample["key"] for sample in samples]
+    assert {} == samples[2]["fields"]
+    assert 1 == main(["preview", str(foreign)])
+    assert capsys.readouterr().out.split("\n\n")[-1].startswith("cannot be read: ")
+
+
+def test_preview_finds_the_only_prefix(tmp_path, capsys):
+    """As the other commands do; of several one is chosen."""
+    with wds.ShardWriter(str(tmp_path / "t-%06d.tar"), verbose=0) as writer:
+        writer.write({"__key__": "a", "txt": "t"})
+    adopt(str(tmp_path), "t")
+    assert 0 == main(["preview", str(tmp_path)])
+    assert capsys.readouterr().out.startswith("1 samples in 1 shards")
+    (tmp_path / "u.manifest.json").touch()
+    assert 2 == main(["preview", str(tmp_path)])
+    assert "holds t, u; choose one with --prefix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["preview"], ["index"], ["bench"], ["plan", "--global-batch", "1"]])
+def test_foreign_shards_of_another_prefix_are_named(tmp_path, capsys, words):
+    """They need no conversion, but their prefix."""
+    for name in ("part-0.tar", "part-1.tar", "my-own-x.tar"):
+        (tmp_path / name).touch()
+    for more, prefix in ([], "wdshards"), (["--prefix", "other"], "other"):
+        assert 2 == main([*words, *more, str(tmp_path)])
+        error = capsys.readouterr().err
+        assert f"has no shards of the prefix '{prefix}'; try --prefix my-own or --prefix part" in error
+    (tmp_path / "empty").mkdir()
+    assert 2 == main([*words, str(tmp_path / "empty")])
+    assert "try --prefix" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -180,6 +180,14 @@ def test_every_shape_of_data_can_be_drawn(counts, options):
     assert 1.0 >= window_mixing(counts, 0) >= window_mixing(counts, 1) >= 0
 
 
+@pytest.mark.parametrize("name", ["nowhere/x.png", "x.nonsense"])
+def test_a_picture_that_cannot_be_written_is_told(shards, tmp_path, capsys, name):
+    """A directory that is not there, or a format that is none."""
+    pytest.importorskip("matplotlib")
+    assert 2 == main(["plan", shards("train", 20), "--global-batch", "4", "--plot", str(tmp_path / name)])
+    assert f"--plot {tmp_path / name} cannot be written: " in capsys.readouterr().err
+
+
 def test_without_matplotlib_the_extra_is_named(shards, monkeypatch, capsys):
     """A picture without matplotlib ends with the command that installs it."""
     real = builtins.__import__

@@ -1,6 +1,9 @@
 """Conversion: what goes in comes out, whole or not at all; numbers in brackets are rows of the fault matrix."""
 
 import argparse
+import contextlib
+import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -16,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 
 from bionemo.webdatamodule.components import Sample
 from bionemo.webdatamodule.default_plugins.executors import Processes, Serial
@@ -30,7 +34,8 @@ from bionemo.webdatamodule.errors import (
     PluginError,
 )
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.shards import lease
+from bionemo.webdatamodule.shards import files, lease, targets
+from bionemo.webdatamodule.shards.adopt import adopt
 from bionemo.webdatamodule.shards.convert import convert
 from bionemo.webdatamodule.shards.layout import cut, default_n_shards, estimate_bytes
 from bionemo.webdatamodule.shards.lease import Lease
@@ -213,11 +218,113 @@ def test_appended_samples_change_only_the_last_shards(source, out):
     assert NAMES == keys(out)
 
 
-def test_other_options_of_the_writer_make_everything_anew(source, out):
+class Plain:
+    """A reader that is no dataclass and cannot tell whether its samples changed."""
+
+    def __init__(self, scale=1):
+        self.scale = scale
+
+    def __call__(self, names):
+        """Yield samples."""
+        for name in names:
+            yield Sample(name, {"x": b"%d" % self.scale})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """A reader with options of all kinds."""
+
+    scale: object = 1
+    path: object = "nowhere"
+    note: object = dataclasses.field(default="", compare=False)
+
+    def __call__(self, names):
+        """Yield samples."""
+        for name in names:
+            yield Sample(name, {"x": b"data"})
+
+
+def test_other_options_of_the_writer_make_everything_anew(out):
     """The same names read in another way are other data."""
-    before = run(source, out, options={"scale": 1})
-    assert before == run(source, out, options={"scale": 1})
-    assert before.shards != run(source, out, options={"scale": 2}).shards
+    before = run(Plain(), out, options={"scale": 1})
+    assert before == run(Plain(), out, options={"scale": 1})
+    assert before.shards != run(Plain(), out, options={"scale": 2}).shards
+
+
+@pytest.mark.parametrize("kind", [Plain, Made])
+def test_a_reader_given_as_an_object_with_other_options_makes_everything_anew(kind, out):
+    """Its fields or attributes are what it was made from, though nobody said so."""
+    before = run(kind(scale=1), out, options={})
+    assert before == run(kind(scale=1), out, options={})
+    assert before.shards != run(kind(scale=2), out, options={}).shards
+
+
+def inputs(reader, out):
+    """Return what the first shard of a reader is made from."""
+    return run(reader, out, n_shards=1).shards[0].inputs
+
+
+def test_options_are_told_apart_by_what_they_do(out):
+    """Lambdas, functions with other values in them, sets, bytes and nested objects each count as what they are."""
+    one, other = 1, 2
+    options = [
+        lambda name: name,
+        lambda name: name + "x",
+        lambda name: name in {"a", "b"},
+        lambda name: name + str(one),
+        lambda name: name + str(other),
+        functools.partial(max, 1),
+        functools.partial(max, 2),
+        max,
+        "a",
+        b"a",
+        {"a": 1},
+        {"a": 2},
+        {"a"},
+        Plain(),
+        Plain(2),
+        Made(),
+        np.arange(3),
+        np.arange(4),
+    ]
+    found = [inputs(Made(scale=option), out) for option in options]
+    assert len(options) == len(set(found))
+    assert found[:3] == [inputs(Made(scale=option), out) for option in options[:3]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"scale": ("a", "b")}, {"scale": ["a", "b"]}),
+        ({"scale": np.float64(0.5)}, {"scale": 0.5}),
+        ({"scale": np.int32(5)}, {"scale": 5}),
+        ({"scale": np.str_("a")}, {"scale": "a"}),
+        ({"scale": {"a": 1, "b": 2}}, {"scale": {"b": 2, "a": 1}}),
+        ({"path": "SRC"}, {"path": "./SRC/"}),
+        ({"path": "SRC"}, {"path": Path("SRC").absolute}),
+        ({"path": ["SRC", "b"]}, {"path": (Path("SRC"), "./b")}),
+        ({"note": 1}, {"note": 2}),
+    ],
+)
+def test_how_options_are_spelled_does_not_matter(one, other, out, tmp_path, monkeypatch):
+    """Paths, sequences and numbers of other types are the same options, and fields that do not compare are none."""
+    monkeypatch.chdir(tmp_path)
+    other = {name: value() if callable(value) else value for name, value in other.items()}
+    assert inputs(Made(**one), out) == inputs(Made(**other), out)
+
+
+def test_the_same_request_spelled_differently_touches_nothing(source, out, monkeypatch):
+    """Sources as relative or absolute paths, suffixes alone or in a list, names as numpy's strings."""
+    monkeypatch.chdir(source.parent)
+    reader = functools.partial(PickleReader, suffixes="pyd")
+    run(reader(directory="source"), out, options={"directory": "source", "suffixes": "pyd"})
+    before = state(out)
+    for directory in ("source/", "./source", str(source), source, f"{out}/../source"):
+        run(PickleReader(directory=directory, suffixes=["pyd"]), out, options={"directory": directory})
+        assert before == state(out)
+    run(reader(directory="source"), out, np.array(NAMES))
+    run(reader(directory="source"), out, tuple(map(np.str_, NAMES)))
+    assert before == state(out)
 
 
 def test_another_key_encoder_makes_the_shards_anew(source, out):
@@ -242,6 +349,139 @@ def test_lost_shards_and_indexes_are_made_again(source, out):
         damage()
         run(source, out)
         assert before == contents(out)
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk"])
+def test_a_damaged_index_does_not_block_the_next_conversion(damage, source, out):
+    """Its shard is made anew when the next change is, and an emptied one at once."""
+    run(source, out)
+    (out / "p-000001.tar.idx").write_bytes(damage)
+    rewrite(source / "s00.pyd", "new")
+    manifest = run(source, out)
+    assert () == verify(str(out), "p", deep=True).problems
+    (out / "p-000001.tar.idx").write_bytes(b"")
+    assert manifest == run(source, out)
+    assert () == verify(str(out), "p").problems
+
+
+def flip(path, position=600):
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_conversion_that_checks_repairs_flipped_bits(source, out):
+    """Only with check=True are hashes compared; then just the damaged shards are made anew."""
+    manifest = run(source, out)
+    before = contents(out)
+    nodes = state(out)
+    assert (manifest, nodes) == (run(source, out, check=True), state(out))
+    flip(out / "p-000001.tar")
+    flip(out / "p-000002.tar.idx", 40)
+    damaged = state(out)
+    run(source, out)
+    assert damaged == state(out)
+    run(source, out, check=True)
+    assert before == contents(out)
+    assert nodes["p-000000.tar"] == state(out)["p-000000.tar"]
+    assert all(damaged[name] != state(out)[name] for name in ("p-000001.tar", "p-000002.tar"))
+
+
+def test_a_shard_that_cannot_be_read_is_made_anew(source, out, monkeypatch):
+    """A bad place of the disk is like a flipped bit."""
+    before = run(source, out)
+    real = targets.file_sha256
+
+    def failing(path):
+        if path.endswith("p-000001.tar"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(path)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(targets, "file_sha256", failing)
+        node = state(out)["p-000001.tar"]
+        assert before == run(source, out, check=True)
+    assert node != state(out)["p-000001.tar"]
+
+
+def test_adopted_shards_are_not_overwritten(source, out):
+    """What another tool wrote stays, whoever indexed it."""
+    out.mkdir()
+    with wds.ShardWriter(f"{out}/p-%06d.tar", verbose=0) as writer:
+        writer.write({"__key__": "a", "txt": "precious"})
+    adopt(str(out), "p")
+    before = contents(out)
+    for n_shards in (1, 3):
+        with pytest.raises(InputError, match=r"holds p-000000.tar and 1 more files that another tool wrote"):
+            run(source, out, n_shards=n_shards)
+    assert before == contents(out)
+
+
+@pytest.mark.parametrize("place", ["p.manifest.json", "p.manifest.next.json"])
+def test_a_manifest_of_somebody_evil_moves_no_files(place, source, out):
+    """Names and inputs that lead elsewhere are no manifest, with a good checksum, too."""
+    run(source, out)
+    manifest = read_manifest(str(out), "p")
+    for name in ("precious.txt", "victim.tar", "victim.idx"):
+        (out.parent / name).write_text("precious")
+    evil = dataclasses.replace(
+        manifest,
+        shards=tuple(
+            dataclasses.replace(shard, name="../precious.txt", inputs="../../victim") for shard in manifest.shards[:1]
+        ),
+    )
+    (out / place).write_text(evil.to_json())
+    run(source, out)
+    assert ["precious"] * 3 == [
+        (out.parent / name).read_text() for name in ("precious.txt", "victim.tar", "victim.idx")
+    ]
+    assert NAMES == keys(out)
+
+
+def test_a_manifest_that_may_not_be_read_is_told(source, out, monkeypatch):
+    """Nothing is overwritten that cannot be looked at, and the error names the file."""
+    run(source, out)
+    before = contents(out)
+    real = open
+
+    def refusing(path, *args, **kwargs):
+        if str(path).endswith("manifest.json"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    rewrite(source / "s00.pyd", "new")
+    with monkeypatch.context() as patches:
+        patches.setattr("builtins.open", refusing)
+        patches.setattr(Path, "read_bytes", lambda path: refusing(path, "rb").read())
+        with pytest.raises(ManifestError, match=r"p\.manifest\.json cannot be read: Permission denied"):
+            run(source, out)
+    assert before == contents(out)
+
+
+class Reading(PickleReader):
+    """A reader that notes which samples it reads."""
+
+    def __call__(self, names):
+        """Note the names."""
+        read_names.extend(names)
+        return super().__call__(names)
+
+
+read_names = []
+
+
+@pytest.mark.parametrize("n_shards", [3, None])
+def test_a_rerun_reads_no_sample(n_shards, source, out):
+    """[3] With nothing changed not even a few are read to estimate a size."""
+    reader = Reading(directory=source, suffixes="pyd")
+    run(reader, out, n_shards=n_shards)
+    read_names.clear()
+    run(reader, out, n_shards=n_shards)
+    assert [] == read_names
+    rewrite(source / "s04.pyd", "new")
+    run(reader, out, n_shards=n_shards)
+    assert ("s04", "new") == read(out)[4]
 
 
 # -- bad samples and sources
@@ -487,6 +727,68 @@ def test_a_small_disk_is_refused_before_work_starts(source, out, monkeypatch):
         run(source, out)
 
 
+def test_finished_shards_need_no_more_room(source, out, monkeypatch):
+    """[12] A rerun is not refused where there is room for exactly what is left."""
+    with Faults() as counted:
+        run(source, out.with_name("other"), n_shards=5)
+    creations = [
+        number
+        for number, (name, path) in enumerate(counted.operations)
+        if name == "create" and str(path).endswith(".part")
+    ]
+    with Faults(at=creations[4]):
+        run(source, out, n_shards=5)
+    with monkeypatch.context() as patches:
+        patches.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2100}))
+        assert 10 == run(source, out, n_shards=5).n_samples
+
+
+def test_splits_on_one_disk_share_its_room(source, tmp_path, monkeypatch):
+    """[12] What they need together counts, and the error says so before anything is written."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 6000}))
+    out = tmp_path / "out"
+    with pytest.raises(ConversionError) as caught:
+        convert_two(source, NAMES[:5], NAMES[5:], (out / "train", out / "val"), n_shards=1)
+    assert (
+        f"{out}/train and {out}/val together have 6e-06 GB free, and the shards need about 1.02e-05 GB; "
+        "finished shards are kept: make room and run it again"
+    ) == caught.value.message
+    assert 5 == convert_two(source, NAMES[:5], NAMES[5:5] or ["s06"], (out / "train", out / "val"))["train"].n_samples
+
+
+def test_a_disk_that_becomes_full_is_told_with_what_is_needed(source, out, monkeypatch):
+    """[12] The error names the file, the room that is needed, and that finished shards are kept."""
+    real = os.write
+
+    def full(descriptor, data):
+        if len(data) > 4000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(
+        ConversionError, match=r"No space left .*needed about 1.02e-05 GB .* finished shards are kept: make room"
+    ) as caught:
+        run(source, out, n_shards=1, executor=Processes(workers=1))
+    assert caught.value.where["file"].endswith(".part")
+
+
+def test_files_that_cannot_be_written_are_named_and_leave_nothing(tmp_path, monkeypatch):
+    """[12] Neither half-written files stay, nor does the text of a link pass for a file's name."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the lease's text", None, "link")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.write_whole(f"{tmp_path}/manifest", b"data")
+    assert (f"{tmp_path}/manifest", []) == (caught.value.filename, list(tmp_path.iterdir()))
+    monkeypatch.setattr(os, "symlink", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.make_link("text", f"{tmp_path}/link")
+    assert (f"{tmp_path}/link", None) == (caught.value.filename, caught.value.filename2)
+
+
 def test_an_output_that_is_a_file_is_refused(source, tmp_path):
     """[15] Also where it is a parent of the output."""
     (tmp_path / "file").write_text("")
@@ -589,8 +891,8 @@ def test_a_lease_of_another_machine_counts_until_it_is_old(source, out, monkeypa
     assert NAMES == keys(out)
 
 
-def test_a_lease_is_waited_for(source, out):
-    """[16] A second conversion begins when the first lets go."""
+def test_a_lease_is_waited_for(source, out, caplog):
+    """[16] A second conversion begins when the first lets go, and says once for whom it waits."""
     out.mkdir()
     done = []
     with Lease(lease_path(str(out), "p"), probe=staging_path(str(out), "p")):
@@ -600,6 +902,9 @@ def test_a_lease_is_waited_for(source, out):
         assert [] == done
     thread.join(30)
     assert 1 == len(done)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"another conversion holds {out}/.p.lease: process {os.getpid()} on " in warning
+    assert "120 seconds after its last sign of life" in warning
 
 
 def test_whoever_lost_the_lease_publishes_nothing(source, out):
@@ -697,32 +1002,67 @@ def test_suffixes_from_an_iterator_serve_every_sample(source, out):
     assert 10 == len(read(out))
 
 
+def convert_two(source, train, val, directories, **more):
+    """Convert two splits."""
+    return convert(
+        reader=PickleReader(directory=source, suffixes="pyd"),
+        names={"train": train, "val": val},
+        directories=dict(zip(("train", "val"), map(str, directories), strict=True)),
+        prefix="p",
+        key_encoder=encode_dashes,
+        executor=Serial(),
+        **more,
+    )
+
+
 def test_two_splits_in_one_directory_are_refused(source, tmp_path):
     """[25] Also where the paths only look different."""
     (tmp_path / "link").symlink_to(tmp_path / "out")
-    with pytest.raises(ConfigError, match="the splits train and val have the same directory"):
-        convert(
-            reader=PickleReader(directory=source, suffixes="pyd"),
-            names={"train": ["s00"], "val": ["s01"]},
-            directories={"train": str(tmp_path / "out"), "val": str(tmp_path / "link")},
-            prefix="p",
-            key_encoder=encode_dashes,
-            executor=Serial(),
-        )
+    with pytest.raises(InputError, match="the splits train and val have the same directory"):
+        convert_two(source, ["s00"], ["s01"], (tmp_path / "out", tmp_path / "link"))
 
 
 def test_a_name_in_two_splits_is_refused(source, tmp_path):
     """[26] Leaks between train and val are named."""
     with pytest.raises(InputError) as caught:
-        convert(
-            reader=PickleReader(directory=source, suffixes="pyd"),
-            names={"train": NAMES[:6], "val": NAMES[5:]},
-            directories={split: str(tmp_path / split) for split in ("train", "val")},
-            prefix="p",
-            key_encoder=encode_dashes,
-            executor=Serial(),
-        )
+        convert_two(source, NAMES[:6], NAMES[5:], (tmp_path / "train", tmp_path / "val"))
     assert ["the name 's05' is in the splits train and val"] == problems(caught)
+
+
+def test_all_that_is_wrong_is_in_one_error(source, tmp_path):
+    """[5, 25, 26, 31, 32] Clashes, duplicates, overlaps, colliding keys, missing files and strangers, all at once."""
+    store(source, {"a.b": 1, "a-b": 2})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "p-000000.tar").write_bytes(b"precious")
+    with pytest.raises(InputError) as caught:
+        convert_two(source, ["s00", "s00", "a.b", "a-b"], ["s00", "no", 7], [tmp_path / "out"] * 2)
+    assert [
+        f"the splits train and val have the same directory {tmp_path}/out; one would overwrite the other",
+        "name 2 of split val is 7; names are strings with something in them",
+        "the name 's00' occurs 2 times in split train",
+        "the names 'a.b' and 'a-b' of split train get one key, 'a-b'",
+        *[
+            f"{tmp_path}/out holds p-000000.tar and 0 more files that no manifest lists; "
+            "move them away or choose another prefix"
+        ]
+        * 2,
+    ] == problems(caught)
+    with pytest.raises(InputError) as caught:
+        convert_two(source, ["s00", "s00"], ["s00", "no"], (tmp_path / "train", tmp_path / "val"))
+    assert [
+        "the name 's00' occurs 2 times in split train",
+        "the name 's00' is in the splits train and val",
+        f"no: No such file or directory: {source}/no.pyd",
+    ] == problems(caught)
+
+
+@pytest.mark.parametrize("names", [{"s00", "s01"}, frozenset({"s00"})])
+def test_names_without_an_order_are_refused(names, source, out):
+    """[23, 27] The order of a set changes with PYTHONHASHSEED, and so would the shards."""
+    with pytest.raises(ConfigError, match=r"are a (frozen)?set, whose order changes .*sorted\(names\)"):
+        run(source, out, names)
+    run(source, out, dict.fromkeys(NAMES).keys())
+    assert NAMES == keys(out)
 
 
 def test_keys_that_collide_are_refused_naming_both(source, out):
@@ -862,10 +1202,12 @@ def test_values_that_look_like_nothing_come_back(source, out):
     values = [None, False, 0, "", b"", [], {}, ()]
     store(source, dict(zip(NAMES, values, strict=False)))
     run(source, out, NAMES[: len(values)])
-    assert values == [value for _, value in read(out)]
+    found = [value for _, value in read(out)]
+    assert [(type(value), value) for value in values] == [(type(value), value) for value in found]
     store(source, {"empty": torch.empty(0)})
     run(source, out, ["empty"], n_shards=1)
-    assert (0,) == tuple(read(out)[0][1].shape)
+    ((_, empty),) = read(out)
+    assert (torch.Tensor, torch.float32, (0,)) == (type(empty), empty.dtype, tuple(empty.shape))
 
 
 @pytest.mark.parametrize(
@@ -1071,3 +1413,78 @@ def test_plain_bytes_of_other_writers_are_stored_as_they_are(out):
     """Only pickle suffixes are decoded and written anew."""
     manifest = run(Faulty(functools.partial(lambda name: [Sample(name, {"x": b"5"})])), out, writer="other")
     assert {"x": "bytes"} == manifest.codecs
+
+
+@pytest.mark.parametrize(
+    ("prints", "said"),
+    [
+        (lambda names: None, "must give one string a sample, not None"),
+        (lambda names: "x" * len(names), "must give one string a sample"),
+        (lambda names: iter(names), "must give one string a sample"),
+        (lambda names: 1 / 0, "fails with ZeroDivisionError: division by zero"),
+        (lambda names: Path("/nowhere").read_text(), "fails with FileNotFoundError"),
+    ],
+)
+def test_fingerprints_that_fail_name_the_writer(prints, said, out):
+    """[94] Whatever goes wrong in a plugin, the error says whose fault it is."""
+    reader = Faulty(raising(KeyError()))
+    reader.fingerprints = prints
+    with pytest.raises(PluginError, match=rf"fingerprints\(\) of the writer faulty {said}") as caught:
+        run(reader, out, writer="faulty")
+    assert "faulty" == caught.value.where["plugin"]
+
+
+@pytest.mark.parametrize(
+    ("codecs", "said"),
+    [(None, "must map suffixes to codecs, not None"), ({"x": "zip"}, "declares the codec 'zip' for the suffix 'x'")],
+)
+def test_codecs_that_no_reader_knows_are_refused_before_work_starts(codecs, said, out):
+    """[94] Such shards could not be read back."""
+    reader = Plain()
+    reader.codecs = codecs
+    with pytest.raises(PluginError, match=said):
+        run(reader, out, writer="faulty")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("encode", "said"),
+    [
+        (lambda name: None, "makes None of the name 's00', which is no string but NoneType"),
+        (lambda name: 1 / 0, "fails at the name 's00' with ZeroDivisionError"),
+    ],
+)
+def test_a_key_encoder_that_breaks_its_contract_is_named(encode, said, source, out):
+    """[94] The error says which, and at which name."""
+    with pytest.raises(PluginError, match=f"the key encoder odd {said}") as caught:
+        run(source, out, encode=encode, key_encoder_name="odd")
+    assert "odd" == caught.value.where["plugin"]
+
+
+class Broken(contextlib.AbstractContextManager):
+    """An executor that does not start, or is none."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __enter__(self):
+        """Fail, or return something else."""
+        return self.fault()
+
+    def __exit__(self, *_):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda: 1 / 0, "cannot start: ZeroDivisionError"),
+        (lambda: Path("/nowhere").read_text(), "cannot start: FileNotFoundError"),
+        (lambda: 7, "gives int, which is no concurrent.futures.Executor"),
+    ],
+)
+def test_an_executor_that_does_not_start_is_named(fault, said, source, out):
+    """[94] It is no error of the disk, and nothing is published."""
+    with pytest.raises(PluginError, match=rf"the executor test_convert\.Broken {said}"):
+        run(source, out, executor=Broken(fault))
+    assert [] == list(out.iterdir())

@@ -18,6 +18,7 @@ from bionemo.webdatamodule.errors import CorruptShardError
 from bionemo.webdatamodule.shards.grouping import group
 from bionemo.webdatamodule.shards.headers import member_name, split_name
 from bionemo.webdatamodule.shards.index import ShardIndex, build_index, index_name
+from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
 from bionemo.webdatamodule.shards.walk import walk
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -305,6 +306,34 @@ def test_absurd_sizes_are_refused(tmp_path, size, message):
     path = edited(tar(tmp_path / "a.tar", [("a.x", b"1"), ("b.x", b"2")]), 1024 + 124, size)
     with pytest.raises(CorruptShardError, match=message):
         build_index(path)
+
+
+@pytest.mark.parametrize("written", ["octal", "spaces", "base 256", "PAX"])
+def test_a_size_is_compared_with_the_index_however_it_is_written(tmp_path, written):
+    """Reading takes what indexing took, and another size under the same index is an error."""
+    records = {"size": "700"} if written == "PAX" else {}
+    members = [info("a.cls"), info("a.txt", size=700, pax_headers=records)]
+    path = tmp_path / "t-0.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(b"2" * 700))
+    at = path.read_bytes().index(b"a.txt\0") + 124
+    write = {
+        "octal": lambda size: edited(path, at, b"%011o\x00" % size),
+        "spaces": lambda size: edited(path, at, b"%11o " % size),
+        "base 256": lambda size: edited(path, at, b"\x80" + size.to_bytes(11, "big")),
+        "PAX": lambda size: path.write_bytes(path.read_bytes().replace(b"size=700", b"size=%d" % size)),
+    }[written]
+    if written == "PAX":
+        edited(path, at, b"00000000000\x00")
+    write(700)
+    os.utime(path, (1, 1))
+    assert ["2" * 700] == [text for (text,) in SampleReader([ShardSet.open(tmp_path, "t")], ["txt"]).read(np.arange(1))]
+    stale = ShardSet.open(tmp_path, "t")
+    write(699)
+    os.utime(path, (1, 1))
+    with pytest.raises(CorruptShardError, match="not what it was when the shard was indexed"):
+        SampleReader([stale], ["txt"]).read(np.arange(1))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bionemo.webdatamodule.errors import ManifestError
+from bionemo.webdatamodule.shards import manifest as manifest_module
 from bionemo.webdatamodule.shards.manifest import (
     FORMAT,
     Manifest,
@@ -17,11 +18,17 @@ from bionemo.webdatamodule.shards.manifest import (
 from bionemo.webdatamodule.testing import imported_with
 
 
-def entry(number, samples=2, sha256="00"):
+def entry(number, samples=2, sha256="00" * 32, **changes):
     """Return a shard entry."""
-    return ShardEntry(
-        name=f"p-{number:06d}.tar", bytes=2048, samples=samples, sha256=sha256, index_sha256="11", inputs="22"
-    )
+    given = {
+        "name": f"p-{number:06d}.tar",
+        "bytes": 2048,
+        "samples": samples,
+        "sha256": sha256,
+        "index_sha256": "11" * 32,
+        "inputs": "22" * 32,
+    }
+    return ShardEntry(**{**given, **changes})
 
 
 def manifest(**changes):
@@ -64,7 +71,7 @@ def test_digest_identifies_the_data_alone():
     same = [manifest(), manifest(prefix="q", versions={}, writer={})]
     others = [
         manifest(shards=(entry(1, samples=3), entry(0))),
-        manifest(shards=(entry(0, sha256="01"), entry(1, samples=3))),
+        manifest(shards=(entry(0, sha256="01" * 32), entry(1, samples=3))),
         manifest(codecs={"cls": "pickle", "x.pyd": "pickle"}),
     ]
     assert 1 == len({one.digest for one in same})
@@ -82,6 +89,8 @@ def test_digest_identifies_the_data_alone():
         manifest().to_json()[:-40],
         manifest().to_json()[: len(manifest().to_json()) // 2],
         "\x00" * 100,
+        "[" * 200_000,
+        '{"a":' * 200_000,
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, text):
@@ -110,6 +119,72 @@ def test_a_newer_format_is_refused(tmp_path):
     directory = written(tmp_path, manifest(format=FORMAT + 1).to_json())
     with pytest.raises(ManifestError, match=f"has format {FORMAT + 1}.*update bionemo-webdatamodule"):
         read_manifest(directory, "p")
+
+
+@pytest.mark.parametrize(
+    "name", ["../precious.txt", "/etc/passwd", "p-/../../x.tar", "p-a/b.tar", "q-000000.tar", "p-1.txt", "", 7, None]
+)
+def test_a_name_that_is_no_shard_of_the_prefix_is_refused(name):
+    """A manifest with a good checksum cannot make anybody touch other files."""
+    with pytest.raises(ManifestError, match=r"which is (no shard of the prefix 'p'|not in its directory)"):
+        Manifest.from_json(manifest(shards=(entry(0, name=name),)).to_json())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"inputs": "../../victim"}, "are no hash"),
+        ({"inputs": None}, "are no hash"),
+        ({"sha256": "../x"}, "gives no hash of p-000000.tar"),
+        ({"sha256": "0" * 63}, "gives no hash"),
+        ({"index_sha256": 7}, "gives no hash"),
+        ({"bytes": "7"}, "gives no size"),
+        ({"bytes": -1}, "gives no size"),
+        ({"bytes": True}, "gives no size"),
+    ],
+)
+def test_hashes_and_sizes_of_another_form_are_refused(wrong, said):
+    """Hashes are file names in the staging directory, sizes are counted with."""
+    with pytest.raises(ManifestError, match=said):
+        Manifest.from_json(manifest(shards=(entry(0, **wrong),)).to_json())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"shards": ()}, "lists no shards"),
+        ({"shards": (entry(0), entry(0))}, "lists a shard twice"),
+        ({"prefix": "../p"}, "is of the prefix"),
+        ({"suffixes": (7,)}, "no list of suffixes"),
+        ({"codecs": {"cls": 7}}, "how fields are encoded"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(wrong, said):
+    """The error is one of the manifest, whoever reads it."""
+    with pytest.raises(ManifestError, match=said):
+        Manifest.from_json(manifest(**wrong).to_json())
+
+
+@pytest.mark.parametrize("name", ["suffixes", "codecs", "shards", "writer", "prefix", "format"])
+@pytest.mark.parametrize("value", [None, 7, "text", [7], {"a": {}}])
+def test_fields_of_other_types_are_refused(name, value):
+    """No wrong type leads to anything but an error of the manifest."""
+    body = json.loads(manifest().to_json())
+    del body["checksum"]
+    body[name] = value
+    text = json.dumps({**body, "checksum": manifest_module._checksum(body)})
+    if (name, value) == ("writer", {"a": {}}):
+        assert {"a": {}} == Manifest.from_json(text).writer
+    else:
+        with pytest.raises(ManifestError):
+            Manifest.from_json(text)
+
+
+def test_a_manifest_of_another_prefix_is_refused(tmp_path):
+    """A file that was renamed does not lend its shards to another prefix."""
+    (tmp_path / "q.manifest.json").write_text(manifest().to_json())
+    with pytest.raises(ManifestError, match="is of the prefix 'p' instead of 'q'"):
+        read_manifest(str(tmp_path), "q")
 
 
 def test_unknown_fields_of_this_format_are_ignored():

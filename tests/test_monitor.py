@@ -120,6 +120,24 @@ def test_the_share_is_logged_for_each_step(tmp_path, clock):
     assert 0.5 == trainer.progress_bar_metrics["waiting"]
 
 
+def test_the_share_of_each_epoch_is_logged_at_its_end(tmp_path, clock):
+    """Batches that come in chunks make single steps jump; over an epoch they tell how long it waited."""
+
+    class Chunks(Batches):
+        def __iter__(self):
+            for number in range(BATCHES):
+                self.clock.sleep(0 if number % 4 else self.wait)
+                yield torch.full((2, 4), float(number))
+
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit(tmp_path, Model(clock, 1.0), Chunks(clock, 4.0), DataWaitMonitor(), logger=logger)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [float(row["data_wait"]) for row in rows if row["data_wait"]]
+    assert [pytest.approx(0.8), 0, 0, 0] * 4 == steps
+    assert [0.5, 0.5] == [float(row["data_wait_epoch"]) for row in rows if row["data_wait_epoch"]]
+
+
 @pytest.mark.parametrize(("wait", "said"), [(1.0, ["epoch 0 waited", "epoch 1 waited"]), (0.01, [])])
 def test_an_epoch_that_waited_much_is_said(tmp_path, caplog, clock, wait, said):
     """One line an epoch, at level INFO, with the remedy."""

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -15,14 +16,28 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule.errors import ConfigError, DecodeError, RefusedPickleError
+from bionemo.webdatamodule.default_plugins.executors import Serial
+from bionemo.webdatamodule.default_plugins.keys import encode_dashes
+from bionemo.webdatamodule.default_plugins.pickles import PickleReader
+from bionemo.webdatamodule.errors import ConfigError, DecodeError, InputError, RefusedPickleError
 from bionemo.webdatamodule.pickles import Policy, dumps, loads, recode
+from bionemo.webdatamodule.shards.convert import convert
 
 HERE = Path(__file__).parent
 sameness = runpy.run_path(str(HERE / "sameness.py"))
 hostile = runpy.run_path(str(HERE / "hostile.py"))
 same, values, tensors = sameness["same"], sameness["values"], sameness["tensors"]
 call, name, value, P = hostile["call"], hostile["name"], hostile["value"], hostile["P"]
+
+NO_WIDTH = hostile["dtype"]("U0", 3, "<", None, None, None, 0, 4, 8)
+
+
+def saved(item, **options):
+    """Return what torch.save writes."""
+    stream = io.BytesIO()
+    torch.save(item, stream, **options)
+    return stream.getvalue()
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
@@ -275,13 +290,20 @@ def test_every_gadget_is_refused_by_name(report):
     assert [] == [line for line in report if line["group"] == "gadgets" and line["found"] != refused]
 
 
-@pytest.mark.parametrize("group", ["nested", "states", "bombs"])
+@pytest.mark.parametrize("group", ["nested", "states", "bombs", "torch"])
 def test_every_broken_state_and_bomb_is_an_error(report, group):
     """A known name with a hostile argument is a DecodeError."""
     errors = {"DecodeError", "RefusedPickleError"}
     lines = [line for line in report if line["group"] == group]
     assert lines
     assert [] == [line for line in lines if not errors.issuperset(line["found"])]
+
+
+def test_what_is_hostile_in_a_pickle_is_refused_in_a_file_of_torch(report):
+    """Every stream is an error also inside what torch.save writes, and so is every such file that claims too much."""
+    errors = {"DecodeError", "RefusedPickleError"}
+    assert {2, 4} == {len(line["torch"]) for line in report}
+    assert [] == [line for line in report if not errors.issuperset(line["torch"])]
 
 
 def test_tracing_a_hostile_stream_does_nothing(report):
@@ -292,6 +314,61 @@ def test_tracing_a_hostile_stream_does_nothing(report):
 def test_memory_is_bounded_by_the_input(report):
     """No stream, the largest of which has 400 kB, makes the process grow by more than 80 MB."""
     assert [] == [line for line in report if line["grown"] > 80 << 10]
+
+
+@pytest.mark.parametrize("data", [saved([1]), saved([torch.ones(2)], _use_new_zipfile_serialization=False)])
+@pytest.mark.parametrize("policy", [Policy(), Policy(pickles="trusted")])
+def test_files_of_torch_are_told_from_pickles(data, policy, tmp_path):
+    """A conversion of pickles says, in a line for each file, that torch.save wrote it and what to do about it."""
+    for number in range(2):
+        (tmp_path / f"s{number}.mydata.pt").write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        convert(
+            reader=PickleReader(directory=tmp_path, suffixes="mydata.pt"),
+            names={"train": ["s0", "s1"]},
+            directories={"train": str(tmp_path / "out")},
+            prefix="p",
+            n_shards=1,
+            key_encoder=encode_dashes,
+            executor=Serial(),
+            writer="pickles",
+            options={},
+            policy=policy,
+        )
+    lines = caught.value.message.splitlines()[1:]
+    assert ["s0", "s1"] == [line.partition(":")[0].strip() for line in lines]
+    assert all("torch.save" in line and "pickle.dump(torch.load(path), file)" in line for line in lines)
+    assert not any("trusted" in line for line in lines)
+
+
+def test_the_number_that_torch_begins_files_with_is_a_number():
+    """On its own it is a plain pickle."""
+    assert 0x1950A86A20F9469CFC6C == loads(pickle.dumps(0x1950A86A20F9469CFC6C, 2))
+
+
+def test_state_dicts_keep_the_versions_of_their_modules():
+    """The one attribute that an OrderedDict may have is the one that torch gives it."""
+    state = torch.nn.BatchNorm1d(2).state_dict()
+    for found in (loads(pickle.dumps(state)), loads(recode(pickle.dumps(state), policy=Policy()))):
+        assert OrderedDict is type(found)
+        assert same(state, found)
+        assert state._metadata == found._metadata
+    for metadata in ([1], {"": [1]}, {1: {}}, {"": {"version": [1]}}):
+        state._metadata = metadata
+        with pytest.raises(DecodeError, match="unknown metadata"):
+            loads(pickle.dumps(state))
+
+
+def test_text_of_no_width_is_no_bomb():
+    """It needs no bytes, so its shape is bounded by itself."""
+    empty = np.ndarray((3,), "<U0")
+    assert same(empty, loads(pickle.dumps(empty)))
+    for made in (
+        hostile["canonical"]((10**11,), "<U0", bytearray(0)),
+        hostile["array"]((10**11,), NO_WIDTH, value(b"")),
+    ):
+        with pytest.raises(DecodeError, match="absurd"):
+            loads(P + made + b".")
 
 
 # -- the policy

@@ -6,10 +6,13 @@ import logging
 import os
 import pathlib
 import pickle
+import resource
 import shutil
 import tarfile
+import threading
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from bionemo.webdatamodule import WebDataModule
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,
@@ -28,7 +32,7 @@ from bionemo.webdatamodule.errors import (
     RefusedPickleError,
 )
 from bionemo.webdatamodule.pickles import Policy, dumps
-from bionemo.webdatamodule.shards import maps, read
+from bionemo.webdatamodule.shards import cache, maps, read
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, journal_path, manifest_path, staging_path
 from bionemo.webdatamodule.shards.decode import Plain
@@ -173,19 +177,20 @@ def test_foreign_shards_read_as_webdataset_reads_them(tmp_path):
 
 def test_indexes_of_foreign_shards_are_kept_in_the_cache(tmp_path, monkeypatch):
     """A shard is walked once for each state of it, and the cache may be deleted or read-only."""
+    monkeypatch.setattr(cache, "_SETTLED_NS", 0)
     write_tar(tmp_path / "t-0.tar", [("a.txt", b"1")])
     os.utime(tmp_path / "t-0.tar", (1, 1))
     first = ShardSet.open(tmp_path, "t")
     assert {} == first.kept
-    cache = pathlib.Path(os.environ["XDG_CACHE_HOME"])
-    (file,) = cache.rglob("*.idx")
+    folder = pathlib.Path(os.environ["XDG_CACHE_HOME"])
+    (file,) = folder.rglob("*.idx")
     before = file.stat()
     assert first.digest == ShardSet.open(tmp_path, "t").digest
     assert before == file.stat()
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert first.digest == ShardSet.open(tmp_path, "t").digest
-    shutil.rmtree(cache)
-    cache.write_text("no directory")
+    shutil.rmtree(folder)
+    folder.write_text("no directory")
     assert first.digest == ShardSet.open(tmp_path, "t").digest
     assert [("1",)] == reader(tmp_path, ["txt"]).read(ids(0))
     write_tar(tmp_path / "t-0.tar", [("b.txt", b"2")])
@@ -374,6 +379,77 @@ def test_a_shard_cut_while_it_is_open_does_not_kill_the_process(tmp_path):
     os.truncate(tmp_path / "t-000000.tar", 4096)
     with pytest.raises(ChangedDataError, match="changed while it was read"):
         found.read(ids(9))
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_an_error_about_a_shard_that_changes_says_where(tmp_path, foreign):
+    """Cut while it is open, or swapped for another of its size: shard, split and what changed are named."""
+    directory = write_set(tmp_path, tensors(size=5000), n_shards=2)
+    if foreign:
+        pathlib.Path(manifest_path(directory, "t")).unlink()
+    found = reader(directory)
+    found.read(ids(0))
+    first, second = (tmp_path / f"t-00000{number}.tar" for number in (0, 1))
+    os.truncate(first, 4096)
+    with pytest.raises(ChangedDataError, match="was changed while it was read: it has 4096 bytes") as caught:
+        found.read(ids(1))
+    assert {"shard": str(first), "split": "train"} == caught.value.where
+    os.utime(second, (1, 1))
+    with pytest.raises(ChangedDataError, match="the data were set up: its modification time is another;") as caught:
+        found.read(ids(9))
+    assert {"shard": str(second), "split": "train"} == caught.value.where
+
+
+def write_sizes(path, *sizes):
+    """Write a foreign tar of fields of certain sizes, long ago."""
+    write_tar(path, [(f"{key}.txt", key.encode() * size) for key, size in zip("abc", sizes, strict=True)])
+    os.utime(path, (1, 1))
+
+
+def test_a_foreign_shard_that_was_copied_over_another_is_indexed_anew(tmp_path, monkeypatch):
+    """Neither its size nor its modification time tells it from the one before, whose index the cache has."""
+    monkeypatch.setattr(cache, "_SETTLED_NS", 0)
+    for sizes in ((100, 600, 100), (600, 100, 100), (100, 100, 600)):
+        write_sizes(tmp_path / "other.tar", *sizes)
+        shutil.copy2(tmp_path / "other.tar", tmp_path / "t-0.tar")
+        found = reader(tmp_path, ["txt"])
+        assert [(key * size,) for key, size in zip("abc", sizes, strict=True)] == found.read(np.arange(3))
+        assert {} == found.sets[0].kept
+
+
+@pytest.mark.parametrize("sizes", [(600, 100, 100), (100, 100, 600), (90, 600, 100)])
+def test_a_stale_index_of_a_foreign_shard_does_not_serve_wrong_bytes(tmp_path, sizes):
+    """Where the file is exchanged after its index was made, the header before each field shows it."""
+    write_sizes(tmp_path / "t-0.tar", 100, 600, 100)
+    found = reader(tmp_path, ["txt"])
+    write_sizes(tmp_path / "t-0.tar", *sizes)
+    with pytest.raises(
+        CorruptShardError, match=r"checksum|no tar header|not what it was when .* was indexed"
+    ) as caught:
+        found.read(np.arange(3))
+    assert (str(tmp_path / "t-0.tar"), "train") == tuple(caught.value.where[name] for name in ("shard", "split"))
+
+
+@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
+def test_every_flipped_bit_of_a_foreign_header_is_noticed(tmp_path, format_):
+    """Also after the shard was indexed, and while it is open."""
+    path = tmp_path / "t-0.tar"
+    with tarfile.open(path, "w", format=format_) as archive:
+        for number in range(2):
+            member = tarfile.TarInfo(f"s{number}.txt")
+            member.size, member.mtime = 3, 1.5 if format_ == tarfile.PAX_FORMAT else 1
+            archive.addfile(member, io.BytesIO(b"abc"))
+    found = reader(tmp_path, ["txt"], check="always")
+    assert [("abc",), ("abc",)] == found.read(ids(0, 1))
+    data = path.read_bytes()
+    header = data.index(b"s1.txt\0")
+    with path.open("r+b", buffering=0) as file:
+        for position in range(header, header + 512):
+            os.pwrite(file.fileno(), bytes([data[position] ^ 1 << position % 8]), position)
+            with pytest.raises(CorruptShardError, match=r"checksum|no tar header"):
+                found.read(ids(0, 1))
+            os.pwrite(file.fileno(), data[position : position + 1], position)
+    assert [("abc",), ("abc",)] == found.read(ids(0, 1))
 
 
 def test_open_shards_outlive_a_new_conversion(tmp_path):
@@ -579,6 +655,138 @@ def test_no_more_shards_are_open_than_may_be(tmp_path, monkeypatch):
     del found
     gc.collect()
     assert n_descriptors() < before  # the ledger had one too
+
+
+def test_all_readers_of_a_process_share_one_bound_of_open_shards(tmp_path, monkeypatch):
+    """Whatever reader they belong to, the shards used longest ago are closed, and those in use stay open."""
+    monkeypatch.setattr(maps, "MOST_OPEN", 3)
+    first, second = (reader(write_set(tmp_path / name, tensors(8), n_shards=8), ["y.pyd"]) for name in "ab")
+    before = n_descriptors()
+    first.read(ids(0, 1, 2))
+    open_in_first = []
+    for number in (5, 6, 7):
+        assert [(number,)] == second.read(ids(number))
+        assert [(2,)] == first.read(ids(2))
+        open_in_first.append([shard for shard in range(8) if shard in first._places._open])
+    assert [[1, 2], [2], [2]] == open_in_first
+    assert [6, 7] == [shard for shard in range(8) if shard in second._places._open]
+    assert n_descriptors() <= before + 6
+
+
+class Descriptors(Dataset):
+    """Reads with a reader in a worker, and tells how many descriptors that took."""
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, _):
+        before = n_descriptors()
+        samples = self.reader.read(np.arange(self.reader.n_samples))
+        return samples, n_descriptors() - before
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # as workers of loaders are
+def test_what_a_forked_worker_inherits_counts_as_open(tmp_path, monkeypatch):
+    """A worker closes what its parent read and it does not, before it would have too much open."""
+    monkeypatch.setattr(maps, "MOST_OPEN", 3)
+    train, val = (reader(write_set(tmp_path / name, tensors(8), n_shards=8), ["y.pyd"]) for name in "ab")
+    val.read(np.arange(8))
+    loader = DataLoader(Descriptors(train), batch_size=None, num_workers=1, multiprocessing_context="fork")
+    assert [([(number,) for number in range(8)], 0)] == [(list(map(tuple, samples)), more) for samples, more in loader]
+    assert 3 == len(val._places._open)
+
+
+def data_module(directory, **workers):
+    """Return a data module over a directory of each split, with its number of workers."""
+    return WebDataModule(
+        {split: f"{directory}/{split}" for split in workers},
+        None,
+        ["y.pyd"],
+        8,
+        "t",
+        kwargs_wld={split: {"num_workers": count} for split, count in workers.items()},
+    )
+
+
+def read_in_turn(directory):
+    """Read three splits as fit and test do, with few descriptors, and return how many samples came of each."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    module = data_module(directory, train=2, val=0, test=0)
+    module.setup("fit")
+    train, val = module.train_dataloader(), module.val_dataloader()
+    counts = [sum(map(len, loader)) for loader in (val, train, val, train)]
+    module.setup("test")
+    return [*counts, sum(map(len, module.test_dataloader()))]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # as workers of loaders are
+def test_many_shards_in_each_split_need_no_more_descriptors(tmp_path):
+    """Training with workers between validations, and a test after it, keep within a low limit on open files."""
+    for split in ("train", "val", "test"):
+        write_set(tmp_path / split, tensors(80, size=1), n_shards=80)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        assert [80] * 5 == pool.submit(read_in_turn, str(tmp_path)).result()
+
+
+def test_a_data_module_closes_its_shards_when_it_goes(tmp_path):
+    """Deleting module, loader and batch is enough; no cycle waits for the garbage collector."""
+    write_set(tmp_path / "train", tensors(8), n_shards=8)
+    gc.collect()
+    before = n_descriptors()
+    gc.disable()
+    try:
+        left = []
+        for _ in range(3):
+            module = data_module(tmp_path, train=0)
+            module.setup("fit")
+            loader = module.train_dataloader()
+            assert [8] == [len(batch) for batch in loader]
+            assert n_descriptors() >= before + 16
+            del module, loader
+            left.append(n_descriptors() - before)
+    finally:
+        gc.enable()
+    assert [0, 0, 0] == left
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_leave_no_descriptor_and_no_process(tmp_path, workers):
+    """After twenty epochs over real shards as many files are open and children alive as after two."""
+    write_set(tmp_path / "train", tensors(40), n_shards=5)
+    module = data_module(tmp_path, train=workers)
+    module.setup("fit")
+    loader = module.train_dataloader()
+    states = []
+    for epochs in (2, 9, 9):
+        for _ in range(epochs):
+            assert list(range(40)) == sorted(torch.cat(list(loader)).tolist())
+        gc.collect()
+        for thread in threading.enumerate():
+            if thread.name == "QueueFeederThread":  # multiprocessing's own, which ends soon after its queue
+                thread.join(60)
+        states.append((n_descriptors(), len(active_children())))
+    assert [states[0]] * 3 == states
+
+
+def test_memory_stays_flat_while_reading(tmp_path):
+    """Neither the number of samples read nor that of epochs shows in what Python has allocated."""
+    samples = [(f"s{number}", {"y.pyd": dumps(number)}) for number in range(20_000)]
+    found = reader(write_set(tmp_path, samples), ["y.pyd"])
+    used = []
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            for part in np.array_split(np.random.default_rng(1).permutation(20_000), 200):
+                (values,) = found.read_batch(part)
+                assert part.tolist() == values.tolist()
+                used.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    grown = max(used[20:]) - min(used[20:])
+    assert grown < 100_000  # the interpreter's own free lists fill up; an object for each sample would take millions
 
 
 def test_suffixes_stored_in_two_ways_are_refused(tmp_path):

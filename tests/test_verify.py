@@ -143,7 +143,7 @@ def test_deep_finds_what_cannot_be_decoded(tmp_path):
     assert [] == problems(directory)
     found = problems(directory, deep=True)
     assert 6 == len(found)
-    assert found[0].startswith("p-000000.tar: sample 0, json: ")
+    assert found[0].startswith("p-000000.tar: s0, json: ")
 
 
 def test_deep_follows_the_policy(tmp_path):
@@ -157,7 +157,7 @@ def test_deep_follows_the_policy(tmp_path):
         executor=Serial(),
         policy=Policy(pickles="trusted"),
     )
-    assert ["p-000000.tar: sample 0, pyd"] == [found[:27] for found in problems(tmp_path, deep=True)]
+    assert ["p-000000.tar: a, pyd"] == [found[:20] for found in problems(tmp_path, deep=True)]
     assert [] == problems(tmp_path, deep=True, policy=Policy(pickles="trusted"))
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bionemo.webdatamodule.components import Component, KeyFunction, SampleReader
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins, as_use, provider, resolve
+from bionemo.webdatamodule.shards.checks import check_ordered
 from bionemo.webdatamodule.shards.convert import convert
 from bionemo.webdatamodule.shards.manifest import Manifest
 from bionemo.webdatamodule.shards.subsets import resolve_subsets
@@ -80,18 +81,20 @@ def materialised(split: str, names: Any) -> Any:
     """Return names as a list if they come as a one-shot iterator, such as a generator; else as they are.
 
     Raises:
-        ConfigError: If they are one string, whose characters nobody means.
+        ConfigError: If they are one string, whose characters nobody means, or a set, which has no order.
     """
     if isinstance(names, str | bytes):
         raise ConfigError(f"names_subset[{split}] is the string {names!r}; give a list of names", split=split)
+    check_ordered(names, split=split)
     return list(names) if isinstance(names, Iterator) else names
 
 
-def run(conversion: Conversion, *, progress: bool | None = None) -> Mapping[str, Manifest]:
+def run(conversion: Conversion, *, check: bool = False, progress: bool | None = None) -> Mapping[str, Manifest]:
     """Convert what is not there yet or has changed, and return what each split's directory then holds.
 
     Args:
         conversion: What to do.
+        check: Compare the hashes of all shards that are there, and make damaged ones anew.
         progress: Whether to show progress bars; by default where standard error is a terminal.
 
     Raises:
@@ -113,6 +116,7 @@ def run(conversion: Conversion, *, progress: bool | None = None) -> Mapping[str,
         writer=conversion.writer.name,
         options=conversion.writer.options,
         provider=conversion.writer.provider,
+        check=check,
         progress=sys.stderr.isatty() if progress is None else progress,
     )
 
@@ -126,7 +130,13 @@ def executor_context(executor: Any) -> contextlib.AbstractContextManager[futures
     if isinstance(executor, futures.Executor):
         return contextlib.nullcontext(executor)
     if not hasattr(executor, "__enter__") and callable(executor):
-        executor = executor()
+        name = getattr(executor, "__qualname__", type(executor).__qualname__)
+        try:
+            executor = executor()
+        except WebDataModuleError:
+            raise
+        except Exception as error:
+            raise PluginError(f"the executor {name} cannot be made: {type(error).__name__}: {error}") from error
     if not hasattr(executor, "__enter__"):
         raise ConfigError(
             "an executor is a name such as 'processes', a Use, or a concurrent.futures.Executor, "

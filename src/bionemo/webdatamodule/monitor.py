@@ -16,7 +16,7 @@ _MUCH = 0.1  # of the time; beyond it the run would gain by more workers
 
 
 class DataWaitMonitor(L.Callback):
-    """Log which share of each training step was spent waiting for its batch, from 0 to 1.
+    """Log which share of each training step, and of each epoch, was spent waiting for batches, from 0 to 1.
 
     Near 0 the model is the bottleneck and nothing is to be gained on the data's side.
     A share of one half says that the run would be twice as fast with data at hand: use more workers, fewer or
@@ -24,11 +24,13 @@ class DataWaitMonitor(L.Callback):
 
     The share of a step is the time that the ``Trainer`` waited for the batch over the time from there to the
     end of the step; validation, checkpoints and other callbacks do not count.
+    Workers hand over several batches at a time, so single steps wait long or not at all; the share of the epoch,
+    logged at its end as the mean over ranks, tells what was lost.
     It works with any loader, and changes neither results nor random numbers.
 
     Args:
-        name: What the value is logged as.
-        prog_bar: Whether the progress bar shows it.
+        name: What the value of each step is logged as; that of the epoch has ``_epoch`` behind it.
+        prog_bar: Whether the progress bar shows that of each step.
 
     Attributes:
         waited: Seconds spent waiting in the current epoch, or the last one.
@@ -92,8 +94,10 @@ class DataWaitMonitor(L.Callback):
         if not trainer.barebones:
             pl_module.log(self.name, waited / took if took else 0.0, prog_bar=self.prog_bar, batch_size=1)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Say so where the epoch waited much."""
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch's share, and say so where it is much."""
+        if not trainer.barebones:
+            pl_module.log(f"{self.name}_epoch", self.share, sync_dist=True)
         if self.share > _MUCH:
             decided(
                 "epoch %d waited for data %.0f %% of its time; more num_workers or fewer stages would make it faster",

@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from bionemo.webdatamodule.errors import ConfigError, DecodeError
 from bionemo.webdatamodule.pickling.canonical import dumps
+from bionemo.webdatamodule.pickling.checks import from_torch
 from bionemo.webdatamodule.pickling.machine import Machine
 from bionemo.webdatamodule.pickling.names import finder, ghost
-
-if TYPE_CHECKING:
-    from bionemo.webdatamodule.templates import Decoder
 
 __all__ = ["Policy", "dumps", "loads", "recode"]
 
@@ -68,10 +65,16 @@ def loads(data: bytes | bytearray | memoryview, *, policy: Policy = _SAFE) -> An
     Raises:
         RefusedPickleError: The pickle asks for something that the policy does not allow, or for a class that
             cannot be imported. The message names it and the argument to add.
-        DecodeError: The data are no well-formed pickle, or something follows it.
+        DecodeError: The data are no well-formed pickle, or something follows it, or ``torch.save`` wrote them.
         MemoryError, ImportError: What a class of the user's raises of these passes unchanged.
     """
     view = memoryview(data).cast("B")
+    if from_torch(view):
+        raise DecodeError(
+            "this was written by torch.save, or is another zip archive, and is no plain pickle; write it again with "
+            "pickle.dump(torch.load(path), file), or store it as it is with a writer of your own, "
+            "under a suffix that ends in .pth"
+        )
     if policy.pickles == "trusted":
         value, end = _load_trusted(view)
     else:
@@ -90,14 +93,7 @@ def recode(data: bytes, *, policy: Policy) -> bytes:
     Raises:
         RefusedPickleError, DecodeError: As :func:`loads`.
     """
-    return dumps(_decoder(policy)(memoryview(data)))
-
-
-@functools.lru_cache(maxsize=8)
-def _decoder(policy: Policy) -> Decoder:
-    from bionemo.webdatamodule.templates import Decoder  # which needs this module
-
-    return Decoder(policy)
+    return dumps(loads(data, policy=policy))
 
 
 class _TrustingUnpickler(pickle.Unpickler):

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from bionemo.webdatamodule.errors import ConfigError, NoShardsError
+from bionemo.webdatamodule.commands.arguments import open_set
+from bionemo.webdatamodule.commands.options import parse_options
+from bionemo.webdatamodule.components import Stage, Use
+from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
+from bionemo.webdatamodule.plugins import find
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.measuring import Rate
@@ -27,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], metavar="N", help="numbers of workers")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples of a batch (64)")
     parser.add_argument(
-        "--stage", action="append", default=[], help="stage of pipeline_wds: a name, or module:function; again for more"
+        "--stage",
+        action="append",
+        default=[],
+        help="stage of pipeline_wds: NAME, NAME:K=V,K=V, as JSON, or MODULE:FUNCTION; again for more",
     )
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each figure (3)")
     parser.add_argument("--trusted", action="store_true", help="let pickles run code")
@@ -41,29 +48,31 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from bionemo.webdatamodule.measuring import PARTS, Bench, advice
     from bionemo.webdatamodule.pickles import Policy
-    from bionemo.webdatamodule.shards.sets import ShardSet
 
     if args.batch_size < 1 or args.seconds <= 0 or min(args.workers) < 0:
         raise ConfigError("--batch-size takes a number from 1, --seconds one above 0, --workers numbers from 0")
-    prefix = args.prefix or _prefix(args.directory)
     policy = Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
-    found = ShardSet.open(args.directory, prefix)
+    found = open_set(args.directory, args.prefix)
     suffixes = tuple(args.suffix or found.suffixes)
     stages = [_stage(name) for name in args.stage]
-    bench = Bench(found, suffixes, stages, args.batch_size, args.seconds, policy)
     with tqdm(total=len(PARTS) + len(args.workers), file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
 
         def step(name: str) -> None:
             bar.set_description(name)
             bar.update()
 
-        parts = [rate for rate in bench.parts(step) if rate is not None]
-        pipelines = [bench.pipeline(workers, step) for workers in args.workers]
+        try:
+            bench = Bench(found, suffixes, stages, args.batch_size, args.seconds, policy)
+            parts = [rate for rate in bench.parts(step) if rate is not None]
+            pipelines = [bench.pipeline(workers, step) for workers in args.workers]
+        except MissingFieldError as error:
+            hint = f"{error.message}; choose fields that all samples have, with --suffix"
+            raise MissingFieldError(hint, **error.where) from error
     words = advice(parts, pipelines, cpus=len(os.sched_getaffinity(0)))
     if args.json:
         report = {
             "directory": args.directory,
-            "prefix": prefix,
+            "prefix": found.prefix,
             "samples": found.n_samples,
             "bytes_per_sample": bench.bytes_per_sample,
             "batch_size": args.batch_size,
@@ -73,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{args.directory} {prefix}: {found.n_samples} samples of {bench.bytes_per_sample / 1e3:.4g} kB")
+    print(f"{args.directory} {found.prefix}: {found.n_samples} samples of {bench.bytes_per_sample / 1e3:.4g} kB")
     _print("part", parts)
     _print("whole", pipelines)
     for word in words:
@@ -81,31 +90,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prefix(directory: str) -> str:
-    """Return the prefix of the directory's manifest; the usual one for shards of other tools and behind URLs."""
-    from bionemo.webdatamodule.shards.verify import find_prefixes
+def _stage(word: str) -> Any:
+    """Return the stage that a word means: a registered name, with options behind it or as JSON, or ``module:function``.
 
-    try:
-        prefixes = find_prefixes(directory)
-    except NoShardsError:
-        return "wdshards"
-    if len(prefixes) > 1:
-        raise ConfigError(f"{directory} holds the prefixes {', '.join(prefixes)}; choose one with --prefix")
-    return prefixes[0]
-
-
-def _stage(name: str) -> Any:
-    """Return a stage by its registered name, or what ``module:function`` names."""
+    Raises:
+        ConfigError: If it means none.
+    """
     from bionemo.webdatamodule.pipelines import resolve_stages
 
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        return resolve_stages("--stage", name)[0]
+    name, colon, more = word.partition(":")
+    if word.startswith("{"):
+        try:
+            given = json.loads(word)
+        except ValueError as error:
+            raise ConfigError(f"--stage {word} is no JSON: {error}") from error
+        return resolve_stages("--stage", given)[0]
+    if "=" in more:
+        options = parse_options(more.split(","), find(Stage, name).factory, f"--stage {name}:")
+        return resolve_stages("--stage", Use(name, **options))[0]
+    return _imported(name, more) if colon else resolve_stages("--stage", name)[0]
+
+
+def _imported(module: str, attribute: str) -> Any:
     sys.path.insert(0, "")  # as for python -c: modules of the folder one is in
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--stage {name} cannot be imported: {error}") from error
+        raise ConfigError(f"--stage {module}:{attribute} cannot be imported: {error}") from error
     finally:
         sys.path.remove("")
 

@@ -11,7 +11,7 @@ from bionemo.webdatamodule import words
 from bionemo.webdatamodule.checkup.findings import Finding, findings
 from bionemo.webdatamodule.checkup.machine import DataSet, Machine, look, open_data
 from bionemo.webdatamodule.checkup.trial import Trial, try_worker
-from bionemo.webdatamodule.commands.plan import only_prefix
+from bionemo.webdatamodule.commands.arguments import only_prefix
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from typing import Any
 
+from bionemo.webdatamodule.commands.arguments import look_at_each, prefixes_named, print_json
 from bionemo.webdatamodule.shards.adopt import adopt
 
 
@@ -18,26 +19,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command and return its exit code."""
-    rows = []
-    for directory in args.directory:
-        manifest = adopt(directory, args.prefix, again=args.again, progress=sys.stderr.isatty())
-        rows.append(
-            {
-                "directory": directory,
-                "prefix": args.prefix,
-                "samples": manifest.n_samples,
-                "shards": len(manifest.shards),
-                "suffixes": list(manifest.suffixes),
-                "digest": manifest.digest,
-            }
-        )
+    """Run the command and return its exit code: 2 if a directory cannot be adopted."""
+
+    def look(directory: str, prefix: str) -> dict[str, Any]:
+        with prefixes_named(directory, prefix):
+            manifest = adopt(directory, prefix, again=args.again, progress=sys.stderr.isatty())
+        return {
+            "directory": directory,
+            "prefix": prefix,
+            "samples": manifest.n_samples,
+            "shards": len(manifest.shards),
+            "suffixes": list(manifest.suffixes),
+            "digest": manifest.digest,
+        }
+
+    outcomes = []
+    for outcome in look_at_each("index", args.directory, args.prefix, look):
+        outcomes.append(outcome)
+        if outcome.found is not None and not args.json:
+            row = outcome.found
+            print(
+                f"{row['directory']} {row['prefix']}: {row['samples']} samples in {row['shards']} shards, "
+                f"suffixes {', '.join(row['suffixes'])}, digest {row['digest']}"
+            )
     if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    for row in rows:
-        print(
-            f"{row['directory']} {row['prefix']}: {row['samples']} samples in {row['shards']} shards, "
-            f"suffixes {', '.join(row['suffixes'])}, digest {row['digest']}"
-        )
-    return 0
+        print_json(outcomes)
+    return 2 if any(outcome.error for outcome in outcomes) else 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Mapping
 from typing import Any
 
+from bionemo.webdatamodule.commands.arguments import look_at_each, print_json
 from bionemo.webdatamodule.errors import ManifestError
 from bionemo.webdatamodule.shards.manifest import read_manifest
-from bionemo.webdatamodule.shards.verify import find_prefixes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,27 +19,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command and return its exit code."""
-    rows = [
-        describe(directory, prefix)
-        for directory in args.directory
-        for prefix in ([args.prefix] if args.prefix else find_prefixes(directory))
-    ]
+    """Run the command and return its exit code: 2 if a directory cannot be described."""
+    outcomes = []
+    for outcome in look_at_each("info", args.directory, args.prefix, describe):
+        outcomes.append(outcome)
+        if outcome.found is not None and not args.json:
+            _print(outcome.found)
     if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    for row in rows:
-        print(f"{row['directory']} {row['prefix']}")
-        sizes = row["samples_per_shard"]
-        print(f"  samples      {row['samples']}")
-        print(f"  shards       {row['shards']} of {min(sizes)} to {max(sizes)} samples")
-        print(f"  size         {row['bytes'] / 1e6:.4g} MB")
-        print(f"  suffixes     {', '.join(f'{suffix} ({codec})' for suffix, codec in row['codecs'].items())}")
-        print(f"  writer       {_one_line(row['writer'])}")
-        print(f"  key encoder  {_one_line(row['key_encoder'])}")
-        print(f"  versions     {', '.join(f'{name} {version}' for name, version in row['versions'].items())}")
-        print(f"  digest       {row['digest']}")
-    return 0
+        print_json(outcomes)
+    return 2 if any(outcome.error for outcome in outcomes) else 0
+
+
+def _print(row: Mapping[str, Any]) -> None:
+    print(f"{row['directory']} {row['prefix']}")
+    sizes = row["samples_per_shard"]
+    print(f"  samples      {row['samples']}")
+    print(f"  shards       {row['shards']} of {min(sizes)} to {max(sizes)} samples")
+    print(f"  size         {row['bytes'] / 1e6:.4g} MB")
+    print(f"  suffixes     {', '.join(f'{suffix} ({codec})' for suffix, codec in row['codecs'].items())}")
+    print(f"  writer       {_one_line(row['writer'])}")
+    print(f"  key encoder  {_one_line(row['key_encoder'])}")
+    print(f"  versions     {', '.join(f'{name} {version}' for name, version in row['versions'].items())}")
+    print(f"  digest       {row['digest']}")
 
 
 def describe(directory: str, prefix: str) -> dict[str, Any]:

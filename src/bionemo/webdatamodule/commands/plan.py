@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from bionemo.webdatamodule.commands.arguments import natural, open_set, positive
 from bionemo.webdatamodule.epochs import picture
 from bionemo.webdatamodule.epochs.plan import Plan, Source
 from bionemo.webdatamodule.epochs.report import report_global, report_shards
 from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.shards.manifest import manifest_path
 from bionemo.webdatamodule.shards.sets import ShardSet
 
 _LISTED = 16  # ranks and workers that are printed; JSON has all
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--plot shows order='global'; in shards order the shuffle is a buffer of shards")
     if args.weights and len(args.weights) != len(args.directory):
         raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
-    sets = [ShardSet.open(directory, args.prefix or only_prefix(directory)) for directory in args.directory]
+    sets = [open_set(directory, args.prefix) for directory in args.directory]
     shards = [count for found in sets for count in found.samples]
     if args.order == "shards":
         report = report_shards(
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         )
         report["mixing"] = round(picture.window_mixing(shards, args.block), 3) if plan.shuffle else None
         if args.plot:
-            picture.draw(plan, shards, epoch=args.epoch).savefig(args.plot)
+            _save(picture.draw(plan, shards, epoch=args.epoch), args.plot)
     report["sources"] = [
         {"directory": found.directory, "prefix": found.prefix, "samples": found.n_samples, "shards": len(found.samples)}
         for found in sets
@@ -77,6 +76,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return int(bool(report["problems"]))
+
+
+def _save(figure: Any, path: str) -> None:
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:  # a directory that is not there, or a format that is none
+        raise ConfigError(f"--plot {path} cannot be written: {error}") from error
 
 
 def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
@@ -93,16 +99,6 @@ def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
         tail=args.tail,
         block=args.block,
     )
-
-
-def only_prefix(directory: str) -> str:
-    """Return the prefix of the only data set in a directory, or the default one where no manifest tells."""
-    ending = manifest_path("", "").lstrip("/")
-    paths = Path(directory).expanduser().glob(f"*{ending}")  # of a URL there are none
-    prefixes = sorted(path.name.removesuffix(ending) for path in paths)
-    if len(prefixes) > 1:
-        raise ConfigError(f"{directory} holds {', '.join(prefixes)}; choose one with --prefix")
-    return prefixes[0] if prefixes else "wdshards"
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -171,17 +167,3 @@ def _table(titles: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if len(rows) > _LISTED:
         print(f"… and {len(rows) - _LISTED:,} more; --json has all")
-
-
-def natural(text: str) -> int:
-    """Return the whole number from 0 on that an argument is."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Return the whole number from 1 on that an argument is."""
-    if not natural(text):
-        raise argparse.ArgumentTypeError("0 is too few")
-    return int(text)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bionemo.webdatamodule.errors import DecodeError, MissingFieldError
+from bionemo.webdatamodule.commands.arguments import open_set
+from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LONGEST = 60  # characters of a text that are shown
 _MOST = 20  # items of a container that are described
@@ -21,7 +25,7 @@ _MOST = 20  # items of a container that are described
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="directory of a split, or a URL")
-    parser.add_argument("--prefix", default="wdshards", help="beginning of the shards' names (default: %(default)s)")
+    parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
     parser.add_argument("-n", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)")
     parser.add_argument("--trusted", action="store_true", help="let pickles run code")
     parser.add_argument(
@@ -31,9 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command and return its exit code: 1 if a field could not be decoded."""
+    """Run the command and return its exit code: 1 if something of a sample could not be read."""
     policy = Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
-    found = ShardSet.open(args.directory, args.prefix)
+    found = open_set(args.directory, args.prefix)
     samples = preview(found, max(0, args.n), policy)
     if args.json:
         about = {"samples": found.n_samples, "shards": len(found.paths), "suffixes": list(found.suffixes)}
@@ -41,35 +45,26 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{found.n_samples} samples in {len(found.paths)} shards")
         for sample in samples:
-            print(f"\n{sample['key']}")
+            print(f"\n{sample['key']}" if "error" not in sample else f"\ncannot be read: {sample['error']}")
             width = max(map(len, sample["fields"]), default=0)
             for suffix, field in sample["fields"].items():
                 print(f"  {suffix.ljust(width)}  {in_words(field)}")
-    return int(any("error" in field for sample in samples for field in sample["fields"].values()))
+    return int(any("error" in part for sample in samples for part in (sample, *sample["fields"].values())))
 
 
 def preview(found: ShardSet, n: int, policy: Policy) -> list[dict[str, Any]]:
     """Return the first samples of a set: their keys, and for each suffix what :func:`describe` says.
+
+    Where a key or a field cannot be read, ``error`` says why, and the others are there all the same.
 
     Args:
         found: The set.
         n: How many samples, at most.
         policy: What pickles may do.
     """
-    ids = np.arange(min(n, found.n_samples))
     readers = {suffix: SampleReader([found], [suffix], policy=policy) for suffix in found.suffixes}
-    keys = SampleReader([found], ["__key__"], policy=policy).keys(ids)
-    return [
-        {
-            "key": key,
-            "fields": {
-                suffix: field
-                for suffix, reader in readers.items()
-                if (field := _field(reader, ids[place : place + 1])) is not None
-            },
-        }
-        for place, key in enumerate(keys)
-    ]
+    keys = SampleReader([found], ["__key__"], policy=policy)
+    return [_sample(keys, readers, np.array([number])) for number in range(min(n, found.n_samples))]
 
 
 def describe(value: Any, depth: int = 3) -> dict[str, Any]:
@@ -98,7 +93,7 @@ def describe(value: Any, depth: int = 3) -> dict[str, Any]:
 def in_words(field: Mapping[str, Any]) -> str:
     """Return a description as one line."""
     if "error" in field:
-        return f"cannot be decoded: {field['error']}"
+        return f"cannot be read: {field['error']}"
     if "shape" in field:
         return f"{field['type']} {field['dtype']}{field['shape']}"
     if "items" in field:
@@ -110,10 +105,19 @@ def in_words(field: Mapping[str, Any]) -> str:
     return f"{field['type']}{length}" + (f" {field['value']!r}" if field.get("value") is not None else "")
 
 
-def _field(reader: SampleReader, ids: Any) -> dict[str, Any] | None:
+def _sample(keys: SampleReader, readers: Mapping[str, SampleReader], ids: NDArray[np.int64]) -> dict[str, Any]:
+    try:
+        key: dict[str, Any] = {"key": keys.keys(ids)[0]}
+    except CorruptShardError as error:
+        return {"key": None, "error": error.message, "fields": {}}
+    fields = {suffix: field for suffix, reader in readers.items() if (field := _field(reader, ids)) is not None}
+    return {**key, "fields": fields}
+
+
+def _field(reader: SampleReader, ids: NDArray[np.int64]) -> dict[str, Any] | None:
     try:
         return describe(reader.read(ids)[0][0])
     except MissingFieldError:
         return None
-    except DecodeError as error:
+    except (DecodeError, CorruptShardError) as error:
         return {"error": error.message}

@@ -7,7 +7,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bionemo.webdatamodule.commands.plan import natural, only_prefix, positive
+from bionemo.webdatamodule.commands.arguments import natural, only_prefix, positive
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.reports import facts

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
+from bionemo.webdatamodule.commands.arguments import look_at_each, print_json
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards import checks, verify
+
+_REMEDY = "to mend it, restore what is damaged, or run the conversion again with --check"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,26 +25,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command and return its exit code: 1 if anything is damaged."""
+    """Run the command and return its exit code: 1 if anything is damaged, 2 if a directory cannot be verified."""
     policy = Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
-    reports = [
-        verify.verify(directory, prefix, deep=args.deep, policy=policy, progress=sys.stderr.isatty())
-        for directory in args.directory
-        for prefix in ([args.prefix] if args.prefix else verify.find_prefixes(directory))
-    ]
+
+    def look(directory: str, prefix: str) -> verify.Report:
+        return verify.verify(directory, prefix, deep=args.deep, policy=policy, progress=sys.stderr.isatty())
+
+    code = 0
+    outcomes = []
+    for outcome in look_at_each("verify", args.directory, args.prefix, look):
+        outcomes.append(outcome)
+        code = max(code, 2 if outcome.found is None else int(bool(outcome.found.problems)))
+        if outcome.found is not None and not args.json:
+            _print(outcome.found)
     if args.json:
-        print(json.dumps([vars(report) for report in reports], indent=2))
-    else:
-        for report in reports:
-            state = f"{len(report.problems)} problems" if report.problems else "all as it was written"
-            print(
-                f"{report.directory} {report.prefix}: {report.samples} samples in {report.shards} shards, "
-                f"{report.bytes / 1e6:.4g} MB: {state}"
-            )
-            for problem in report.problems[: checks.LISTED]:
-                print(f"  {problem}")
-            if len(report.problems) > checks.LISTED:
-                print(f"  and {len(report.problems) - checks.LISTED} more")
-            for note in report.notes:
-                print(f"  note: {note}")
-    return int(any(report.problems for report in reports))
+        print_json(outcomes)
+    return code
+
+
+def _print(report: verify.Report) -> None:
+    state = f"{len(report.problems)} problems" if report.problems else "all as it was written"
+    print(
+        f"{report.directory} {report.prefix}: {report.samples} samples in {report.shards} shards, "
+        f"{report.bytes / 1e6:.4g} MB: {state}"
+    )
+    for problem in report.problems[: checks.LISTED]:
+        print(f"  {problem}")
+    if len(report.problems) > checks.LISTED:
+        print(f"  and {len(report.problems) - checks.LISTED} more")
+    if report.problems:
+        print(f"  {_REMEDY}")
+    for note in report.notes:
+        print(f"  note: {note}")

@@ -81,10 +81,11 @@ class Processes:
 
 
 class _Pool(futures.Executor):
-    """The standard pool, except that what cannot be pickled fails in ``submit``, and that cancelling is safe.
+    """The standard pool, except that what cannot be pickled does it no harm, and that cancelling is safe.
 
-    The standard pool pickles in a thread that races with one that clears up after dead workers,
-    and up to Python 3.12 the latter stumbles over cancelled tasks.
+    The standard pool pickles what workers are about to take in a thread of its own. Where that fails, it races with
+    one that clears up after dead workers, so here it never fails: the worker raises the error.
+    Up to Python 3.12 the latter also stumbles over cancelled tasks.
     """
 
     def __init__(self, pool: futures.Executor) -> None:
@@ -93,7 +94,7 @@ class _Pool(futures.Executor):
     def submit(self, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> futures.Future[_T]:
         """Let a worker call the function."""
         outer: futures.Future[_T] = futures.Future()
-        inner = self._pool.submit(_call, pickle.dumps((function, args, kwargs)))
+        inner = self._pool.submit(_call, _Pickled((function, args, kwargs)))
         inner.add_done_callback(functools.partial(_pass_on, outer))
         return outer
 
@@ -111,7 +112,22 @@ class Serial(futures.Executor):
         return future
 
 
-def _call(pickled: bytes) -> Any:
+class _Pickled:
+    """A call, which is pickled only when a worker is about to take it, so that memory holds few of them as bytes."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            return bytes, (pickle.dumps(self._call),)
+        except Exception as error:  # noqa: BLE001 - pickling runs the objects' own code
+            return str, (f"{type(error).__name__}: {error}",)
+
+
+def _call(pickled: bytes | str) -> Any:
+    if isinstance(pickled, str):
+        raise pickle.PicklingError(pickled)
     function, args, kwargs = pickle.loads(pickled)
     return function(*args, **kwargs)
 

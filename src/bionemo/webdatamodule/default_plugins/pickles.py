@@ -12,6 +12,7 @@ from bionemo.webdatamodule.errors import InputError
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.shards.checks import check_suffixes
 
+_MOST_READ = 1 << 30  # bytes; Linux reads 2 GiB at most in one call, so a short read says nothing beyond that
 _SMALL = 1 << 16  # bytes of a first read; larger files are met only after one that was as large
 
 
@@ -85,7 +86,7 @@ class PickleReader:
             if not stat.S_ISREG(status.st_mode):
                 return ""
             found.append(f"{status.st_size}@{status.st_mtime_ns}")
-        return " ".join(found)
+        return found[0] if len(found) == 1 else " ".join(found)
 
     def _list(self, below: str) -> tuple[list[str], list[str]]:
         """Return the names in one directory and the directories in it, as paths below the top one."""
@@ -117,7 +118,7 @@ def _read(path: str, guess: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hang it
     try:
         data = os.read(descriptor, guess)
-        if len(data) < guess:
+        if len(data) < guess <= _MOST_READ:
             return data
         parts = [data]
         while data:

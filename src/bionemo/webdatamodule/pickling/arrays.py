@@ -43,6 +43,13 @@ def check_shape(shape: Any) -> int:
     return math.prod(shape)
 
 
+def _check_extent(shape: Any, dtype: np.dtype[Any], data: Any) -> None:
+    """Check that data are exactly those of an array; text of no width needs none, however many there are."""
+    count = check_shape(shape)
+    expect(count * dtype.itemsize == len(data), "an array and data of two sizes")
+    expect(dtype.itemsize > 0 or count <= MAX_EMPTY, "an empty array of absurd shape")
+
+
 def _dtype(spec: str, align: Any = False, copy: Any = True) -> Fresh:
     if type(spec) is not str or not _SPEC.fullmatch(spec):
         shown = spec if type(spec) is str else type(spec).__name__
@@ -91,13 +98,13 @@ def _array_state(made: np.ndarray[Any, Any], state: Any) -> None:
     expect(type(state) is tuple and len(state) == 5 and state[0] == 1, "an array without a state")
     _, shape, dtype, fortran, data = state
     check_dtype(dtype, objects=True)
-    size = check_shape(shape)
     expect(type(fortran) in (bool, int), "an array without an order")
     if dtype.kind == "O":
         check_dtype(dtype, objects=type(data) is list)
-        expect(len(data) == size, "an array of objects with more or fewer than its shape says")
+        expect(len(data) == check_shape(shape), "an array of objects with more or fewer than its shape says")
     else:
-        expect(type(data) is bytes and len(data) == size * dtype.itemsize, "an array and data of two sizes")
+        expect(type(data) is bytes, "an array without data")
+        _check_extent(shape, dtype, data)
     made.__setstate__(state)
 
 
@@ -105,7 +112,7 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: str, axes: Any = None)
     # numpy with protocol 5; the copy makes the array writable whatever the pickle holds
     check_dtype(dtype)
     expect(type(data) in (bytes, bytearray), "an array without data")
-    expect(check_shape(shape) * dtype.itemsize == len(data), "an array and data of two sizes")
+    _check_extent(shape, dtype, data)
     flat = np.frombuffer(bytearray(data), dtype) if data else np.empty(0, dtype)
     if order == "K":
         expect(type(axes) is tuple and sorted(axes) == list(range(len(shape))), "axes that are none")
@@ -126,7 +133,7 @@ def _ndarray(shape: Any, spec: Any, data: Any) -> Any:
     dtype = _dtype(spec).value
     check_dtype(dtype)
     expect(type(data) is bytearray, "an array without data")
-    expect(check_shape(shape) * dtype.itemsize == len(data), "an array and data of two sizes")
+    _check_extent(shape, dtype, data)
     return np.ndarray(shape, dtype, data)
 
 

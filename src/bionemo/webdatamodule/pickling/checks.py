@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,9 @@ MAX_KEY: Final = 10_000
 
 MAPPINGS: Final = frozenset((dict, OrderedDict, defaultdict, Counter))
 SEQUENCES: Final = frozenset((list, tuple, set, frozenset, deque))
+
+# A zip archive, or the older form: a pickle of a magic number, and more behind it.
+_OF_TORCH: Final = re.compile(rb"PK\x03\x04|\x80.(?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\..", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +65,11 @@ def expect(good: bool, what: str) -> None:
     """Raise :class:`DecodeError` unless an argument is as its constructor takes it."""
     if not good:
         raise DecodeError(f"the pickle has {what}")
+
+
+def from_torch(data: memoryview) -> bool:
+    """Say whether data begin as ``torch.save`` writes them, which no plain pickle of a value does."""
+    return _OF_TORCH.match(data) is not None
 
 
 def names(token: Any, name: str) -> bool:

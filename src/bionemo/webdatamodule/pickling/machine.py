@@ -57,6 +57,7 @@ class Machine:
         data: The buffer, of bytes.
         find: ``(module, name)`` to a ``Global`` or a harmless constant; raises for anything else.
         persistent: What to make of a persistent id; without it they are refused.
+        beside: Bytes that belong to the pickle and lie elsewhere in its file; constructors may make more for them.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Machine:
         data: memoryview,
         find: Callable[[str, str], Any],
         persistent: Callable[[Any], Any] | None = None,
+        beside: int = 0,
     ) -> None:
         self.data = data
         self.find = find
@@ -75,7 +77,8 @@ class Machine:
         self.end = 0  # behind STOP
         self._fresh: dict[int, Fresh] = {}  # by id; holds the object, so that the id stays its own
         self._own: dict[int, Any] = {}  # objects made by classes that the user allowed, by id
-        self._budget = EXPANSION * len(data) + _HEADROOM
+        self._size = len(data) + beside
+        self._budget = EXPANSION * self._size + _HEADROOM
         self._loose = 0  # tokens that nothing has used
         self._shared = False  # a container came back from the memo
 
@@ -153,7 +156,10 @@ class Machine:
     def _charge(self, size: int) -> None:
         self._budget -= size
         if self._budget < 0:
-            raise RefusedPickleError(f"the pickle of {len(self.data)} bytes asks for {EXPANSION} times its size")
+            raise RefusedPickleError(
+                f"the pickle of {self._size} bytes asks for more than {EXPANSION} times its size; "
+                "an expanded tensor has to be saved as contiguous()"
+            )
 
     # -- objects
 

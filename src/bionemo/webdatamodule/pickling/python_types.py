@@ -80,9 +80,22 @@ def _slice(start: Any, stop: Any, step: Any) -> slice:
     return slice(start, stop, step)
 
 
-def _ordered_dict(pairs: Any = ()) -> OrderedDict[Any, Any]:
+def _ordered_dict(pairs: Any = ()) -> Fresh:
     expect(pairs in ([], ()), "an OrderedDict made of something")
-    return OrderedDict()
+    return Fresh(OrderedDict(), _ordered_dict_state)
+
+
+def _ordered_dict_state(made: OrderedDict[Any, Any], state: Any) -> None:
+    # torch.nn.Module.state_dict() notes the version of each of its modules in an attribute
+    if type(state) is not dict or list(state) != ["_metadata"]:
+        raise RefusedPickleError("the pickle has an OrderedDict with attributes, which the safe codec does not build")
+    modules = state["_metadata"]
+    expect(type(modules) in (dict, OrderedDict), "a state_dict with unknown metadata")
+    for name, facts in modules.items():
+        expect(type(name) is str and type(facts) is dict, "a state_dict with unknown metadata")
+        kinds = {*map(type, facts), *map(type, facts.values())}
+        expect(kinds <= {str, int, float, bool, type(None)}, "a state_dict with unknown metadata")
+    made._metadata = modules  # type: ignore[attr-defined]  # noqa: SLF001  # as torch's own
 
 
 def _defaultdict(factory: Any = None) -> defaultdict[Any, Any]:

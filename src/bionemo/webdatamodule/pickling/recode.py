@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from bionemo.webdatamodule.pickles import Policy, recode
+from bionemo.webdatamodule.pickling import tensors  # noqa: F401 - so that forked workers need not import it
 from bionemo.webdatamodule.pickling.programs import Block, Leaf, Program, Scalar, parts
 from bionemo.webdatamodule.pickling.tracing import trace
 
@@ -61,8 +62,9 @@ class _Kind:
             if int.from_bytes(data[place], "little") not in allowed:
                 return None
         view = memoryview(data)
-        if not all(_is_text(view[place]) for place in self.texts):
-            return None
+        for place in self.texts:
+            if not _is_text(view[place]):
+                return None
         return b"".join([view[part] if type(part) is slice else part for part in self.result])
 
 

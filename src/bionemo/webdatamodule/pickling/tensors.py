@@ -21,8 +21,8 @@ from bionemo.webdatamodule.pickling.checks import Fresh, Global, expect
 from bionemo.webdatamodule.pickling.machine import Machine
 
 # torch.serialization._legacy_save: these numbers and the system information come before the storage
-_MAGIC: Final = 0x1950A86A20F9469CFC6C
-_VERSION: Final = 1001
+MAGIC: Final = 0x1950A86A20F9469CFC6C
+VERSION: Final = 1001
 
 _QUANTIZED: Final = frozenset((torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4))
 _DTYPES: Final[dict[str, torch.dtype]] = {
@@ -50,41 +50,52 @@ _STORAGES: Final[dict[str, torch.dtype]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class _Kind:
+class Kind:
     """A class of storages that the inner pickle named; None for an UntypedStorage."""
 
     dtype: torch.dtype | None
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return 1 if self.dtype is None else self.dtype.itemsize
+
+    def show(self, memory: torch.UntypedStorage) -> torch.storage.TypedStorage | torch.UntypedStorage:
+        """Return memory as a storage of this class."""
+        if self.dtype is None:
+            return memory
+        return torch.storage.TypedStorage(wrap_storage=memory, dtype=self.dtype, _internal=True)
 
 
 @dataclass(frozen=True, eq=False)
 class _Promise:
     """A storage that a persistent id announced; its bytes come later."""
 
-    dtype: torch.dtype | None
+    kind: Kind
     key: str
     numel: int
 
 
-def find_storage(module: str, name: str) -> _Kind:
+def find_storage(module: str, name: str) -> Kind:
     """Return what a name inside the bytes of a storage stands for; nothing else may be named there."""
     if name == "UntypedStorage" and module in ("torch", "torch.storage"):
-        return _Kind(None)
+        return Kind(None)
     if module == "torch" and name in _STORAGES:
-        return _Kind(_STORAGES[name])
+        return Kind(_STORAGES[name])
     raise RefusedPickleError(f"the storage of a pickled tensor names {module}.{name}, which is no storage")
 
 
 def _promise(saved: Any) -> _Promise:
     expect(type(saved) is tuple and len(saved) == 6 and saved[0] == "storage", "an unknown persistent id")
     _, kind, key, location, numel, view = saved
-    expect(type(kind) is _Kind and type(key) is str and view is None, "a storage of an unknown form")
+    expect(type(kind) is Kind and type(key) is str and view is None, "a storage of an unknown form")
     expect(type(numel) is int and numel >= 0, "a storage without a size")
     if location != "cpu":
         raise RefusedPickleError(
             f"the pickle has a tensor of the device {location!r}; pickle `tensor.cpu()` instead, "
             'or read trusted data with pickles="trusted"'
         )
-    return _Promise(kind.dtype, key, numel)
+    return _Promise(kind, key, numel)
 
 
 def load_storage(data: Any) -> torch.storage.TypedStorage | torch.UntypedStorage:
@@ -103,19 +114,17 @@ def load_storage(data: Any) -> torch.storage.TypedStorage | torch.UntypedStorage
         value, position = machine.run(position)
         parts.append(value)
     magic, version, system, promise, keys = parts
-    expect(magic == _MAGIC and version == _VERSION, "a storage that torch did not write")
+    expect(magic == MAGIC and version == VERSION, "a storage that torch did not write")
     expect(type(system) is dict and system.get("little_endian") is True, "a storage of another byte order")
     expect(type(promise) is _Promise and keys == [promise.key], "a storage of an unknown form")
-    dtype, numel = promise.dtype, promise.numel
-    size = numel * (1 if dtype is None else dtype.itemsize)
+    numel = promise.numel
+    size = numel * promise.kind.itemsize
     expect(len(view) == position + 8 + size, "a storage whose size contradicts its data")
     expect(int.from_bytes(view[position : position + 8], "little") == numel, "a storage of two sizes")
     memory = torch.empty(size, dtype=torch.uint8)
     memory.numpy()[:] = np.frombuffer(view[position + 8 :], np.uint8)
-    untyped = memory.untyped_storage()
-    if dtype is None:
-        return untyped
-    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
+    kind: Kind = promise.kind
+    return kind.show(memory.untyped_storage())
 
 
 def _check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:

@@ -73,7 +73,9 @@ def adopt(directory: str, prefix: str, *, again: bool = False, progress: bool = 
         files.write_whole(manifest_path(directory, prefix), manifest.to_json().encode())
         files.sync_directory(directory)
     except OSError as error:
-        raise ConversionError(f"the disk refused: {error.strerror or error}", file=error.filename) from error
+        raise ConversionError(
+            f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
+        ) from error
     return manifest
 
 

@@ -9,28 +9,37 @@ import os
 import struct
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 from bionemo.webdatamodule.shards.index import ShardIndex
 
-_STAMP = struct.Struct("<8sqq40x")  # magic, size and modification time of the tar; 64 bytes keep arrays aligned
+_STAMP = struct.Struct("<8sqqq32x")  # magic, size and times of the tar; 64 bytes keep arrays aligned
 _MAGIC = b"WDMCACHE"
 _SETTLED_NS = 2_000_000_000  # file systems may give two changes within this time one modification time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What tells one state of a file from another: its size in bytes and its modification time in nanoseconds."""
+    """What tells one state of a file from another.
+
+    Attributes:
+        size: Its bytes.
+        mtime_ns: Time of its modification, in nanoseconds.
+        ctime_ns: Time of the last change of the file or its inode, in nanoseconds. Programs that copy a file with its
+            times cannot set it; but a new name, link, owner or time of access changes it as well.
+            So it says that an index may be stale and not that the data changed: stamps that differ in it are equal.
+    """
 
     size: int
     mtime_ns: int
+    ctime_ns: int = field(compare=False)
 
     @classmethod
     def of(cls, path: str | int) -> Stamp:
         """Return the stamp of a file, by its path or descriptor, as it is now."""
         found = os.stat(path)
-        return cls(size=found.st_size, mtime_ns=found.st_mtime_ns)
+        return cls(size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns)
 
 
 def check_stamp(path: str, stamp: Stamp, descriptor: int | None = None) -> None:
@@ -51,10 +60,12 @@ def check_stamp(path: str, stamp: Stamp, descriptor: int | None = None) -> None:
             f"{path} is gone since the data were set up ({error.strerror}); start again", shard=path
         ) from error
     if now != stamp:
-        raise ChangedDataError(
-            f"{path} was changed since the data were set up: it has {now.size} bytes, had {stamp.size}; start again",
-            shard=path,
+        how = (
+            "its modification time is another"
+            if now.size == stamp.size
+            else f"it has {now.size} bytes, had {stamp.size}"
         )
+        raise ChangedDataError(f"{path} was changed since the data were set up: {how}; start again", shard=path)
 
 
 def cache_directory() -> str:
@@ -66,13 +77,20 @@ def cache_directory() -> str:
 
 
 def cached_index(path: str, stamp: Stamp) -> ShardIndex | None:
-    """Return the index of a tar from the cache, or ``None`` where the cache has none for this state of it."""
+    """Return the index of a tar from the cache, or ``None`` where the cache has none for this state of it.
+
+    An index without checksums must be of the very file that is there now,
+    since reading would not notice in all cases that it is of another one with the same size and modification time.
+    """
     try:
         with open(_index_path(path), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if _STAMP.unpack_from(data) != (_MAGIC, stamp.size, stamp.mtime_ns):
+        *known, changed = _STAMP.unpack_from(data)
+        if known != [_MAGIC, stamp.size, stamp.mtime_ns]:
             return None
         index = ShardIndex.from_buffer(memoryview(data)[_STAMP.size :])
+        if index.crcs is None and changed != Stamp.of(path).ctime_ns:
+            return None
     except (OSError, ValueError, struct.error, CorruptShardError):
         return None
     return index if is_within(index, stamp.size) else None
@@ -90,12 +108,13 @@ def store_index(path: str, stamp: Stamp, index: ShardIndex) -> ShardIndex | None
         The index as a map of the cache, or ``None`` where it cannot be kept there: the cache is not writable,
         or the tar is so young that another change might not show in its stamp.
     """
-    if time.time_ns() - stamp.mtime_ns < _SETTLED_NS:
+    latest = stamp.mtime_ns if index.crcs is not None else max(stamp.mtime_ns, stamp.ctime_ns)
+    if time.time_ns() - latest < _SETTLED_NS:
         return None
     target = _index_path(path)
     try:
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-        write_atomically(target, _STAMP.pack(_MAGIC, stamp.size, stamp.mtime_ns) + index.to_bytes())
+        write_atomically(target, _STAMP.pack(_MAGIC, stamp.size, stamp.mtime_ns, stamp.ctime_ns) + index.to_bytes())
     except OSError:
         return None
     return cached_index(path, stamp)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from bionemo.webdatamodule.errors import ConfigError, InputError
@@ -140,27 +141,50 @@ def check_names(names: Any, *, split: str) -> Sequence[str]:
     """
     if isinstance(names, (str, bytes, Mapping)) or not isinstance(names, Iterable):
         raise ConfigError(f"the names of split {split} must be a list of strings, not {names!r:.80}", split=split)
-    return names if isinstance(names, (list, tuple)) else tuple(names)
+    check_ordered(names, split=split)
+    found = names if isinstance(names, (list, tuple)) else tuple(names)
+    if all(type(name) is str for name in found):
+        return found
+    return [str(name) if isinstance(name, str) else name for name in found]  # such as numpy's own strings
+
+
+def check_ordered(names: Any, *, split: str) -> None:
+    """Refuse names without an order of their own, for their order is that of the samples.
+
+    Raises:
+        ConfigError: If they are a set.
+    """
+    if isinstance(names, AbstractSet) and not isinstance(names, (KeysView, ItemsView)):
+        raise ConfigError(
+            f"the names of split {split} are a {type(names).__name__}, whose order changes from run to run; "
+            "give a list, such as sorted(names)",
+            split=split,
+        )
 
 
 def check_request(splits: Sequence[str], directories: Mapping[str, str], prefix: str) -> None:
     """Check the directories and the prefix of a conversion.
 
     Raises:
-        ConfigError: If a split has no directory, two share one, or the prefix cannot begin a file name.
+        ConfigError: If a split has no directory, or the prefix cannot begin a file name.
     """
     check_prefix(prefix)
-    taken: dict[str, str] = {}
     for split in splits:
         if split not in directories:
             raise ConfigError(f"the split {split} has names but no directory", split=split)
+
+
+def directory_problems(splits: Sequence[str], directories: Mapping[str, str]) -> Iterator[str]:
+    """Yield which splits have the same directory."""
+    taken: dict[str, str] = {}
+    for split in splits:
         place = os.path.realpath(os.path.expanduser(directories[split]))
         if place in taken:
-            raise ConfigError(
+            yield (
                 f"the splits {taken[place]} and {split} have the same directory {directories[split]}; "
                 "one would overwrite the other"
             )
-        taken[place] = split
+        taken.setdefault(place, split)
 
 
 def check_prefix(prefix: str) -> str:

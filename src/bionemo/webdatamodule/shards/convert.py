@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import metadata
+from itertools import chain
 from typing import Any
 
 from tqdm import tqdm
@@ -22,13 +22,12 @@ from bionemo.webdatamodule.shards.index import ShardIndex, index_name
 from bionemo.webdatamodule.shards.layout import Source, SplitPlan, as_json, check_n_shards, plan_split
 from bionemo.webdatamodule.shards.lease import Lease
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry
-from bionemo.webdatamodule.shards.name_checks import name_problems
+from bionemo.webdatamodule.shards.name_checks import name_problems, no_names
+from bionemo.webdatamodule.shards.room import Room
 from bionemo.webdatamodule.shards.run import run_tasks
 from bionemo.webdatamodule.shards.staged import Staged
-from bionemo.webdatamodule.shards.targets import target_of
+from bionemo.webdatamodule.shards.targets import Target, target_of
 from bionemo.webdatamodule.shards.tasks import codec_of
-
-_SURE = 0.8  # of the estimated bytes: a conversion is not begun with less space than that
 
 
 def convert(
@@ -45,6 +44,7 @@ def convert(
     options: Mapping[str, Any] | None = None,
     provider: Mapping[str, str] | None = None,
     key_encoder_name: str = "custom",
+    check: bool = False,
     progress: bool = False,
 ) -> dict[str, Manifest]:
     """Write the samples of each split into tar shards, and return what each split's directory then holds.
@@ -62,56 +62,95 @@ def convert(
         n_shards: Shards of each split. The default makes them about 256 MiB large.
         policy: What pickles may hold. The default is the safe one.
         writer: Name of the writer.
-        options: The writer's options; other options than last time make all shards anew.
+        options: The writer's options, for the manifest. Other options than last time make all shards anew,
+            however they are spelled; what they are is asked of the reader where that is a dataclass.
         provider: ``plugin``, ``distribution`` and ``version`` that the writer comes from, for the manifest.
-        key_encoder_name: For the manifest.
+        key_encoder_name: For the manifest and messages.
+        check: Compare the hashes of all shards that are there, and make damaged ones anew.
+            Otherwise names and sizes are compared.
         progress: Whether to show progress bars on standard error.
 
     Raises:
         ConfigError: If an argument is wrong.
-        InputError: If names, keys, directories or samples are bad; it lists the problems of all splits.
+        InputError: If names, keys, directories or samples are bad; it lists the problems of all splits at once.
         ConversionError: If the disk fails or is full; what was there before stays.
         RemoteError: If a URL cannot be read or written.
-        PluginError: If the reader breaks its contract.
+        PluginError: If the reader, key encoder or executor breaks its contract.
     """
     named = {split: checks.check_names(members, split=split) for split, members in names.items()}
     checks.check_request(list(named), directories, prefix)
     check_n_shards(n_shards)
-    checks.raise_problems(name_problems(named, key_encoder))
     source = Source(reader=reader, encode=key_encoder, policy=policy or Policy(), writer=writer, options=options or {})
-    total = sum(len(members) for members in named.values())
+    targets = {split: target_of(os.fspath(directories[split]), prefix) for split in named}
+    with _disk_errors():
+        plans, problems = _plan(source, named, targets, n_shards, key_encoder_name=key_encoder_name, progress=progress)
+        settled = {plan.split: _settled(plan, check=check) for plan in plans}
+        manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
+        todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.target)]
+        written = {plan.split for plan in todo} | {split for split in named if split not in settled}
+        checks.raise_problems(
+            chain(
+                checks.directory_problems(list(named), directories),
+                problems,
+                *(publish.problems(targets[split]) for split in named if split in written),
+            )
+        )
+        if todo:
+            about = {
+                "writer": {"name": writer, "options": as_json(source.options), **(provider or {})},
+                "key_encoder": {"name": key_encoder_name},
+                "versions": _versions(),
+            }
+            manifests.update(_convert(todo, executor, about=about, check=check, progress=progress))
+    return {split: manifests[split] for split in named}
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Tell what the operating system refuses as an error of the conversion."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WebDataModuleError):  # a RemoteError says it all
+            raise
+        raise ConversionError(
+            f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
+        ) from error
+
+
+def _plan(
+    source: Source,
+    named: Mapping[str, Sequence[str]],
+    targets: Mapping[str, Target],
+    n_shards: int | None,
+    *,
+    key_encoder_name: str,
+    progress: bool,
+) -> tuple[list[SplitPlan], list[str]]:
+    """Return the plans of all splits whose names are names, and what is wrong with the names and samples of all."""
+    problems: list[str] = []
+    sound = {}
+    for split, members in named.items():
+        found = list(no_names({split: members}))
+        problems += found
+        if not found:
+            sound[split] = members
+    problems += name_problems(sound, source.encode, encoder=key_encoder_name)
+    total = sum(len(members) for members in sound.values())
     with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:
         plans = [
             plan_split(
                 source,
                 members,
                 split=split,
-                target=target_of(os.fspath(directories[split]), prefix),
+                target=targets[split],
                 n_shards=n_shards,
+                before=_current(targets[split]),
                 progress=bar.update,
             )
-            for split, members in named.items()
+            for split, members in sound.items()
         ]
-    checks.raise_problems(problem for plan in plans for problem in plan.problems)
-    settled = {plan.split: _settled(plan) for plan in plans}
-    manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
-    todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.target)]
-    if todo:
-        checks.raise_problems(problem for plan in todo for problem in publish.problems(plan.target))
-        about = {
-            "writer": {"name": writer, "options": as_json(source.options), **(provider or {})},
-            "key_encoder": {"name": key_encoder_name},
-            "versions": _versions(),
-        }
-        try:
-            manifests.update(_convert(todo, executor, about=about, progress=progress))
-        except OSError as error:
-            if isinstance(error, WebDataModuleError):  # a RemoteError says it all
-                raise
-            raise ConversionError(
-                f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
-            ) from error
-    return {split: manifests[split] for split in named}
+    return plans, problems + [problem for plan in plans for problem in plan.problems]
 
 
 def _convert(
@@ -119,35 +158,40 @@ def _convert(
     executor: AbstractContextManager[futures.Executor],
     *,
     about: Mapping[str, Any],
+    check: bool,
     progress: bool,
 ) -> dict[str, Manifest]:
     """Make and publish what the plans still lack, with the right to do so; return the manifests of all plans."""
     manifests: dict[str, Manifest] = {}
     with ExitStack() as held:
         leases: dict[str, Lease] = {}
+        kept: dict[str, dict[str, ShardEntry]] = {}
         for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.target.lease)):  # one order for everybody
             plan.target.prepare()
             lease = held.enter_context(Lease(plan.target.lease, probe=plan.target.staging))
             leases[plan.split] = lease
             publish.heal(plan.target, check=lease.check)
-            settled = _settled(plan)
-            if settled is not None:  # another conversion did it while this one waited
-                manifests[plan.split] = settled
+            manifest = _current(plan.target)
+            kept[plan.split] = _kept(plan, manifest, check=check)
+            if manifest is not None and _lists(manifest) == plan.wanted and len(kept[plan.split]) == len(plan.wanted):
+                manifests[plan.split] = manifest  # another conversion did it while this one waited
                 files.remove_directory(plan.target.staging)
         todo = [plan for plan in plans if plan.split not in manifests]
-        kept = {plan.split: _kept(plan) for plan in todo}
         tasks = {plan.split: [task for task in plan.tasks if task.inputs not in kept[plan.split]] for plan in todo}
         for plan in todo:
             held.callback(publish.tidy, plan.target.staging)
             publish.tidy(plan.target.staging)
             files.make_private_directory(plan.target.staging)
-            _check_space(plan, sum(len(task.names) for task in tasks[plan.split]))
         every = [task for plan in todo for task in tasks[plan.split]]
-        staged = run_tasks(every, executor, progress=progress)
+        room = Room.needed(todo, every)
+        room.check()
+        with room.told():
+            staged = run_tasks(every, executor, progress=progress)
         made = {task.inputs: shard for task, shard in zip(every, staged, strict=True)}
         for plan in todo:
             manifest = _manifest(plan, kept[plan.split], made, about)
-            publish.publish(plan.target, manifest, check=leases[plan.split].check)
+            with room.told():
+                publish.publish(plan.target, manifest, check=leases[plan.split].check)
             manifests[plan.split] = manifest
             decided(
                 "split %s: %d samples in %d shards in %s, %d of them new",
@@ -160,26 +204,35 @@ def _convert(
     return manifests
 
 
-def _settled(plan: SplitPlan) -> Manifest | None:
-    """Return the manifest of a target that holds just what the plan asks for, or ``None``."""
+def _current(target: Target) -> Manifest | None:
+    """Return a target's manifest, or ``None`` where there is none that can be read, so nothing that it says counts."""
     try:
-        manifest = plan.target.manifest()
+        return target.manifest()
     except ManifestError:
         return None
-    if manifest is None or [(shard.name, shard.inputs) for shard in manifest.shards] != plan.wanted:
+
+
+def _lists(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(shard.name, shard.inputs) for shard in manifest.shards]
+
+
+def _settled(plan: SplitPlan, *, check: bool) -> Manifest | None:
+    """Return the manifest of a target that holds just what the plan asks for, or ``None``."""
+    manifest = _current(plan.target)
+    if manifest is None or _lists(manifest) != plan.wanted:
         return None
-    return manifest if len(publish.in_place(plan.target, manifest.shards)) == len(manifest.shards) else None
+    if check:
+        found = publish.undamaged(plan.target, manifest.shards, check=True)
+    else:
+        found = publish.in_place(plan.target, manifest.shards)
+    return manifest if len(found) == len(manifest.shards) else None
 
 
-def _kept(plan: SplitPlan) -> dict[str, ShardEntry]:
+def _kept(plan: SplitPlan, manifest: Manifest | None, *, check: bool) -> dict[str, ShardEntry]:
     """Return the shards that can stay as they are, by their inputs."""
-    try:
-        manifest = plan.target.manifest()
-    except ManifestError:  # it cannot be read, so nothing that it says counts
-        manifest = None
     wanted = set(plan.wanted)
     shards = [shard for shard in (manifest.shards if manifest else ()) if (shard.name, shard.inputs) in wanted]
-    return {shard.inputs: shard for shard in publish.in_place(plan.target, shards)}
+    return {shard.inputs: shard for shard in publish.undamaged(plan.target, shards, check=check)}
 
 
 def _manifest(
@@ -190,7 +243,7 @@ def _manifest(
     for name, inputs in plan.wanted:
         if inputs in kept:
             shards.append(kept[inputs])
-            suffixes.update(ShardIndex.from_buffer(plan.target.read(index_name(name)) or b"").suffixes)
+            suffixes.update(ShardIndex.from_buffer(plan.target.read(index_name(name)) or b"").suffixes)  # checked
         else:
             staged = made[inputs]
             suffixes.update(staged.suffixes)
@@ -211,21 +264,6 @@ def _manifest(
         shards=tuple(shards),
         **about,
     )
-
-
-def _check_space(plan: SplitPlan, n_samples: int) -> None:
-    """Refuse to begin where the disk is clearly too small.
-
-    Raises:
-        ConversionError: If so, with both numbers.
-    """
-    needed = plan.bytes_per_sample * n_samples
-    free = shutil.disk_usage(plan.target.staging).free
-    if free < _SURE * needed:
-        raise ConversionError(
-            f"{plan.target} has {free / 1e9:.3g} GB free, and the shards need about {needed / 1e9:.3g} GB",
-            split=plan.split,
-        )
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from bionemo.webdatamodule.errors import DecodeError, ManifestError
 from bionemo.webdatamodule.padding import joined
+from bionemo.webdatamodule.pickling.checks import from_torch
 from bionemo.webdatamodule.workers.transport import empty
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def make_codec(name: str, policy: Policy) -> Codec:
 
     Args:
         name: The codec's name.
-        policy: What pickles may do. ``pth`` fields are read with torch's ``weights_only`` except where it trusts all.
+        policy: What pickles may do, also those within files of ``torch.save``.
     """
     if name == "pickle":
         from bionemo.webdatamodule.templates import Decoder
@@ -124,6 +125,8 @@ def npy(data: memoryview) -> NDArray[Any]:
     if dtype.hasobject:
         raise DecodeError("the array holds Python objects, which are pickles in disguise; store plain numbers")
     count, start = math.prod(shape), stream.tell()
+    if count and not dtype.itemsize:  # numpy gives text of no width a width
+        raise DecodeError(f"an array of shape {shape} has elements of no size")
     if count * dtype.itemsize != len(data) - start:
         raise DecodeError(
             f"an array of shape {shape} and type {dtype} has {count * dtype.itemsize} bytes, not {len(data) - start}"
@@ -149,21 +152,18 @@ def npz(data: memoryview) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Torch:
-    """Reads what ``torch.save`` wrote, on the CPU, and as weights only unless everything is trusted."""
+    """Reads what ``torch.save`` wrote, on the CPU."""
 
     policy: Policy
 
     def __call__(self, data: memoryview) -> Any:
-        import torch
-
         if self.policy.pickles == "trusted":
+            import torch
+
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
-        if _is_zip(data):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.save does not compress
-                _check_unpacked(archive, len(data), most=len(data))
-        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        _check_tensors(value)
-        return value
+        from bionemo.webdatamodule.pickling import torch_files  # here, because it imports torch
+
+        return torch_files.load(data, allow=self.policy.allow)
 
 
 @dataclass(frozen=True)
@@ -175,36 +175,13 @@ class _TorchOrPickle:
     def __call__(self, data: memoryview) -> Any:
         from bionemo.webdatamodule.pickles import loads
 
-        return _Torch(self.policy)(data) if _is_zip(data) else loads(data, policy=self.policy)
-
-
-def _is_zip(data: memoryview) -> bool:
-    return bytes(data[:4]) == b"PK\x03\x04"
+        return _Torch(self.policy)(data) if from_torch(data) else loads(data, policy=self.policy)
 
 
 def _check_unpacked(archive: zipfile.ZipFile, size: int, *, most: int) -> None:
     unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > most:
         raise DecodeError(f"{size} bytes of an archive claim to unpack to {unpacked}")
-
-
-def _check_tensors(value: Any) -> None:
-    """Check that tensors have storage for all their elements, as ``torch.save`` writes it unless they were expanded."""
-    import torch
-
-    open_: list[Any] = [value]
-    while open_:
-        item = open_.pop()
-        if isinstance(item, dict):
-            open_ += item.values()
-        elif isinstance(item, (list, tuple)):
-            open_ += item
-        elif isinstance(item, torch.Tensor):
-            if item.layout != torch.strided:
-                raise DecodeError(f"a tensor of layout {item.layout} cannot be checked; store it as dense or in parts")
-            held = item.untyped_storage().nbytes()
-            if item.nbytes > held:
-                raise DecodeError(f"a tensor claims {item.nbytes} bytes and has {held}; save it contiguous()")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from bionemo.webdatamodule.errors import CorruptShardError, MissingFieldError
-from bionemo.webdatamodule.shards.headers import BLOCK, check_header, member_name, split_name
+from bionemo.webdatamodule.shards.headers import (
+    BLOCK,
+    EXTENDING,
+    Records,
+    check_header,
+    member_name,
+    number,
+    padded,
+    split_name,
+)
 from bionemo.webdatamodule.shards.maps import OpenShard
 
 Place: TypeAlias = tuple[OpenShard, int]
@@ -41,7 +50,8 @@ def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
 def check_fields(place: Place, columns: Iterable[int]) -> None:
     """Compare fields of a sample, and the header of each, with their checksums.
 
-    Foreign shards have none for payloads, and their headers were checked when they were indexed.
+    Payloads in foreign shards have none; there the size in each header is compared with the index,
+    which may be of another state of the file.
 
     Raises:
         CorruptShardError: If bytes were changed.
@@ -49,12 +59,15 @@ def check_fields(place: Place, columns: Iterable[int]) -> None:
     shard, row = place
     for column in columns:
         found = shard.columns[column]
-        if found is None or found[2] is None or found[0][row] < 0:
+        if found is None or (start := found[0][row]) < 0:
             continue
-        start = found[0][row]
-        if zlib.crc32(shard.data[start : start + found[1][row]]) != found[2][row]:
+        _, sizes, crcs = found
+        if crcs is not None and zlib.crc32(shard.data[start : start + sizes[row]]) != crcs[row]:
             raise CorruptShardError("the field was changed: its checksum is wrong; restore the shard")
-        check_header(shard.map[start - BLOCK : start], start - BLOCK)
+        header = shard.map[start - BLOCK : start]
+        check_header(header, start - BLOCK)
+        if crcs is None and (header[124:135] != b"%011o" % sizes[row] or header[156:157] in EXTENDING):
+            _check_size(shard, row, start - BLOCK, sizes[row])
 
 
 def key_of(place: Place) -> str:
@@ -78,3 +91,29 @@ def suffixes_of(place: Place) -> Sequence[str]:
 
 def _missing(shard: OpenShard, row: int) -> MissingFieldError:
     return MissingFieldError(f"the sample has only the suffixes {', '.join(suffixes_of((shard, row)))}")
+
+
+def _check_size(shard: OpenShard, row: int, header: int, size: int) -> None:
+    """Check that the member whose own header is at a position has a size, however that is written.
+
+    PAX records may give it, so all headers are read from the sample's first on.
+    """
+    position = int(shard.index.headers[row])
+    records = Records()
+    while position <= header:
+        block = shard.map[position : position + BLOCK]
+        check_header(block, position)
+        kind, written = block[156:157], number(block[124:136], position)
+        if kind in EXTENDING:
+            position = records.take(shard.map, position, kind, written)
+            continue
+        if records.size is not None:
+            written = records.size
+        if position == header and written == size:
+            return
+        position += BLOCK + padded(written)
+        records = Records()
+    raise CorruptShardError(
+        f"the header at byte {header} is not what it was when the shard was indexed; "
+        "restore the shard, or touch it to have it indexed anew"
+    )

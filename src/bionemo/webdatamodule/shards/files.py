@@ -67,6 +67,9 @@ def make_link(text: str, path: str) -> bool:
         os.symlink(text, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        error.filename, error.filename2 = path, None  # not the text of the link
+        raise
     return True
 
 
@@ -108,15 +111,26 @@ def sync_directory(path: str) -> None:
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Put a file there at once: under a temporary name, synced, then renamed; the caller syncs the directory."""
+    """Put a file there at once: under a temporary name, synced, then renamed; the caller syncs the directory.
+
+    Raises:
+        OSError: If that fails; it names the file, and nothing is left under the temporary name.
+    """
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    descriptor = create(temporary)
     try:
-        write_all(descriptor, data)
-        sync(descriptor)
-    finally:
-        close(descriptor)
-    replace(temporary, path)
+        descriptor = create(temporary)
+        try:
+            write_all(descriptor, data)
+            sync(descriptor)
+        finally:
+            close(descriptor)
+        replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = path, None
+        raise
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

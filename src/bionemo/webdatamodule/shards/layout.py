@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
 from bionemo.webdatamodule.errors import ConfigError, DataWarning
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.checks import LISTED
-from bionemo.webdatamodule.shards.manifest import shard_name
+from bionemo.webdatamodule.shards.manifest import Manifest, shard_name
+from bionemo.webdatamodule.shards.recipe import identity
 from bionemo.webdatamodule.shards.targets import Target
-from bionemo.webdatamodule.shards.tasks import ShardTask, describe, fingerprints, inputs_digest
+from bionemo.webdatamodule.shards.tasks import ShardTask, codecs_of, describe, fingerprints, inputs_digest
 from bionemo.webdatamodule.shards.write import BLOCK
 
 SHARD_BYTES = 256 << 20
 """About how large a shard becomes where the user gives no number of shards."""
 
-_RECIPE = 1  # goes up when the same samples would give other bytes than before
+_RECIPE = 2  # goes up when the same samples would give other bytes than before
 _PROBES = 16  # samples read to estimate the size of all
 
 
@@ -45,15 +47,15 @@ class Source:
     writer: str
     options: Mapping[str, Any]
 
-    @property
+    @functools.cached_property
     def codecs(self) -> Mapping[str, str]:
         """Codec by suffix, as far as the reader declares them."""
-        return dict(getattr(self.reader, "codecs", {}))
+        return codecs_of(self.reader, writer=self.writer)
 
-    @property
+    @functools.cached_property
     def recipe(self) -> str:
         """All that determines a shard's bytes beside its samples."""
-        return json.dumps([_RECIPE, self.writer, as_json(self.options), as_json(self.codecs)])
+        return json.dumps([_RECIPE, self.writer, identity(self.reader, self.options), as_json(self.codecs)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class SplitPlan:
         wanted: Name and inputs of each shard, in order.
         tasks: The task that makes each.
         problems: What is wrong with its samples, as far as the source knows without reading them.
-        bytes_per_sample: About how large a sample is in a shard.
+        bytes_per_sample: About how large a sample is in a shard, if that was asked for.
     """
 
     split: str
@@ -74,7 +76,7 @@ class SplitPlan:
     wanted: Sequence[tuple[str, str]]
     tasks: Sequence[ShardTask]
     problems: Sequence[str]
-    bytes_per_sample: float
+    bytes_per_sample: float | None
 
 
 def plan_split(
@@ -84,9 +86,13 @@ def plan_split(
     split: str,
     target: Target,
     n_shards: int | None,
+    before: Manifest | None = None,
     progress: Callable[[int], object],
 ) -> SplitPlan:
     """Cut a split into shard tasks, and look whether its samples are there and what state they are in.
+
+    Where no number of shards is given and the target holds just these samples already, none of them is read:
+    the number of shards is what it was.
 
     Args:
         source: Where the samples come from.
@@ -94,10 +100,18 @@ def plan_split(
         split: Name of the split.
         target: Where its shards go.
         n_shards: How many shards; ``None`` for as many as their size asks for.
+        before: What the target holds.
         progress: Called with the number of samples looked at.
     """
-    per_sample = estimate_bytes(source.reader, names) / len(names)
-    n_shards = default_n_shards(per_sample * len(names)) if n_shards is None else n_shards
+    same = None
+    per_sample = None
+    if n_shards is None:
+        if before is not None and before.n_samples == len(names) and len(before.shards) <= len(names):
+            same = _cut_into(len(before.shards), source, names, split=split, target=target, progress=progress)
+            if same.wanted == [(shard.name, shard.inputs) for shard in before.shards]:
+                return same
+        per_sample = estimate_bytes(source.reader, names) / len(names)
+        n_shards = default_n_shards(per_sample * len(names))
     if n_shards > len(names):
         warnings.warn(
             f"split {split} has {len(names)} samples, fewer than the {n_shards} shards asked for: "
@@ -106,12 +120,26 @@ def plan_split(
             stacklevel=3,
         )
         n_shards = len(names)
+    if same is None or len(same.wanted) != n_shards:
+        same = _cut_into(n_shards, source, names, split=split, target=target, progress=progress)
+    return replace(same, bytes_per_sample=per_sample)
+
+
+def _cut_into(
+    n_shards: int,
+    source: Source,
+    names: Sequence[str],
+    *,
+    split: str,
+    target: Target,
+    progress: Callable[[int], object],
+) -> SplitPlan:
     wanted, tasks, missing = [], [], []
     for number, part in enumerate(cut(len(names), n_shards)):
         members = names[part.start : part.stop]
         prints = fingerprints(source.reader, members, writer=source.writer)
         missing += [name for name, one in zip(members, prints or (), strict=False) if not one]
-        inputs = inputs_digest(source.recipe, members, [source.encode(name) for name in members], prints)
+        inputs = inputs_digest(source.recipe, members, source.encode, prints)
         wanted.append((shard_name(target.prefix, number, n_shards), inputs))
         tasks.append(
             ShardTask(
@@ -136,7 +164,7 @@ def plan_split(
         problems=[
             _why_missing(source.reader, name) if number < LISTED else name for number, name in enumerate(missing)
         ],
-        bytes_per_sample=per_sample,
+        bytes_per_sample=None,
     )
 
 

@@ -54,7 +54,7 @@ class Lease:
                 self._take_from(owner)
             else:
                 if not said:
-                    _LOG.info("another conversion is at work (%s); waiting for it", owner)
+                    _LOG.warning("%s", _waiting(owner, self._path))
                     said = True
                 time.sleep(_POLL)
         self._beat.start()
@@ -93,10 +93,7 @@ class Lease:
             return None
 
     def _is_abandoned(self, owner: str) -> bool:
-        try:
-            told: dict[str, Any] = json.loads(owner)
-        except ValueError:
-            told = {}
+        told = _told(owner)
         mine = _identity()
         if all(told.get(name) == mine[name] for name in ("host", "boot", "namespace")):
             return _started(told.get("pid")) != told.get("started")
@@ -116,6 +113,25 @@ class Lease:
             if taken != owner:
                 files.make_link(taken, self._path)
             files.remove(aside)
+
+
+def _waiting(owner: str, path: str) -> str:
+    """Return what is said of a lease that somebody else holds: whose it is, and how long it may last."""
+    told = _told(owner)
+    return (
+        f"another conversion holds {path}: process {told.get('pid', 'unknown')} on {told.get('host', 'unknown')}; "
+        "waiting until it ends. Should it die, this one goes on at once if both are on one machine, "
+        f"else {EXPIRY:.0f} seconds after its last sign of life"
+    )
+
+
+def _told(owner: str) -> dict[str, Any]:
+    """Return what a lease says of its owner."""
+    try:
+        told = json.loads(owner)
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _identity() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,23 +90,27 @@ class Manifest:
         return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, *, source: str = "the manifest") -> Manifest:
+    def from_json(cls, text: str | bytes, *, source: str = "the manifest", prefix: str | None = None) -> Manifest:
         """Return the manifest that :meth:`to_json` wrote.
+
+        Whatever a manifest makes others do with files, it does to shards of its prefix in its own directory.
 
         Args:
             text: Content of the file.
             source: Where it comes from, for messages.
+            prefix: The prefix that it must be of.
 
         Raises:
-            ManifestError: If it is no manifest, was changed by hand, or is of a newer format.
+            ManifestError: If it is no manifest, was changed by hand, lists what is no shard of its prefix,
+                or is of a newer format.
         """
         try:
             body = json.loads(text)
             checksum = body.pop("checksum")
             format_ = body["format"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ManifestError(f"{source} is cut short or no manifest; {_CONVERT_AGAIN}", file=source) from error
-        if not isinstance(format_, int) or format_ > FORMAT:
+        if not _is_count(format_) or format_ > FORMAT:
             raise ManifestError(
                 f"{source} has format {format_!r}, this version of the package reads up to {FORMAT}; "
                 "update bionemo-webdatamodule",
@@ -113,6 +118,9 @@ class Manifest:
             )
         if checksum != _checksum(body):
             raise ManifestError(f"{source} was changed after it was written; {_CONVERT_AGAIN}", file=source)
+        problem = _problem(body, prefix)
+        if problem is not None:
+            raise ManifestError(f"{source} {problem}; {_CONVERT_AGAIN}", file=source)
         return cls(
             format=format_,
             prefix=body["prefix"],
@@ -129,6 +137,51 @@ class Manifest:
 
 
 _CONVERT_AGAIN = "run the conversion again, or restore the file"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _problem(body: Mapping[str, Any], prefix: str | None) -> str | None:
+    """Return what is wrong with a manifest of this format, as the rest of a sentence, or ``None``."""
+    own = body.get("prefix")
+    if not isinstance(own, str) or not own or os.path.basename(own) != own or (prefix is not None and own != prefix):
+        return f"is of the prefix {own!r}" + ("" if prefix is None else f" instead of {prefix!r}")
+    suffixes, codecs, shards = (body.get(name) for name in ("suffixes", "codecs", "shards"))
+    if not isinstance(suffixes, list) or not all(isinstance(suffix, str) for suffix in suffixes):
+        return "has no list of suffixes"
+    if not isinstance(codecs, dict) or not all(isinstance(name, str) for name in codecs.values()):
+        return "does not say how fields are encoded"
+    for name in ("writer", "key_encoder", "versions"):
+        if not isinstance(body.get(name, {}), dict):
+            return f"has a {name} that is {body[name]!r:.60}"
+    if not isinstance(shards, list) or not shards:
+        return "lists no shards"
+    problem = next(filter(None, (_shard_problem(shard, own) for shard in shards)), None)
+    if problem is None and len({shard["name"] for shard in shards}) < len(shards):
+        return "lists a shard twice"
+    return problem
+
+
+def _shard_problem(shard: Any, prefix: str) -> str | None:
+    """Return what is wrong with what a manifest says of a shard, as the rest of a sentence, or ``None``."""
+    name = shard.get("name") if isinstance(shard, dict) else None
+    if not isinstance(name, str) or not name.startswith(f"{prefix}-") or not name.endswith(".tar"):
+        return f"lists {name!r:.200}, which is no shard of the prefix {prefix!r}"
+    if os.path.basename(name) != name or "\0" in name:
+        return f"lists {name!r:.200}, which is not in its directory"
+    if not all(_is_count(shard.get(number)) for number in ("bytes", "samples")):
+        return f"gives no size of {name}"
+    if not all(_is_sha256(shard.get(sha256)) for sha256 in ("sha256", "index_sha256")):
+        return f"gives no hash of {name}"
+    inputs = shard.get("inputs", "")
+    return None if inputs == "" or _is_sha256(inputs) else f"gives {name} the inputs {inputs!r:.200}, which are no hash"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def manifest_path(directory: str, prefix: str) -> str:
@@ -171,7 +224,7 @@ def read_manifest(directory: str, prefix: str) -> Manifest | None:
         ManifestError: If it cannot be read, was changed by hand, is of a newer format, or a conversion
             is being published or was killed while it was.
     """
-    manifest = load_manifest(manifest_path(directory, prefix))
+    manifest = load_manifest(manifest_path(directory, prefix), prefix)
     if os.path.lexists(journal_path(directory, prefix)):  # looked for last, so that no swap starts unseen
         raise ManifestError(
             f"a conversion into {directory} is being published, or was stopped while it was; "
@@ -181,8 +234,8 @@ def read_manifest(directory: str, prefix: str) -> Manifest | None:
     return manifest
 
 
-def load_manifest(path: str) -> Manifest | None:
-    """Return the manifest in a local file, or ``None`` where there is none.
+def load_manifest(path: str, prefix: str | None = None) -> Manifest | None:
+    """Return the manifest in a local file, of any or one prefix, or ``None`` where there is none.
 
     Raises:
         ManifestError: See :func:`read_manifest`.
@@ -193,7 +246,7 @@ def load_manifest(path: str) -> Manifest | None:
         return None
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}", file=path) from error
-    return Manifest.from_json(text, source=path)
+    return Manifest.from_json(text, source=path, prefix=prefix)
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

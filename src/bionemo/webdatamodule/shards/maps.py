@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import resource
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,9 +20,15 @@ Column: TypeAlias = tuple[memoryview, memoryview, "memoryview | None"]
 """Offsets, sizes and checksums of one suffix, whose items are Python integers."""
 
 MOST_OPEN = 1024
-"""Shards open at a time, at most; fewer where the limit on open files is low."""
+"""Shards that a process has open at a time, at most; fewer where the limit on open files is low."""
 
 _END = 1024  # bytes of the end of an archive
+
+_recent: OrderedDict[OpenShard, tuple[dict[int, OpenShard], int]] = OrderedDict()
+"""All open shards of this process, least recently used first, each with where its reader keeps it.
+
+A forked process has what its parent had open, descriptors included, and so it has the parent's list as well.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,31 +95,48 @@ def open_shard(path: str, stamp: Stamp, index: ShardIndex, suffixes: Sequence[st
 
 
 class OpenShards:
-    """The shards that are open, least recently used first.
+    """The shards that one reader has open.
 
-    A shard that falls out stays mapped for as long as somebody reads it.
-
-    Args:
-        open_one: Opens a shard by its number.
-
-    Attributes:
-        most: How many are open, at most.
+    All readers of a process share one bound, :func:`most_open`: of all their shards the least recently used
+    are closed. A shard that is closed stays mapped for as long as somebody reads it.
     """
 
-    def __init__(self, open_one: Callable[[int], OpenShard]) -> None:
-        self._open_one = open_one
+    def __init__(self) -> None:
         self._shards: dict[int, OpenShard] = {}
-        self.most = most_open()
+        weakref.finalize(self, _close_all, self._shards).atexit = False
 
-    def __getitem__(self, number: int) -> OpenShard:
-        shard = self._shards.pop(number, None)
-        if shard is None:
-            while len(self._shards) >= self.most:
-                del self._shards[next(iter(self._shards))]
-            shard = self._open_one(number)
-        else:
-            shard.check()
-        self._shards[number] = shard
+    def get(self, number: int) -> OpenShard | None:
+        """Return a shard by its number, if it is open.
+
+        Raises:
+            ChangedDataError: If its size changed.
+        """
+        shard = self._shards.get(number)
+        if shard is not None:
+            try:
+                shard.check()
+                _recent.move_to_end(shard)
+            except ChangedDataError:
+                self._shards.pop(number, None)
+                _recent.pop(shard, None)
+                raise
+            except KeyError:  # another thread closed it just now
+                pass
+        return shard
+
+    def open(self, number: int, open_one: Callable[[int], OpenShard]) -> OpenShard:
+        """Open a shard, after closing others where there would be too many.
+
+        Args:
+            number: Number of the shard.
+            open_one: Opens it.
+        """
+        most = most_open()
+        while len(_recent) >= most:
+            _, (shards, closed) = _recent.popitem(last=False)
+            shards.pop(closed, None)
+        shard = self._shards[number] = open_one(number)
+        _recent[shard] = self._shards, number
         return shard
 
     def __contains__(self, number: object) -> bool:
@@ -121,8 +146,16 @@ class OpenShards:
         return len(self._shards)
 
 
+def _close_all(shards: dict[int, OpenShard]) -> None:
+    for shard in list(shards.values()):
+        _recent.pop(shard, None)
+
+
 def most_open() -> int:
-    """Return how many shards may be open: each takes two descriptors, and half of them are left to others."""
+    """Return how many shards this process may have open.
+
+    Each takes two descriptors, its own and its index's, and half of all descriptors are left to others.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, (soft - 32) // 4))
 

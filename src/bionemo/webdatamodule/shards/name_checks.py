@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 
+from bionemo.webdatamodule.errors import PluginError
 from bionemo.webdatamodule.shards.checks import key_problem
 
 _V = TypeVar("_V")
 
 
-def name_problems(names: Mapping[str, Sequence[str]], encode: Callable[[str], str]) -> Iterator[str]:
-    """Yield what is wrong with the names of all splits and their keys.
+def name_problems(
+    names: Mapping[str, Sequence[str]], encode: Callable[[str], str], *, encoder: str = "custom"
+) -> Iterator[str]:
+    """Yield what is wrong with the names of some splits and their keys.
 
-    Found are empty splits, names that are no strings or empty, duplicates, names in two splits,
-    keys that cannot be stored, and names that get one key.
+    Found are duplicates, names in two splits, keys that cannot be stored, and names that get one key.
     Works on hashes and compares names only where these agree, so it needs 16 bytes a name.
 
     Args:
-        names: Names by split.
+        names: Names by split, in which :func:`no_names` finds nothing.
         encode: The key encoder.
+        encoder: What it is called.
+
+    Raises:
+        PluginError: If the key encoder fails, or gives something else than a string.
     """
-    plain = list(_no_names(names))
-    if plain:
-        yield from plain
+    if not names:
         return
     for name, places in _Samples(names).repeated(str).items():
-        splits = [split for split, _ in places]
-        if len(set(splits)) == 1:
-            yield f"the name {name!r} occurs {len(splits)} times in split {splits[0]}"
-        else:
-            yield f"the name {name!r} is in the splits {' and '.join(dict.fromkeys(splits))}"
+        counts = Counter(split for split, _ in places)
+        for split, count in counts.items():
+            if count > 1:
+                yield f"the name {name!r} occurs {count} times in split {split}"
+        if len(counts) > 1:
+            yield f"the name {name!r} is in the splits {' and '.join(counts)}"
+
+    def key(name: str) -> str:
+        try:
+            found = encode(name)
+        except Exception as error:
+            raise PluginError(
+                f"the key encoder {encoder} fails at the name {name!r} with {type(error).__name__}: {error}",
+                plugin=encoder,
+            ) from error
+        if not isinstance(found, str):
+            raise PluginError(
+                f"the key encoder {encoder} makes {found!r:.80} of the name {name!r}, which is no string but "
+                f"{type(found).__name__}",
+                plugin=encoder,
+            )
+        return found
+
     for split, members in names.items():
-        yield from _key_problems(split, members, encode)
+        yield from _key_problems(split, members, key)
 
 
-def _no_names(names: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+def no_names(names: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Yield which splits are empty, and what among the names is no string or empty."""
     for split, members in names.items():
         if not len(members):
             yield f"split {split} is empty; leave it out or give it names"

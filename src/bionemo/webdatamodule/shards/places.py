@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
 from bionemo.webdatamodule.shards.fields import Place
-from bionemo.webdatamodule.shards.maps import OpenShard, OpenShards, open_shard
+from bionemo.webdatamodule.shards.maps import OpenShard, OpenShards, most_open, open_shard
 from bionemo.webdatamodule.shards.sets import ShardSet
 from bionemo.webdatamodule.workers.board import doing
 
@@ -48,8 +48,8 @@ class Places:
         self._suffixes = tuple(suffixes)
         self._split = split
         self._is_remote = any(found.remote is not None for found in sets)
-        self._open = OpenShards(self._open_shard)
-        self.at_once = self.n_samples if len(self._shards) <= self._open.most else self._open.most
+        self._open = OpenShards()
+        self.at_once = self._at_once()
         self._ahead: set[int] = set()  # shards that are being fetched in the background, or were
         self._latest = -1  # the shard that was fetched last
 
@@ -58,7 +58,7 @@ class Places:
 
         Raises:
             ConfigError: If there is no such sample.
-            ShardError: If a shard cannot be opened.
+            ShardError: If a shard cannot be opened, or was changed.
         """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.n_samples:
             raise ConfigError(
@@ -70,7 +70,10 @@ class Places:
         needed = dict.fromkeys(shards)
         if self._is_remote:
             self._fetch([number for number in needed if number not in self._open])
-        opened = {number: self._open[number] for number in needed}
+        try:
+            opened = {number: self._open.get(number) or self._open.open(number, self._open_shard) for number in needed}
+        except ChangedDataError as error:
+            raise error.located(split=self._split, **process()) from error.__cause__
         if opened:
             others = f" and {len(opened) - 1} other shards" if len(opened) > 1 else ""
             doing(f"reading {opened[shards[0]].path}{others}")
@@ -95,7 +98,12 @@ class Places:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open = OpenShards(self._open_shard)
+        self._open = OpenShards()
+        self.at_once = self._at_once()
+
+    def _at_once(self) -> int:
+        most = most_open()
+        return self.n_samples if len(self._shards) <= most else most
 
     def _fetch(self, numbers: list[int]) -> None:
         """Fetch shards that are behind URLs, several at the same time; ahead where they are read in order."""

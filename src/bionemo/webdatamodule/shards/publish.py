@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 
-from bionemo.webdatamodule.errors import ManifestError
+from bionemo.webdatamodule.errors import ManifestError, RemoteError
 from bionemo.webdatamodule.shards import files
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, journal_path, manifest_path
@@ -55,7 +56,7 @@ def heal(target: Target, *, check: Check) -> None:
     journal = target.read(journal_path("", target.prefix))
     if journal is None:
         return
-    manifest = _parsed(journal)
+    manifest = _parsed(journal, target)
     if manifest is not None and all(_is_there(target, entry) for entry in manifest.shards):
         _move(target, manifest, check=check)
         return
@@ -71,7 +72,12 @@ def problems(target: Target) -> Iterator[str]:
     found = list(target.problems())
     yield from found
     strangers = [] if found else sorted(target.sizes().keys() - set(owned(target)))
-    if strangers:
+    if strangers and _is_adopted(target):
+        yield (
+            f"{target} holds {strangers[0]} and {len(strangers) - 1} more files that another tool wrote and "
+            "`webdatamodule index` adopted; move them away or choose another prefix"
+        )
+    elif strangers:
         yield (
             f"{target} holds {strangers[0]} and {len(strangers) - 1} more files that no manifest lists; "
             "move them away or choose another prefix"
@@ -99,11 +105,29 @@ def tidy(staging: str) -> None:
 def in_place(target: Target, shards: Iterable[ShardEntry]) -> list[ShardEntry]:
     """Return those of some shards that lie in place with their indices, going by names and sizes."""
     sizes: Mapping[str, int] = target.sizes()
-    return [shard for shard in shards if sizes.get(shard.name) == shard.bytes and index_name(shard.name) in sizes]
+    return [shard for shard in shards if sizes.get(shard.name) == shard.bytes and sizes.get(index_name(shard.name))]
+
+
+def undamaged(target: Target, shards: Iterable[ShardEntry], *, check: bool) -> list[ShardEntry]:
+    """Return those of some shards in place whose indices have the hash in the manifest, and on request they, too."""
+    found = in_place(target, shards)
+
+    def is_whole(shard: ShardEntry) -> bool:
+        try:
+            return target.sha256(index_name(shard.name)) == shard.index_sha256 and (
+                not check or target.sha256(shard.name) == shard.sha256
+            )
+        except RemoteError:
+            raise
+        except OSError:  # it lies on a bad place of the disk, or nobody may read it
+            return False
+
+    with futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+        return [shard for shard, whole in zip(found, pool.map(is_whole, found), strict=True) if whole]
 
 
 def owned(target: Target) -> Iterator[str]:
-    """Yield the names of the shards and indices in a target that its manifest or journal lists.
+    """Yield the names of the shards and indices in a target that its manifest or journal lists as made by conversion.
 
     With a manifest that cannot be read, all that look like shards of the prefix are taken for its own.
     """
@@ -111,17 +135,23 @@ def owned(target: Target) -> Iterator[str]:
     known: set[str] = set()
     for path in (manifest_path("", target.prefix), journal_path("", target.prefix)):
         text = target.read(path)
-        manifest = None if text is None else _parsed(text)
+        manifest = None if text is None else _parsed(text, target)
         if text is not None and manifest is None:
             yield from everything
             return
-        known.update(entry.name for entry in (manifest.shards if manifest is not None else ()))
+        known.update(entry.name for entry in (manifest.shards if manifest is not None else ()) if entry.inputs)
     yield from (name for name in everything if name in known or name.removesuffix(index_name("")) in known)
 
 
-def _parsed(text: bytes) -> Manifest | None:
+def _is_adopted(target: Target) -> bool:
+    text = target.read(manifest_path("", target.prefix))
+    manifest = None if text is None else _parsed(text, target)
+    return manifest is not None and not all(entry.inputs for entry in manifest.shards)
+
+
+def _parsed(text: bytes, target: Target) -> Manifest | None:
     try:
-        return Manifest.from_json(text)
+        return Manifest.from_json(text, prefix=target.prefix)
     except ManifestError:
         return None
 

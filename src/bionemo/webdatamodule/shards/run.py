@@ -6,13 +6,13 @@ import contextlib
 import pickle
 from collections.abc import Sequence
 from concurrent import futures
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bionemo.webdatamodule.errors import ConfigError, ConversionError, WebDataModuleError
+from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginError, WebDataModuleError
 from bionemo.webdatamodule.shards import checks
 from bionemo.webdatamodule.shards.staged import Staged, progress_path
 from bionemo.webdatamodule.shards.tasks import Result, ShardTask
@@ -40,9 +40,10 @@ def run_tasks(
         return []
     n_samples = sum(len(task.names) for task in tasks)
     with (
-        executor as pool,
+        ExitStack() as entered,
         tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
     ):
+        pool = _enter(executor, entered)
         running = {_submit(pool, task): task for task in tasks}
         try:
             _watch(running, bar)
@@ -55,6 +56,20 @@ def run_tasks(
     if problems:
         raise checks.input_error(problems, sum(result.n_problems for result in results))
     return [result.staged for result in results if result.staged is not None]
+
+
+def _enter(executor: AbstractContextManager[futures.Executor], entered: ExitStack) -> futures.Executor:
+    """Start an executor, which ends with the stack."""
+    name = f"{type(executor).__module__}.{type(executor).__qualname__}"
+    try:
+        pool = entered.enter_context(executor)
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        raise PluginError(f"the executor {name} cannot start: {type(error).__name__}: {error}") from error
+    if not callable(getattr(pool, "submit", None)):
+        raise PluginError(f"the executor {name} gives {type(pool).__name__}, which is no concurrent.futures.Executor")
+    return pool
 
 
 def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> None:

@@ -54,7 +54,8 @@ def _rebuilt(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise CorruptShardError(
-            f"{path} is not the shard in the manifest, its hash differs; restore it or run the conversion again",
+            f"{path} is not the shard in the manifest, its hash differs; restore it, run `webdatamodule convert` "
+            "with --check, or remove the shard and run the conversion again",
             shard=path,
         )
     index = with_crcs(build_index(path), data)

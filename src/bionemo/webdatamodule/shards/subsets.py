@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, SupportsFloat, TypeGuard
 
 from bionemo.webdatamodule.components import SampleReader
-from bionemo.webdatamodule.errors import ConfigError, PluginError
+from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModuleError
 from bionemo.webdatamodule.splits import Split
 
 _HASHES = 1 << 64
+_SLACK = 1e-6  # by which parts may add up to more than 1, since numbers such as numpy.float32(0.8) are not exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Fraction:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_interval(self.start, self.stop)
+        _check_interval(self)
 
     def __call__(self, names: Sequence[str]) -> list[str]:
         """Return the names of this part."""
@@ -59,7 +62,7 @@ class Hashed:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_interval(self.start, self.stop)
+        _check_interval(self)
 
     def __call__(self, names: Sequence[str]) -> list[str]:
         """Return the names in the interval."""
@@ -87,6 +90,10 @@ class Fold:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("number", "of"):
+            if not _is_whole(getattr(self, name)):
+                raise ConfigError(f"{name} of a fold is a whole number, not {getattr(self, name)!r}")
+        _check_seed(self.seed)
         if self.of < 2 or not 0 <= self.number < self.of:
             raise ConfigError(f"fold {self.number} of {self.of} does not exist; there are at least two, from 0")
 
@@ -99,8 +106,8 @@ def resolve_subsets(subsets: Mapping[str, Any], reader: SampleReader) -> dict[st
     """Return the names of each split, from what the user gave for it.
 
     Args:
-        subsets: For each split one of: names; a number, the part of all names that it gets; a rule, which is
-            any function from all names to some of them, such as :class:`Hashed`.
+        subsets: For each split one of: names; a number of any kind, the part of all names that it gets;
+            a rule, which is any function from all names to some of them, such as :class:`Hashed`.
             Parts given as numbers follow each other in the order train, val, test and do not overlap.
         reader: The source, whose ``names()`` is called if a number or a rule asks for it.
 
@@ -112,9 +119,9 @@ def resolve_subsets(subsets: Mapping[str, Any], reader: SampleReader) -> dict[st
     start = 0.0
     for split in sorted(subsets, key=list(Split.__members__).index):
         value = subsets[split]
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            stop = start + value
-            if not value > 0 or stop > 1 + 1e-9:
+        if _is_number(value):
+            stop = start + float(value)
+            if not float(value) > 0 or stop > 1 + _SLACK:
                 raise ConfigError(
                     f"the parts of the splits must be positive and add up to 1 at most; {split} has {value!r}",
                     split=split,
@@ -139,7 +146,15 @@ def list_names(reader: SampleReader) -> Sequence[str]:
     function = getattr(reader, "names", None)
     if not callable(function):
         raise ConfigError(f"{type(reader).__name__} cannot list its samples, so the names of each split must be given")
-    names = function()
+    try:
+        names = function()
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"names() of {type(reader).__name__} fails with {type(error).__name__}: {error}",
+            plugin=type(reader).__module__,
+        ) from error
     if isinstance(names, (str, bytes)) or not isinstance(names, Sequence):
         raise PluginError(f"names() of {type(reader).__name__} must give a list of names, not {names!r:.80}")
     return names
@@ -151,6 +166,26 @@ def name_hash(name: str, seed: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _check_interval(start: float, stop: float) -> None:
-    if not 0 <= start <= stop <= 1:
-        raise ConfigError(f"a part of the names lies between 0 and 1, not from {start} to {stop}")
+def _check_interval(rule: Fraction | Hashed) -> None:
+    """Check a part's bounds and seed, and make plain numbers of the bounds."""
+    for name in ("start", "stop"):
+        bound = getattr(rule, name)
+        if not _is_number(bound):
+            raise ConfigError(f"{name} of a part of the names is a number between 0 and 1, not {bound!r}")
+        object.__setattr__(rule, name, float(bound))
+    if not 0 <= rule.start <= rule.stop <= 1:
+        raise ConfigError(f"a part of the names lies between 0 and 1, not from {rule.start} to {rule.stop}")
+    _check_seed(rule.seed)
+
+
+def _check_seed(seed: object) -> None:
+    if not _is_whole(seed):
+        raise ConfigError(f"a seed is a whole number, not {seed!r}")
+
+
+def _is_number(value: object) -> TypeGuard[SupportsFloat]:
+    return isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

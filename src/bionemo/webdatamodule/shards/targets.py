@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from bionemo.webdatamodule.errors import ManifestError
 from bionemo.webdatamodule.shards import files
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import (
@@ -62,7 +63,11 @@ class Target(Protocol):
         ...
 
     def read(self, name: str) -> bytes | None:
-        """Return a small file, or ``None`` where there is none."""
+        """Return a small file, or ``None`` where there is none.
+
+        Raises:
+            ManifestError: If it is there and cannot be read.
+        """
         ...
 
     def sha256(self, name: str) -> str | None:
@@ -149,11 +154,14 @@ class LocalTarget:
 
     def read(self, name: str) -> bytes | None:
         """Return a small file."""
+        path = os.path.join(self.directory, name)
         try:
-            with open(os.path.join(self.directory, name), "rb") as file:
+            with open(path, "rb") as file:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise ManifestError(f"{path} cannot be read: {error.strerror}", file=path) from error
 
     def sha256(self, name: str) -> str | None:
         """Return the hash of a file."""

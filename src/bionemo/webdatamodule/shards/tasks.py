@@ -27,6 +27,30 @@ PICKLES = frozenset({"pickle", "pkl", "pt", "pyd"})
 """Last parts of suffixes whose fields are pickles, unless the reader says otherwise."""
 
 
+_TOGETHER = 1024  # samples whose names, keys and fingerprints are hashed at a time
+
+
+def codecs_of(reader: SampleReader, *, writer: str) -> Mapping[str, str]:
+    """Return the codec by suffix, as far as the reader declares them.
+
+    Raises:
+        PluginError: If it declares what no reader of shards understands.
+    """
+    found = getattr(reader, "codecs", {})
+    if not isinstance(found, Mapping):
+        raise PluginError(
+            f"codecs of the writer {writer} must map suffixes to codecs, not {found!r:.80}", plugin=writer
+        )
+    for suffix, codec in found.items():
+        if codec not in ("pickle", "bytes"):
+            raise PluginError(
+                f"the writer {writer} declares the codec {codec!r} for the suffix {suffix!r}; "
+                "there are 'pickle' and 'bytes'",
+                plugin=writer,
+            )
+    return dict(found)
+
+
 def codec_of(suffix: str, codecs: Mapping[str, str]) -> str:
     """Return the codec of a suffix: what the reader declares, else by the suffix's last part."""
     return codecs.get(suffix) or ("pickle" if suffix.rpartition(".")[2].lower() in PICKLES else "bytes")
@@ -36,22 +60,45 @@ def fingerprints(reader: SampleReader, names: Sequence[str], *, writer: str) -> 
     """Return the reader's fingerprints of these samples, or ``None`` where it cannot tell.
 
     Raises:
-        PluginError: If the reader gives something else.
+        PluginError: If the reader gives something else, or fails.
     """
     function = getattr(reader, "fingerprints", None)
     if function is None:
         return None
-    found = function(names)
-    if len(found) != len(names) or not all(isinstance(one, str) for one in found):
-        raise PluginError(f"fingerprints() of the writer {writer} must give one string a sample", plugin=writer)
-    return found  # type: ignore[no-any-return]
+    try:
+        found = function(names)
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"fingerprints() of the writer {writer} fails with {type(error).__name__}: {error}", plugin=writer
+        ) from error
+    if (
+        not isinstance(found, Sequence)
+        or isinstance(found, str)
+        or len(found) != len(names)
+        or not all(isinstance(one, str) for one in found)
+    ):
+        raise PluginError(
+            f"fingerprints() of the writer {writer} must give one string a sample, not {found!r:.80}", plugin=writer
+        )
+    return found
 
 
-def inputs_digest(recipe: str, names: Sequence[str], keys: Sequence[str], prints: Sequence[str] | None) -> str:
-    """Return the hash of all that a shard is made from; it also names the shard's files while they are staged."""
-    digest = hashlib.sha256(recipe.encode())
-    for texts in (names, keys, prints or ()):
-        digest.update(repr(list(texts)).encode("utf-8", "surrogatepass"))
+def inputs_digest(recipe: str, names: Sequence[str], encode: KeyFunction, prints: Sequence[str] | None) -> str:
+    """Return the hash of all that a shard is made from; it also names the shard's files while they are staged.
+
+    Args:
+        recipe: Text of what determines the bytes beside the samples.
+        names: The shard's samples, in order.
+        encode: Makes their keys.
+        prints: Their fingerprints, if the reader gives any.
+    """
+    digest = hashlib.sha256(recipe.encode("utf-8", "surrogatepass"))
+    for start in range(0, len(names), _TOGETHER):  # a whole shard's text at once would take much memory
+        some = names[start : start + _TOGETHER]
+        told = None if prints is None else list(prints[start : start + _TOGETHER])
+        digest.update(repr((list(some), [encode(name) for name in some], told)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -136,7 +183,7 @@ class ShardTask:
         now = inputs_digest(
             self.recipe,
             self.names,
-            [self.encode(name) for name in self.names],
+            self.encode,
             fingerprints(self.reader, self.names, writer=self.writer),
         )
         if now != self.inputs:

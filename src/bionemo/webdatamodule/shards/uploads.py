@@ -64,7 +64,7 @@ class RemoteTarget:
         text = self.read(manifest_path("", self.prefix))
         if self.read(journal_path("", self.prefix)) is not None:
             raise ManifestError(f"a conversion into {self} is being published, or was stopped; run it again")
-        return None if text is None else Manifest.from_json(text, source=f"the manifest of {self}")
+        return None if text is None else Manifest.from_json(text, source=f"the manifest of {self}", prefix=self.prefix)
 
     def sizes(self) -> Mapping[str, int]:
         """Return the sizes of shards and indices, by one listing."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from bionemo.webdatamodule.errors import ManifestError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule.errors import CorruptShardError, ManifestError, NoShardsError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.decode import Codec, codec_name, make_codec
+from bionemo.webdatamodule.shards.headers import member_name, split_name
 from bionemo.webdatamodule.shards.index import ShardIndex, index_name
 from bionemo.webdatamodule.shards.manifest import (
     Manifest,
@@ -146,7 +147,9 @@ def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress
     codecs = {suffix: make_codec(codec_name(suffix, name), policy) for suffix, name in manifest.codecs.items()}
     with tqdm(total=manifest.n_samples, unit=" samples", desc="decoding", disable=not progress, leave=False) as bar:
         for entry in manifest.shards:
-            data = np.memmap(os.path.join(directory, entry.name), np.uint8, "r").data
+            with open(os.path.join(directory, entry.name), "rb") as file:
+                tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = memoryview(tar)
             index = ShardIndex.from_buffer(Path(directory, index_name(entry.name)).read_bytes())
             for first in range(0, index.n_samples, _TOGETHER):
                 rows = slice(first, first + _TOGETHER)
@@ -158,8 +161,17 @@ def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress
                         if offset >= 0
                     }
                     for sample, reason in _bad_fields(codecs[suffix], fields):
-                        yield f"{entry.name}: sample {sample}, {suffix}: {reason}"
+                        yield f"{entry.name}: {_key(tar, index, sample)}, {suffix}: {reason}"
                 bar.update(min(_TOGETHER, index.n_samples - first))
+
+
+def _key(tar: mmap.mmap, index: ShardIndex, sample: int) -> str:
+    """Return the key of a sample, or which one it is where its header is damaged."""
+    try:
+        parts = split_name(member_name(tar, int(index.headers[sample])))
+    except CorruptShardError:
+        parts = None
+    return f"sample {sample}" if parts is None else parts[0].decode("utf-8", "backslashreplace")
 
 
 def _bad_fields(codec: Codec, fields: Mapping[int, memoryview]) -> Iterator[tuple[int, str]]:

@@ -5,6 +5,7 @@ The header fields are those of POSIX.1-2017, ``pax``, "ustar Interchange Format"
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import zlib
 from array import array
@@ -17,6 +18,7 @@ import numpy as np
 from bionemo.webdatamodule.errors import ConversionError, InputError
 from bionemo.webdatamodule.shards import files
 from bionemo.webdatamodule.shards.index import ShardIndex
+from bionemo.webdatamodule.shards.writeback import start_writing
 
 BLOCK = 512
 """Tar headers and payloads start at multiples of this many bytes."""
@@ -31,6 +33,7 @@ _END = b"\x00" * (2 * BLOCK)
 _CHECKSUM_AS_SPACES = 8 * 0x20
 _FLUSH = 1 << 18  # bytes gathered before one hash and write call
 _LARGE = 1 << 15  # bytes of a payload that is hashed and written by itself
+_AHEAD = 1 << 22  # bytes after which the disk is told to begin, so that it works while the next ones are hashed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class ShardWriter:
         self._gathered = 0  # bytes in parts
         self._position = 0  # bytes in the file and in parts
         self._written = 0  # bytes in the file
+        self._started = 0  # bytes that the system was told to bring to the disk
         self._suffixes: dict[str, tuple[int, bytes]] = {}  # suffix -> its column in the index, b".suffix"
         self._headers = array("q")  # where each sample begins
         self._members = array("q")  # sample, column, offset, size, crc of each member
@@ -122,6 +126,9 @@ class ShardWriter:
     def _write(self, data: bytes) -> None:
         self._sha256.update(data)
         self._written += len(data)
+        if self._written - self._started >= _AHEAD:
+            self._started = self._written
+            start_writing(self._descriptor)
         try:
             files.write_all(self._descriptor, data)
         except OSError as error:
@@ -204,10 +211,17 @@ def _long_header(path: bytes, size: int) -> bytes:
 
 
 def _ustar(name: bytes, prefix: bytes, size: int, kind: bytes = b"0") -> bytes:
-    octal = b"%011o\x00" % size
-    total = _CONSTANT_SUM + sum(name) + sum(octal) + kind[0] + (sum(prefix) if prefix else 0)
+    middle, total = _sized(size)
+    total += sum(name) + kind[0] + (sum(prefix) if prefix else 0)
     tail = _REST + prefix.ljust(_PREFIX + 12, b"\x00") if prefix else _TAIL
-    return name.ljust(_NAME, b"\x00") + _OWNER + octal + _TIME + b"%06o\x00 " % total + kind + tail
+    return b"%b%b%06o\x00 %b%b" % (name.ljust(_NAME, b"\x00"), middle, total, kind, tail)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sized(size: int) -> tuple[bytes, int]:
+    """Return the header's fields from the mode to the time, and the sum of all that depends on the size alone."""
+    octal = b"%011o\x00" % size
+    return _OWNER + octal + _TIME, _CONSTANT_SUM + sum(octal)
 
 
 _TAIL = _REST + b"\x00" * (_PREFIX + 12)
