@@ -58,6 +58,67 @@ def test_bytes_are_those_of_decoding_and_writing(make, protocol):
     assert expected == found
 
 
+def sequences(number):
+    """A sample whose sequence is of a length of its own."""
+    length = 1 + number * 37 % 1000
+    return {
+        "id": f"s{number:04d}",
+        "tokens": torch.arange(length) % 33,
+        "embedding": random(number, 8),
+        "label": number,
+    }
+
+
+def test_sequences_of_any_length_are_of_few_kinds(monkeypatch):
+    """After some have shown that only the sequence's length differs, nothing is decoded any more."""
+    streams = [pickle.dumps(sequences(number)) for number in range(400)]
+    expected = [recode(stream, policy=SAFE) for stream in streams]
+    recoder = Recoder(SAFE)
+    assert expected[::7] == list(map(recoder, streams[::7]))
+    known = recoder._learnt
+    assert expected == list(map(recoder, streams))
+    assert recoder._learnt < known + 8
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "make",
+    [
+        sequences,
+        lambda n: torch.rand(1 + n * 13 % 700),
+        lambda n: np.arange(1 + n * 13 % 700, dtype=np.int16),
+        lambda n: torch.zeros(1 + n * 997 % 20_000),  # beyond one frame too
+        lambda n: (random(n, 3), [torch.ones(n % 5 + 1, dtype=torch.bfloat16)], "end"),
+        lambda n: [torch.arange(n % 9 + 1), torch.arange(n % 7 + 1)],
+    ],
+)
+def test_bytes_of_any_length_are_those_of_decoding_and_writing(make, protocol):
+    """Frames, counts, shapes and torch's numbers of elements are written anew."""
+    found, expected = recoded([make(number) for number in range(120)], protocol=protocol)
+    assert expected == found
+
+
+@given(st.integers(1, 300), st.integers(0, 400), st.integers(1, 255), st.booleans())
+def test_damage_of_sequences_is_found_as_by_decoding(length, place, change, cut):
+    """Also where a length contradicts another, or the stream has bytes more or less."""
+    recoder = Recoder(SAFE)
+    for number in (3, 50, 200, 270):
+        recoder(pickle.dumps({"x": torch.arange(number), "n": 300}))
+    stream = bytearray(pickle.dumps({"x": torch.arange(length), "n": 300}))
+    place = place % len(stream) if place % 2 else -1 - place // 2 % len(stream)
+    if cut:
+        del stream[place]
+    else:
+        stream[place] ^= change
+    try:
+        expected = recode(bytes(stream), policy=SAFE)
+    except (DecodeError, RefusedPickleError) as error:
+        with pytest.raises(type(error)):
+            recoder(bytes(stream))
+    else:
+        assert expected == recoder(bytes(stream))
+
+
 def test_integers_keep_their_shortest_form():
     """A number in a longer form than it needs is written as the standard pickler writes it."""
     long_forms = [b"\x80\x04K\x05.", b"\x80\x04M\x05\x00.", b"\x80\x04J\x05\x00\x00\x00.", b"\x80\x04\x8a\x01\x05."]

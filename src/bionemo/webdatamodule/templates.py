@@ -27,7 +27,7 @@ import numpy as np
 
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 from bionemo.webdatamodule.pickling.columns import DiffersError, Into
-from bionemo.webdatamodule.pickling.holes import compile_template, memories
+from bionemo.webdatamodule.pickling.holes import compile_template, memories, signature
 from bionemo.webdatamodule.pickling.tracing import trace
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ class Decoder:
             return
         sizes = [leaf.stop - leaf.start for leaf in memories(program)]
         try:
-            signature = compile_template(data, program, frozenset(range(len(sizes)))).program
-            known, opened = self._lengths.get(signature, (sizes, frozenset()))
+            kind = signature(data, program)
+            known, opened = self._lengths.get(kind, (sizes, frozenset()))
             opened |= {number for number, size in enumerate(sizes) if size != known[number]}
             template = compile_template(data, program, opened)
             streams = template.fit([memoryview(data)], np.arange(1))
@@ -191,8 +191,8 @@ class Decoder:
                 return
         except _MISSES:
             return
-        self._lengths[signature] = sizes, opened
-        self._templates[signature] = template
+        self._lengths[kind] = sizes, opened
+        self._templates[kind] = template
         self._latest = list(self._templates.values())[::-1]
 
 

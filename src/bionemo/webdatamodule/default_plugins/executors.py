@@ -94,7 +94,8 @@ class _Pool(futures.Executor):
     def submit(self, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> futures.Future[_T]:
         """Let a worker call the function."""
         outer: futures.Future[_T] = futures.Future()
-        inner = self._pool.submit(_call, _Pickled((function, args, kwargs)))
+        call: Any = _Pickled((function, args, kwargs))  # which arrives as bytes or text
+        inner = self._pool.submit(_call, call)
         inner.add_done_callback(functools.partial(_pass_on, outer))
         return outer
 

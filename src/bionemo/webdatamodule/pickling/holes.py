@@ -43,7 +43,6 @@ class Template:
     """A program with holes.
 
     Attributes:
-        program: The bytes that have to be equal.
         grid: How streams are compared with them.
         slots: How to make the parts of the value.
         values: Makes the values of streams that follow the program.
@@ -51,7 +50,6 @@ class Template:
         kind: What the value is like; equal for templates that differ in lengths and operand sizes only.
     """
 
-    program: tuple[bytes, ...]
     grid: Grid
     slots: tuple[Slot, ...]
     values: Values
@@ -74,6 +72,15 @@ def memories(program: Program) -> list[Leaf]:
     return found
 
 
+def signature(data: bytes, program: Program) -> tuple[bytes, ...]:
+    """Return what streams have in common that differ in their data and in the lengths of memories only.
+
+    Raises:
+        ValueError: As :func:`compile_template`.
+    """
+    return _Layout(data, program, memories(program)).program()
+
+
 def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> Template:
     """Make a template of a traced stream.
 
@@ -89,7 +96,6 @@ def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> T
     nodes = list(parts(program.root))
     slots = tuple(map(layout.slot, nodes))
     return Template(
-        program=layout.program(),
         grid=layout.grid(nodes),
         slots=slots,
         values=whole(program.root, iter(slots)),
