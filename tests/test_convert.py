@@ -1042,8 +1042,10 @@ def test_all_that_is_wrong_is_in_one_error(source, tmp_path):
         "the name 's00' occurs 2 times in split train",
         "the names 'a.b' and 'a-b' of split train get one key, 'a-b'",
         *[
-            f"{tmp_path}/out holds p-000000.tar and 0 more files that no manifest lists; "
-            "move them away or choose another prefix"
+            (
+                f"{tmp_path}/out holds p-000000.tar and 0 more files that no manifest lists; "
+                "move them away or choose another prefix"
+            )
         ]
         * 2,
     ] == problems(caught)
@@ -1420,7 +1422,7 @@ def test_plain_bytes_of_other_writers_are_stored_as_they_are(out):
     [
         (lambda names: None, "must give one string a sample, not None"),
         (lambda names: "x" * len(names), "must give one string a sample"),
-        (lambda names: iter(names), "must give one string a sample"),
+        (iter, "must give one string a sample"),
         (lambda names: 1 / 0, "fails with ZeroDivisionError: division by zero"),
         (lambda names: Path("/nowhere").read_text(), "fails with FileNotFoundError"),
     ],

@@ -33,9 +33,9 @@ from bionemo.webdatamodule.errors import (
 )
 from bionemo.webdatamodule.pickles import Policy, dumps
 from bionemo.webdatamodule.shards import cache, maps, read
+from bionemo.webdatamodule.shards.decode import Plain
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, journal_path, manifest_path, staging_path
-from bionemo.webdatamodule.shards.decode import Plain
 from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
 from bionemo.webdatamodule.shards.write import ShardWriter
 

@@ -167,8 +167,9 @@ class Recoder:
         Raises:
             RefusedPickleError, DecodeError: As :func:`~bionemo.webdatamodule.pickles.loads`.
         """
-        for kind in (*self._kinds.get(len(data), ()), *self._open):
-            found = kind.recode(data)
+        kinds: tuple[_Kind, ...] = (*self._kinds.get(len(data), ()), *self._open)
+        for kind in kinds:
+            found: bytes | None = kind.recode(data)
             if found is not None:
                 self._used += 1
                 return found

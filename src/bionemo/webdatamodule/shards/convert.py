@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
-from bionemo.webdatamodule.errors import ConversionError, ManifestError, WebDataModuleError
+from bionemo.webdatamodule.errors import ConversionError, DataWarning, ManifestError, WebDataModuleError
 from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards import checks, files, publish
@@ -95,6 +96,7 @@ def convert(
                 *(publish.problems(targets[split]) for split in named if split in written),
             )
         )
+        _warn_of_few_samples(plans, n_shards)
         if todo:
             about = {
                 "writer": {"name": writer, "options": as_json(source.options), **(provider or {})},
@@ -103,6 +105,17 @@ def convert(
             }
             manifests.update(_convert(todo, executor, about=about, check=check, progress=progress))
     return {split: manifests[split] for split in named}
+
+
+def _warn_of_few_samples(plans: Sequence[SplitPlan], n_shards: int | None) -> None:
+    for plan in plans:
+        if n_shards is not None and len(plan.wanted) < n_shards:
+            warnings.warn(
+                f"split {plan.split} has {len(plan.wanted)} samples, fewer than the {n_shards} shards asked for: "
+                "every sample gets a shard of its own",
+                DataWarning,
+                stacklevel=3,
+            )
 
 
 @contextmanager

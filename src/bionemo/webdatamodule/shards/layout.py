@@ -7,13 +7,12 @@ import functools
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
-from bionemo.webdatamodule.errors import ConfigError, DataWarning
+from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.checks import LISTED
 from bionemo.webdatamodule.shards.manifest import Manifest, shard_name
@@ -99,7 +98,7 @@ def plan_split(
         names: The samples, at least one.
         split: Name of the split.
         target: Where its shards go.
-        n_shards: How many shards; ``None`` for as many as their size asks for.
+        n_shards: How many shards, of at least one sample each; ``None`` for as many as their size asks for.
         before: What the target holds.
         progress: Called with the number of samples looked at.
     """
@@ -112,14 +111,7 @@ def plan_split(
                 return same
         per_sample = estimate_bytes(source.reader, names) / len(names)
         n_shards = default_n_shards(per_sample * len(names))
-    if n_shards > len(names):
-        warnings.warn(
-            f"split {split} has {len(names)} samples, fewer than the {n_shards} shards asked for: "
-            "every sample gets a shard of its own",
-            DataWarning,
-            stacklevel=3,
-        )
-        n_shards = len(names)
+    n_shards = min(n_shards, len(names))
     if same is None or len(same.wanted) != n_shards:
         same = _cut_into(n_shards, source, names, split=split, target=target, progress=progress)
     return replace(same, bytes_per_sample=per_sample)
