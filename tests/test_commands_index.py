@@ -98,6 +98,16 @@ def test_a_full_disk_leaves_no_manifest(foreign, monkeypatch):
     assert 7 == len(read(foreign))
 
 
+def test_a_full_disk_names_the_file_and_leaves_nothing(foreign, monkeypatch):
+    """What the system refuses without a name is told with one, and no half-written file stays."""
+    before = sorted(path.name for path in foreign.iterdir())
+    monkeypatch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ConversionError, match="No space left") as caught:
+        adopt(str(foreign), "wdshards")
+    assert f"{foreign}/wdshards-000000.tar.idx" == caught.value.where["file"]
+    assert before == sorted(path.name for path in foreign.iterdir())
+
+
 def test_preview_shows_keys_and_kinds(foreign, capsys):
     """The first samples are shown with type, shape and dtype of each field."""
     assert 0 == main(["preview", str(foreign), "-n", "2"])

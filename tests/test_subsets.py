@@ -1,7 +1,10 @@
 """Rules that deal the names of a source to splits."""
 
+import fractions
 import pickle
+from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,8 +114,45 @@ def test_numbers_that_are_no_parts_are_refused(parts):
         resolve_subsets(parts, Source())
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, fractions.Fraction, Decimal])
+def test_numbers_of_any_kind_are_parts(kind):
+    """What is a real number is taken as one, also where it is not exact."""
+    parts = resolve_subsets({"train": kind("0.8"), "val": kind("0.2")}, Source())
+    assert [800, 200] == [len(parts[split]) for split in ("train", "val")]
+    assert Hashed(stop=0.5)(NAMES) == Hashed(stop=kind("0.5"))(NAMES)
+    assert "Fraction(start=0.0, stop=0.5, seed=0)" == repr(Fraction(stop=kind("0.5")))
+
+
+def test_a_source_that_fails_to_list_itself_is_named():
+    """[94] The error says which, and keeps the cause."""
+
+    class Failing:
+        def names(self):
+            return 1 / 0
+
+    with pytest.raises(PluginError, match=r"names\(\) of Failing fails with ZeroDivisionError") as caught:
+        resolve_subsets({"train": 1.0}, Failing())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 @pytest.mark.parametrize(
-    "wrong", [lambda: Fraction(start=0.5, stop=0.4), lambda: Hashed(stop=1.5), lambda: Fold(number=5, of=5)]
+    "wrong",
+    [
+        lambda: Fraction(start=0.5, stop=0.4),
+        lambda: Fraction(start="0"),
+        lambda: Fraction(stop=True),
+        lambda: Fraction(stop=float("nan")),
+        lambda: Fraction(seed=[1]),
+        lambda: Hashed(stop=1.5),
+        lambda: Hashed(start="0"),
+        lambda: Hashed(seed=[1]),
+        lambda: Hashed(seed=0.5),
+        lambda: Fold(number=5, of=5),
+        lambda: Fold(number="0", of=2),
+        lambda: Fold(number=0, of=2.5),
+        lambda: Fold(number=True, of=2),
+        lambda: Fold(number=0, of=2, seed=None),
+    ],
 )
 def test_rules_check_their_options(wrong):
     """Intervals lie between 0 and 1, folds exist."""

@@ -208,6 +208,7 @@ def test_a_limit_on_file_sizes_is_told_and_publishes_nothing(source, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files, check=False, timeout=120)
     assert 2 == done.returncode
     assert "File too large" in done.stderr
+    assert f"file={tmp_path}/train/.p.staging/" in done.stderr
     with pytest.raises((ManifestError, NoShardsError)):
         ShardSet.open(f"{tmp_path}/train", "p")
     assert N_SAMPLES == run(source, tmp_path).n_samples

@@ -2,12 +2,14 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -78,6 +80,56 @@ def test_a_terminated_run_goes_on(train, tmp_path):
     rest = steps(train("rest", workers=2, ckpt_path=f"{tmp_path}/checkpoints/epoch=0-step=5.ckpt"))
 
     assert whole == before + rest
+
+
+PREPARE = """
+import json, sys, warnings
+import lightning as L, torch
+from bionemo.webdatamodule import PickledDataWDS
+
+warnings.filterwarnings("ignore")
+
+class Model(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        return (self.weight - batch.float().mean()) ** 2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+source, out = sys.argv[1:]
+data = PickledDataWDS(source, "x.pyd", {"train": ["a", "b", "missing"]}, out, 2, n_tars_wds=1, executor="serial")
+trainer = L.Trainer(
+    max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False,
+    enable_model_summary=False, enable_checkpointing=False,
+)
+trainer.fit(Model(), datamodule=data)
+"""
+
+
+def test_a_conversion_that_fails_on_one_rank_ends_the_job(tmp_path):
+    """[30] The rank that prepares the data finds bad input; the other one does not wait for it for ever."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / f"{name}.x.pyd").write_bytes(pickle.dumps(torch.ones(1)))
+    script = tmp_path / "prepare.py"
+    script.write_text(PREPARE)
+    done = subprocess.run(
+        [sys.executable, str(script), str(source), f"{tmp_path}/out-"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+    )
+
+    assert 0 != done.returncode
+    assert f"missing: No such file or directory: {source}/missing.x.pyd" in done.stderr
+    assert not Path(f"{tmp_path}/out-train").exists()
 
 
 def test_bad_data_end_every_rank_with_the_same_words(tmp_path, shards):

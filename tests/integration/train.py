@@ -71,7 +71,7 @@ def main(config):
         save_on_exception=bool(config.get("signal_at")),
     )
     trainer = L.Trainer(
-        max_epochs=2,
+        max_epochs=config.get("epochs", 2),
         accelerator="cpu",
         devices=config.get("ranks", 1),
         strategy="ddp" if config.get("ranks", 1) > 1 else "auto",

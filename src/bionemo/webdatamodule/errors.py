@@ -163,7 +163,7 @@ class ManifestError(ShardError):
 class CorruptShardError(ShardError):
     """Bytes of a shard are missing or changed, or it is no tar that this package accepts.
 
-    Restore the shard or convert again; ``webdatamodule verify DIR`` lists all damage.
+    Restore the shard, or convert again with ``--check``; ``webdatamodule verify DIR`` lists all damage.
     """
 
     code = "corrupt-shard"

@@ -11,12 +11,13 @@ is then counted from the end, and all numbers that follow from the length are co
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from bionemo.webdatamodule.pickles import Policy, recode
-from bionemo.webdatamodule.pickling import tensors  # noqa: F401 - so that forked workers need not import it
 from bionemo.webdatamodule.pickling.builders import itemsize_of
 from bionemo.webdatamodule.pickling.holes import memories, signature
 from bionemo.webdatamodule.pickling.programs import Block, Leaf, Node, Program, Scalar, parts
@@ -33,6 +34,9 @@ _FAILURES: Final = 64
 
 _INTEGERS: Final = {ord("K"): range(1 << 8), ord("M"): range(1 << 8, 1 << 16), ord("J"): range(1 << 16, 1 << 32)}
 """For each opcode of an integer the operands, as unsigned numbers, for which the standard pickler chooses it."""
+
+if "torch" in sys.modules:  # then pickles of tensors are likely, and forked workers need not import it each
+    importlib.import_module("bionemo.webdatamodule.pickling.tensors")
 
 _FRAME: Final = 1 << 16
 """Bytes of a pickle from which on the pickler writes more than one frame."""

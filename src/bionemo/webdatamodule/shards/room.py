@@ -109,18 +109,12 @@ _ADVICE = "finished shards are kept: make room and run it again"
 
 def _bytes(plan: SplitPlan, tasks: Sequence[ShardTask]) -> float:
     """Return about how large the shards of some tasks will be."""
-    n_samples = sum(len(task.names) for task in tasks)
-    if not n_samples:
+    names = [name for task in tasks for name in task.names]
+    if not names:
         return 0
     if plan.bytes_per_sample is not None:
-        return plan.bytes_per_sample * n_samples
-    step = max(1, len(tasks) // _PROBED)
-    probed = tasks[::step][:_PROBED]
-    found = sum(estimate_bytes(task.reader, task.names) for task in probed)
-    return found / sum(len(task.names) for task in probed) * n_samples
-
-
-_PROBED = 4  # shards of which some samples are read to estimate the size of all
+        return plan.bytes_per_sample * len(names)
+    return estimate_bytes(tasks[0].reader, names)
 
 
 def _gigabytes(size: float) -> str:
