@@ -16,7 +16,6 @@ from bionemo.webdatamodule.commands.failures import error_as_json
 from bionemo.webdatamodule.errors import ConfigError, NoShardsError, WebDataModuleError
 from bionemo.webdatamodule.shards.manifest import manifest_path
 from bionemo.webdatamodule.shards.sets import ShardSet, is_url
-from bionemo.webdatamodule.shards.verify import find_prefixes
 
 USUAL_PREFIX = "wdshards"
 """The prefix of shards where nobody says otherwise."""
@@ -136,7 +135,11 @@ def _prefixes(command: str, directory: str, prefix: str | None) -> list[str]:
         raise ConfigError(
             f"{directory} is a URL, and {command} takes local directories; `webdatamodule report` takes URLs, too"
         )
-    return [prefix] if prefix else find_prefixes(directory)
+    if prefix:
+        return [prefix]
+    from bionemo.webdatamodule.shards.verify import find_prefixes  # which needs torch
+
+    return list(find_prefixes(directory))
 
 
 def _look(command: str, directory: str, prefix: str, look: Callable[[str, str], _T]) -> Outcome[_T]:
