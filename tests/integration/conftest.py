@@ -1,6 +1,7 @@
 """Fixtures of the tests with real Trainers: a small data set in shards, and a model that writes down what it saw."""
 
 import pickle
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -44,6 +45,24 @@ class Recorder(L.LightningModule):
     def configure_optimizers(self):
         """Return plain gradient descent."""
         return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def _processes_of(session):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, owner = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(owner) == session and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.fixture(scope="session")
+def processes_of():
+    """Return a function that lists the processes of a session that are alive."""
+    return _processes_of
 
 
 @pytest.fixture(scope="session")

@@ -122,21 +122,8 @@ def wait_for_shards(out, number):
         time.sleep(0.01)
 
 
-def processes_of(session):
-    """Return the processes of a session that are alive."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, owner = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(owner) == session and state != "Z":
-            found.append(stat.parent.name)
-    return found
-
-
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_middle_leaves_a_refusal_and_a_rerun_finishes(signum, source, expected, tmp_path):
+def test_a_signal_in_the_middle_leaves_a_refusal_and_a_rerun_finishes(processes_of, signum, source, expected, tmp_path):
     """[10, 11] Nothing is readable, nothing runs on, and the rerun uses what was finished and gives the same bytes."""
     process = start(source, tmp_path)
     wait_for_shards(tmp_path, 2)

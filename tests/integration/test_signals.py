@@ -13,19 +13,6 @@ import pytest
 SCRIPT = Path(__file__).with_name("train.py")
 
 
-def processes_of(session):
-    """Return the processes of a session that are alive."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, owner = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(owner) == session and state != "Z":
-            found.append(stat.parent.name)
-    return found
-
-
 @pytest.mark.parametrize(
     ("signum", "codes"),
     [
@@ -35,7 +22,7 @@ def processes_of(session):
         (signal.SIGKILL, {-signal.SIGKILL}),
     ],
 )
-def test_a_run_that_is_stopped_leaves_no_process(tmp_path, shards, signum, codes):
+def test_a_run_that_is_stopped_leaves_no_process(tmp_path, shards, processes_of, signum, codes):
     """[78] The trainer and the workers of both loaders are gone, however the trainer ended."""
     notes = tmp_path / "run.rank0"
     config = {
