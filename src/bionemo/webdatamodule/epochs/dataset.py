@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import webdataset as wds
@@ -89,6 +89,12 @@ class Position:
             return self._own
         epoch, start = self._shared.tolist()
         return epoch, start
+
+
+class Placed(Protocol):
+    """A dataset that is iterated from a position on."""
+
+    position: Position
 
 
 class ItemSource(Protocol):
@@ -215,12 +221,6 @@ class PlannedDataset(Planned):
         """Add a stage, which runs on each share."""
         self.stages = (*self.stages, f)
 
-    def apart(self) -> PlannedDataset:
-        """Return a copy with a position of its own, for one loader."""
-        result = copy.copy(self)
-        result.position = Position()
-        return result
-
     def items(self) -> Iterator[Item]:
         """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
         epoch, start = self.position.get()
@@ -277,3 +277,13 @@ class PlannedDataset(Planned):
     def place(self, epoch: int, first: int) -> context.Context:
         """Return the place of a share for stages that draw random numbers."""
         return context.Context(order="global", seed=self.seed, epoch=epoch, first=first, rank=self.topology.rank)
+
+
+_Placed = TypeVar("_Placed", bound="Placed")
+
+
+def apart(dataset: _Placed) -> _Placed:
+    """Return a copy of a dataset with a position of its own, for one loader."""
+    result = copy.copy(dataset)
+    result.position = Position()
+    return result

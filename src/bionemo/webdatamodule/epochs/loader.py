@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import webdataset as wds
 
 from bionemo.webdatamodule.epochs import context
-from bionemo.webdatamodule.epochs.dataset import Items, Planned, PlannedDataset
+from bionemo.webdatamodule.epochs.dataset import Items, Planned, PlannedDataset, apart
 from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.progress import Progress
 from bionemo.webdatamodule.errors import ConfigError, UsageError
@@ -47,7 +47,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         clock: Clock,
         cursor: Cursor,
     ) -> None:
-        dataset = dataset.apart()
+        dataset = apart(dataset)
         wds.DataPipeline.__init__(self, loader(Items(dataset)))  # WebLoader's own makes a torch DataLoader
         self.split = dataset.split
         self.stages = tuple(stages)

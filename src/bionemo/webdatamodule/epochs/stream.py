@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,12 +112,6 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 count += 1
             if not count:
                 return
-
-    def apart(self) -> StreamDataset:
-        """Return a copy with a position of its own, for one loader."""
-        result = copy.copy(self)
-        result.position = Position()
-        return result
 
     def items(self) -> Iterator[Item]:
         """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte."""

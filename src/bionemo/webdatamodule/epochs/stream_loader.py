@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import webdataset as wds
 
 from bionemo.webdatamodule.epochs import context
-from bionemo.webdatamodule.epochs.dataset import Item, Items
+from bionemo.webdatamodule.epochs.dataset import Item, Items, apart
 from bionemo.webdatamodule.epochs.loader import close, keeps_workers, torch_loader
 from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.progress import Progress
@@ -53,7 +53,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         clock: Clock,
         cursor: Cursor,
     ) -> None:
-        dataset = dataset.apart()
+        dataset = apart(dataset)
         wds.DataPipeline.__init__(self, loader(Items(dataset)), *stages)  # WebLoader's own makes a torch DataLoader
         self._data = dataset
         self._num_workers = num_workers
