@@ -407,10 +407,10 @@ def test_batches_are_the_collated_values():
     """The batch of a codec is default_collate of its values."""
     codec = make_codec("npy", SAFE)
     views = [memoryview(npy(np.full(3, number))) for number in range(4)]
-    assert [[0] * 3, [1] * 3, [2] * 3, [3] * 3] == codec.batches(views, [4])[0].tolist()
+    assert [[0] * 3, [1] * 3, [2] * 3, [3] * 3] == codec.batcher(views)(slice(None)).tolist()
     assert {"a": [1, 2]} == {
         name: value.tolist()
         for name, value in make_codec("json", SAFE)
-        .batches([memoryview(json.dumps({"a": number}).encode()) for number in (1, 2)], [2])[0]
+        .batcher([memoryview(json.dumps({"a": number}).encode()) for number in (1, 2)])(slice(None))
         .items()
     }

@@ -571,6 +571,42 @@ def test_damaged_fields_are_left_out_but_not_damaged_shards(tmp_path):
         reader(directory, ["y.pyd"], on_error="skip").read(np.arange(10))
 
 
+@pytest.mark.parametrize("most", [3, 1024])
+def test_batches_read_together_are_those_read_alone(tmp_path, monkeypatch, most):
+    """With few shards or more than may be held, and whatever else is read between two batches."""
+    monkeypatch.setattr(maps, "MOST_OPEN", most)
+    directory = write_set(tmp_path, tensors(40), n_shards=10)
+    found, other = reader(directory, ["y.pyd"]), reader(directory, ["x.pyd"])
+    before = n_descriptors()
+    shares = np.array_split(np.random.default_rng(1).permutation(40), 7)
+    for share, (batch,) in zip(shares, found.read_batches(shares), strict=True):
+        assert share.tolist() == batch.tolist()
+        other.read(np.arange(40))
+        assert most > 3 or n_descriptors() <= before + 8
+
+
+def test_a_shard_cut_short_between_batches_is_an_error(tmp_path, monkeypatch):
+    """Batches are made when they are asked for, after another look at the shards."""
+    monkeypatch.setattr(read, "_LOOK_AGAIN", 0)
+    batches = reader(write_set(tmp_path, tensors(), n_shards=1), ["y.pyd"]).read_batches([ids(0, 1), ids(2, 3)])
+    assert [0, 1] == next(batches)[0].tolist()
+    os.truncate(tmp_path / "t-000000.tar", 4096)
+    with pytest.raises(ChangedDataError, match="changed while it was read"):
+        next(batches)
+
+
+def test_a_batch_before_a_damaged_sample_still_comes(tmp_path):
+    """Of batches that are read together only the one with the damage is an error, or has a sample less."""
+    directory = damaged(tmp_path, bad=[4])
+    batches = reader(directory, ["json"]).read_batches([ids(0, 1), ids(5, 4), ids(6, 7)])
+    assert [0, 1] == next(batches)[0].tolist()
+    with pytest.raises(DecodeError) as caught:
+        next(batches)
+    assert "s4" == caught.value.where["key"]
+    found = reader(directory, ["json"], on_error="skip").read_batches([ids(0, 1), ids(5, 4), ids(6, 7)])
+    assert [[0, 1], [5], [6, 7]] == [batch.tolist() for (batch,) in found]
+
+
 def test_samples_that_do_not_fit_into_a_batch_are_said(tmp_path):
     """Tensors of different shapes cannot be stacked; the error is not blamed on a sample."""
     samples = [(f"s{size}", {"x.pyd": dumps(torch.zeros(size))}) for size in (2, 3)]

@@ -20,7 +20,7 @@ What keeps this sound:
 
 from __future__ import annotations
 
-import itertools
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from bionemo.webdatamodule.pickling.columns import Batch
     from bionemo.webdatamodule.pickling.grids import Streams
     from bionemo.webdatamodule.pickling.holes import Template
 
@@ -99,47 +100,54 @@ class Decoder:
         return values
 
     def batch(self, views: Sequence[memoryview], **options: Any) -> Any:
-        """Decode pickles into one batch; for the options see :meth:`batches`."""
-        return self.batches(views, [len(views)], **options)[0]
+        """Decode pickles into one batch; for the options see :meth:`batcher`."""
+        return self.batcher(views, **options)(slice(None))
 
-    def batches(
+    def batcher(
         self,
         views: Sequence[memoryview],
-        lengths: Sequence[int],
         *,
         empty: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] | None = None,
         pad: bool = False,
-    ) -> list[Any]:
-        """Decode pickles into batches, without a tensor for each of them where they are of one kind.
+    ) -> Callable[[slice], Any]:
+        """Look at the pickles of several batches, and return what decodes those at some places into a batch.
+
+        There is no tensor for each of them where they are of one kind.
 
         Args:
-            views: The pickles of one batch after the other, as bytes.
-            lengths: How many of them each batch takes, at least one.
+            views: The pickles, as bytes.
             empty: Makes the contiguous memory of a batched tensor from its shape and dtype; torch's own by default.
             pad: Fill tensors up with zeros to the longest of the batch.
 
         Returns:
-            What ``default_collate`` of :mod:`torch.utils.data` makes of the decoded values, or with ``pad`` what
-            :func:`~bionemo.webdatamodule.padding.fill` makes of them.
-
-        Raises:
-            RefusedPickleError, DecodeError: As ``loads``.
-            Exception: What ``default_collate`` or ``fill`` raises where the values do not fit together.
+            A function that takes a slice of the views, not an empty one, and returns what ``default_collate`` of
+            :mod:`torch.utils.data` makes of their values, or with ``pad`` what
+            :func:`~bionemo.webdatamodule.padding.fill` makes of them. It raises ``RefusedPickleError`` and
+            ``DecodeError`` as ``loads``, and where the values do not fit together what joining them raises.
         """
         from bionemo.webdatamodule.padding import joined
 
-        ends = list(itertools.accumulate(lengths))
-        batches = [slice(stop - length, stop) for stop, length in zip(ends, lengths, strict=True)]
+        direct, into = self._direct(views), Into(empty or _empty, pad)
+
+        def batch(here: slice) -> Any:
+            some = views[here]
+            if direct is None and len(some) < len(views):
+                return self.batch(some, empty=empty, pad=pad)
+            with suppress(*_MISSES, TypeError, RuntimeError):  # who joins values says better what is wrong
+                if direct is not None:
+                    return direct(here, into, list)
+            return joined(self.values(some), pad=pad)
+
+        return batch
+
+    def _direct(self, views: Sequence[memoryview]) -> Batch | None:
+        """Return what makes batches without values, if all streams follow templates of one kind."""
         found, rest = self._fit(views, np.arange(len(views)))
-        if found and not rest.size and all(streams.template.kind == found[0].template.kind for streams in found):
-            try:
-                batch, into = found[0].template.column(found, views), Into(empty or _empty, pad)
-                return [batch(here, into, list) for here in batches]
-            except (*_MISSES, TypeError, RuntimeError):  # who joins values says better what is wrong
-                pass
-        if len(batches) > 1:
-            return [self.batch(views[here], empty=empty, pad=pad) for here in batches]
-        return [joined(self.values(views), pad=pad)]
+        if not found or rest.size or any(streams.template.kind != found[0].template.kind for streams in found):
+            return None
+        with suppress(*_MISSES, TypeError, RuntimeError):
+            return found[0].template.column(found, views)
+        return None
 
     def _fit(self, views: Sequence[memoryview], places: NDArray[np.intp]) -> tuple[list[Streams], NDArray[np.intp]]:
         """Return the streams at some places by the template that they follow, and the places of all others."""

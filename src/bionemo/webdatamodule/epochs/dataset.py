@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule.epochs import context
-from bionemo.webdatamodule.epochs.split import chunk_length, chunks
+from bionemo.webdatamodule.epochs.split import CHUNK_BYTES, LAZY_BYTES, chunk_length, chunks
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.pipelines import chain, describe
 
@@ -36,14 +36,14 @@ class Item:
         epoch: The epoch that it belongs to.
         start: Samples of the epoch that were used up before this iteration began.
         worker: The worker that made it, from 0.
-        values: In global order one value for each share: a list of samples, or the batch.
-            In shards order the samples themselves.
+        values: In global order one value for each share: a list of samples, or the batch; batches of this process
+            are made as they are asked for, once. In shards order the samples themselves.
     """
 
     epoch: int
     start: int
     worker: int
-    values: Sequence[Any]
+    values: Iterable[Any]
 
     def pin_memory(self) -> Item:
         """Return a copy whose tensors lie in page-locked memory; torch's loaders call this."""
@@ -225,11 +225,13 @@ class PlannedDataset(Planned):
         """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
         epoch, start = self.position.get()
         info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        worker, workers = (info.id, info.num_workers) if info else (0, 0)
+        lazy = self.collate and not workers  # each batch when it is asked for, which takes less memory and so less time
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
         share = self.plan.n_samples // (max(1, n_batches) * place.world_size)
-        length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes)
+        most = LAZY_BYTES if lazy else CHUNK_BYTES
+        length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes, most_bytes=most)
         together = max(1, _PLANNED // max(1, share * length))
         runs = self._runs(chunks(n_batches, worker, workers, length=length), epoch, start, together)
         following = next(runs, None)
@@ -240,7 +242,8 @@ class PlannedDataset(Planned):
                 self.reader.prefetch_samples(following[1])
             if self.collate:
                 columns = self.reader.read_batches(shares, pad=self.pad)
-                values = [batch[0] if self.untuple else list(batch) for batch in columns]
+                made = (batch[0] if self.untuple else list(batch) for batch in columns)
+                values = made if lazy else list(made)
             else:
                 read = self.reader.read_shares(shares)
                 values = []

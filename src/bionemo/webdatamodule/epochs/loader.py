@@ -151,7 +151,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
                 self._data.reader.tell_skipped()
             yield batch
 
-    def _items(self, cursor: Cursor) -> Iterator[Sequence[Any]]:
+    def _items(self, cursor: Cursor) -> Iterator[Iterable[Any]]:
         self._data.position.set(cursor.epoch, cursor.samples)
         source = iter(self.pipeline[0])
         try:

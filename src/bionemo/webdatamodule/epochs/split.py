@@ -14,6 +14,7 @@ from bionemo.webdatamodule.errors import PlanError
 
 CHUNK_SAMPLES = 512  # that cross from a worker at once, at most
 CHUNK_BYTES = 1 << 22  # less, and the calls that a chunk needs show; more only takes memory
+LAZY_BYTES = 1 << 26  # of batches that are made one by one: what is looked at beforehand
 
 Tail: TypeAlias = Literal["share", "drop", "fill"]
 """What becomes of samples that do not fill a global batch: the last two batches share them evenly,
@@ -105,7 +106,9 @@ def chunks(batches: int, worker: int, workers: int, *, length: int = 1) -> Itera
         yield range(first, min(first + length, batches))
 
 
-def chunk_length(batches: int, share: int, workers: int, *, sample_bytes: float = 0) -> int:
+def chunk_length(
+    batches: int, share: int, workers: int, *, sample_bytes: float = 0, most_bytes: int = CHUNK_BYTES
+) -> int:
     """Return how many batches a worker should bring at a time.
 
     Enough for some hundred samples or kilobytes, since every hand-over between processes has its price,
@@ -116,9 +119,10 @@ def chunk_length(batches: int, share: int, workers: int, *, sample_bytes: float 
         share: Samples of a batch of this rank.
         workers: Number of workers; 0, for none, counts as one.
         sample_bytes: Mean size of a sample; 0 if it is not known.
+        most_bytes: What a chunk may hold, unless a batch alone is larger.
     """
     share = max(1, share)
-    enough = min(CHUNK_SAMPLES / share, CHUNK_BYTES / max(1, share * sample_bytes))
+    enough = min(CHUNK_SAMPLES / share, most_bytes / max(1, share * sample_bytes))
     return max(1, min(int(enough), batches // (4 * max(1, workers))))
 
 

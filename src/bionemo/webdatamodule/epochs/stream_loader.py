@@ -216,7 +216,6 @@ def _interleaved(items: Iterable[Item], workers: int) -> Iterator[Any]:
 
 
 def _in_turn(items: Sequence[Item]) -> Iterator[Any]:
-    for index in range(max((len(item.values) for item in items), default=0)):
-        for item in items:
-            if index < len(item.values):
-                yield item.values[index]
+    over = object()
+    for values in itertools.zip_longest(*[item.values for item in items], fillvalue=over):
+        yield from (value for value in values if value is not over)

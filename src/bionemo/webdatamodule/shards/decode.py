@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 import zipfile
@@ -38,12 +37,13 @@ class Codec(Protocol):
         """Return the value of each field. They own their memory."""
         ...
 
-    def batches(self, views: Sequence[memoryview], lengths: Sequence[int], *, pad: bool = False) -> list[Any]:
-        """Return what ``default_collate``, or with ``pad`` ``padding.fill``, makes of the values of these fields.
+    def batcher(self, views: Sequence[memoryview], *, pad: bool = False) -> Callable[[slice], Any]:
+        """Look at the fields of several batches, and return what makes a batch of those at some places.
+
+        It makes what ``default_collate``, or with ``pad`` ``padding.fill``, makes of their values.
 
         Args:
-            views: The fields of one batch after the other.
-            lengths: How many of them each batch takes.
+            views: The fields.
             pad: Fill tensors up with zeros to the longest of their batch.
         """
         ...
@@ -63,10 +63,9 @@ class Plain:
         """Return the value of each field."""
         return list(map(self.decode, views))
 
-    def batches(self, views: Sequence[memoryview], lengths: Sequence[int], *, pad: bool = False) -> list[Any]:
-        """Return the joined values of each batch."""
-        values = map(self.decode, views)
-        return [joined(list(itertools.islice(values, length)), pad=pad) for length in lengths]
+    def batcher(self, views: Sequence[memoryview], *, pad: bool = False) -> Callable[[slice], Any]:
+        """Return what decodes and joins the fields at some places."""
+        return lambda here: joined(list(map(self.decode, views[here])), pad=pad)
 
 
 def codec_name(suffix: str, recorded: str | None = None) -> str:
@@ -193,8 +192,8 @@ class _Pickles:
     def values(self, views: Sequence[memoryview]) -> list[Any]:
         return self.decode.values(views)
 
-    def batches(self, views: Sequence[memoryview], lengths: Sequence[int], *, pad: bool = False) -> list[Any]:
-        return self.decode.batches(views, lengths, empty=empty, pad=pad)
+    def batcher(self, views: Sequence[memoryview], *, pad: bool = False) -> Callable[[slice], Any]:
+        return self.decode.batcher(views, empty=empty, pad=pad)
 
 
 def _same(key: Any) -> Any:

@@ -160,6 +160,14 @@ def most_open() -> int:
     return MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, (soft - 32) // 4))
 
 
+def most_held() -> int:
+    """Return how many shards a reader may hold beyond the call that opened them, where others may close them.
+
+    A few readers that do so at the same time leave enough descriptors.
+    """
+    return max(1, most_open() // 8)
+
+
 def _column(index: ShardIndex, suffix: str) -> Column | None:
     if suffix not in index.suffixes:
         return None

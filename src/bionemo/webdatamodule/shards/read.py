@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,7 @@ from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.decode import KEY, Codec, codec_name, make_codec
 from bionemo.webdatamodule.shards.fields import Place, check_fields, field_views, key_of
 from bionemo.webdatamodule.shards.ledger import BAD, SOUND, Ledger
+from bionemo.webdatamodule.shards.maps import most_held
 from bionemo.webdatamodule.shards.places import Places, process
 from bionemo.webdatamodule.shards.sets import ShardSet
 
@@ -39,6 +41,7 @@ _SAFE = Policy()
 _CHUNK_SAMPLES = 512  # read together where a whole shard is iterated, at most
 _CHUNK_BYTES = 1 << 22
 _NAMED = 3  # keys in a message
+_LOOK_AGAIN = 0.01  # seconds after which shards may have been cut short
 _OF_A_SAMPLE = (CorruptShardError, MissingFieldError, DecodeError)
 
 
@@ -143,18 +146,27 @@ class SampleReader:
 
     def read_shares(self, shares: Sequence[NDArray[np.int64]]) -> list[list[tuple[Any, ...]]]:
         """Return what :meth:`read` returns for each share; quicker, since they are read together."""
-        columns = self._all_columns(shares, _each)
-        if columns is None:
-            return [self.read(share) for share in shares]
-        samples = zip(*columns, strict=True)
-        return [list(itertools.islice(samples, len(share))) for share in shares]
+        ids = np.concatenate(shares)
+        if self._is_simple(ids):
+            with suppress(Exception):  # read says what is wrong, and where
+                samples = zip(*self._decoded(ids, self._places.locate(ids), _each), strict=True)
+                return [list(itertools.islice(samples, len(share))) for share in shares]
+        return [self.read(share) for share in shares]
 
-    def read_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> list[tuple[Any, ...]]:
-        """Return what :meth:`read_batch` returns for each share; quicker, since they are read together."""
-        columns = self._all_columns(shares, partial(_apart, lengths=list(map(len, shares)), pad=pad))
-        if columns is None:
-            return [self.read_batch(share, pad=pad) for share in shares]
-        return list(zip(*columns, strict=True))
+    def read_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Yield what :meth:`read_batch` returns for each share, each when it is asked for.
+
+        It is quicker, since all pickles are compared with what is known in one go.
+        """
+        make = self._batcher(np.concatenate(shares), pad=pad)
+        stop = 0
+        for share in shares:
+            here = slice(stop, stop := stop + len(share))
+            batch = None
+            if make is not None:
+                with suppress(Exception):  # read_batch says what is wrong, and where
+                    batch = make(here)
+            yield self.read_batch(share, pad=pad) if batch is None else batch
 
     def nothing_left(self, ids: NDArray[np.int64]) -> DecodeError:
         """Return the error of a share whose samples are all left out, when every rank must take the same steps."""
@@ -215,14 +227,38 @@ class SampleReader:
     def _make_codecs(self) -> list[Codec]:
         return [make_codec(name, self.policy) for name in self._codec_names]
 
-    def _all_columns(self, shares: Sequence[NDArray[np.int64]], decode: _Decode) -> list[Any] | None:
-        """Return the columns of several shares, or ``None`` where only one by one says what is wrong, and where."""
-        ids = np.concatenate(shares)
-        if len(ids) > self._places.at_once or (self._ledger.states[ids] == BAD).any():
+    def _batcher(self, ids: NDArray[np.int64], *, pad: bool) -> Callable[[slice], tuple[Any, ...]] | None:
+        """Return what makes a batch of some of these samples, or ``None`` where they have to be read share by share.
+
+        Their shards stay mapped as long as it lives, which may be some steps of a training.
+        """
+        if not self._is_simple(ids):
             return None
         with suppress(Exception):
-            return self._decoded(ids, self._places.locate(ids), decode)
+            places, looked = self._places.locate(ids), time.monotonic()
+            shards = dict.fromkeys(shard for shard, _ in places)
+            if len(shards) > most_held():
+                return None
+            fields = [self._fields(places, column) for column in range(len(self.suffixes))]
+            makes = [codec.batcher(field, pad=pad) for codec, field in zip(self._codecs, fields, strict=True)]
+            is_sound = self.check == "first" and bool((self._ledger.states[ids] == SOUND).all())
+
+            def batch(here: slice) -> tuple[Any, ...]:
+                nonlocal looked
+                if time.monotonic() - looked > _LOOK_AGAIN:
+                    for shard in shards:
+                        shard.check()
+                    looked = time.monotonic()
+                if not is_sound:
+                    self._check(ids[here], places[here])
+                return tuple(make(here) for make in makes)
+
+            return batch
         return None
+
+    def _is_simple(self, ids: NDArray[np.int64]) -> bool:
+        """Tell whether samples can be read together: all can be located at once, and none is left out."""
+        return len(ids) <= self._places.at_once and not (self._ledger.states[ids] == BAD).any()
 
     def _columns(self, ids: NDArray[np.int64], decode: _Decode) -> list[Any]:
         """Return the column of each suffix; where that fails, find the samples to blame."""
@@ -319,11 +355,7 @@ def _each(codec: Codec, fields: Sequence[Any]) -> list[Any]:
 
 
 def _together(codec: Codec, fields: Sequence[Any], *, pad: bool) -> Any:
-    return codec.batches(fields, [len(fields)], pad=pad)[0]
-
-
-def _apart(codec: Codec, fields: Sequence[Any], *, lengths: Sequence[int], pad: bool) -> list[Any]:
-    return codec.batches(fields, lengths, pad=pad)
+    return codec.batcher(fields, pad=pad)(slice(None))
 
 
 def _codec_name(sets: Sequence[ShardSet], suffix: str, split: str | None) -> str:
