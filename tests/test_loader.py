@@ -355,6 +355,28 @@ def test_a_plain_torch_loader_will_do():
     assert batches(make()) == batches(loader)
 
 
+def test_without_workers_a_batch_is_made_and_pinned_when_it_is_asked_for(monkeypatch):
+    """Memory holds one batch at a time, though many are looked at together; pinning does not change that."""
+    made = []
+
+    class Lazy(Numbers):
+        def read_batches(self, shares, *, pad=False):
+            for (batch,) in super().read_batches(shares):
+                made.append(batch)
+                yield (batch,)
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, _=None: tensor + 100)
+    expected = [[number + 100 for number in batch] for batch in batches(make())]
+    for pin, wanted in ((False, batches(make())), (True, expected)):
+        loader = make(loader=WebLoader(pin_memory=pin))
+        loader._data.reader = Lazy()
+        made.clear()
+        for number, batch in enumerate(loader):
+            assert wanted[number] == batch.tolist()
+            assert number + 1 == len(made)
+
+
 def test_the_state_counts_samples_of_the_whole_run():
     """The cursor is the same on every rank."""
     states = []

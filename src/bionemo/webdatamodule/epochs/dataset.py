@@ -46,8 +46,12 @@ class Item:
     values: Iterable[Any]
 
     def pin_memory(self) -> Item:
-        """Return a copy whose tensors lie in page-locked memory; torch's loaders call this."""
-        return replace(self, values=pin_memory(list(self.values)))
+        """Return a copy whose tensors lie in page-locked memory; torch's loaders call this.
+
+        What is made when it is asked for is pinned then.
+        """
+        pinned = map(pin_memory, self.values)
+        return replace(self, values=pinned if isinstance(self.values, Iterator) else list(pinned))
 
 
 @dataclass(frozen=True, kw_only=True)
