@@ -144,15 +144,13 @@ def test_blocks_give_everything_once(window):
 
 
 def test_blocks_read_a_window_of_shards_at_a_time():
-    """Samples of a window come from its shards alone, and the list of shards to fetch names them in reading order."""
+    """Samples of a window come from its shards alone, and these are not those that lie side by side."""
     blocks = BlockPermutation([50] * 40, 4, key("window"))
     order = whole(blocks) // 50
     windows = [sorted(set(order[first : first + 200].tolist())) for first in range(0, 2000, 200)]
 
     assert list(range(40)) == sorted(itertools.chain(*windows))
-    assert windows == [sorted(blocks.shards(first, first + 200)) for first in range(0, 2000, 200)]
-    assert sorted(windows[0] + windows[1]) == sorted(blocks.shards(199, 201))
-    assert blocks.shards(5, 5) == []
+    assert [4] * 10 == list(map(len, windows))
     assert windows != [sorted(set(w)) for w in np.arange(40).reshape(10, 4).tolist()]
 
 

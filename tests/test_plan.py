@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from bionemo.webdatamodule.epochs.cursor import VERSION, Cursor
 from bionemo.webdatamodule.epochs.plan import EpochPlan, Plan, Source
-from bionemo.webdatamodule.epochs.split import chunk_of, chunks, n_batches, part
+from bionemo.webdatamodule.epochs.split import chunks, n_batches, part
 from bionemo.webdatamodule.errors import PlanError, ResumeError
 
 
@@ -338,14 +338,11 @@ def test_the_order_is_the_same_in_every_process_and_needs_no_torch():
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_workers_asked_in_turn_bring_all_batches_in_order(workers, length):
-    """Round robin over the workers' chunks gives the batches in order, and each is where it is said to be."""
+    """Round robin over the workers' chunks gives the batches in order."""
     for batches in (0, 1, 4, 17, 30):
         taken = [list(chunks(batches, worker, workers, length=length)) for worker in range(max(1, workers))]
         in_turn = [run for turn in itertools.zip_longest(*taken) for run in turn if run is not None]
         assert list(range(batches)) == list(itertools.chain(*in_turn))
-        for batch in range(batches):
-            worker, turn, place = chunk_of(batch, workers, length=length)
-            assert batch == taken[worker][turn][place]
 
 
 def test_cursors_are_small_and_plain():

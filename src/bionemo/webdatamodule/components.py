@@ -40,7 +40,6 @@ class SampleReader(Protocol):
 KeyFunction: TypeAlias = Callable[[str], str]
 StageFunction: TypeAlias = Callable[[Iterator[Any]], Iterator[Any]]
 LoaderFunction: TypeAlias = Callable[[Any], Iterable[Any]]
-ExecutorFunction: TypeAlias = Callable[[], AbstractContextManager[futures.Executor]]
 
 
 @dataclass(frozen=True, kw_only=True)

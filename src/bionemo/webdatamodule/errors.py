@@ -35,8 +35,8 @@ class WebDataModuleError(Exception):
 
     Args:
         message: What happened and what to do about it, in one or two sentences.
-        **where: Who and where: any of ``plugin``, ``split``, ``shard``, ``key``, ``suffix``, ``file``,
-            ``rank``, ``worker``. Values are kept in :attr:`where` and shown behind the message.
+        **where: Who and where: any of ``plugin``, ``split``, ``sample``, ``shard``, ``key``, ``suffix``,
+            ``file``, ``rank``, ``worker``, ``pid``. Values are kept in :attr:`where` and shown behind the message.
 
     Instances survive pickling, so an error of a worker process arrives whole.
     """

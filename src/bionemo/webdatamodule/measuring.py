@@ -64,11 +64,12 @@ class Bench:
         found: The shards.
         suffixes: The fields to read.
         stages: Stages of ``pipeline_wds``; none for the default pipeline.
-        batch_size: Samples of a batch.
+        batch_size: Samples of a batch, at most.
         seconds: Time for each figure.
         policy: What pickles may do.
 
     Attributes:
+        batch_size: Samples of a batch; no more than there are.
         bytes_per_sample: Mean size of the fields, from the first thousand samples in shuffled order.
     """
 
@@ -86,15 +87,15 @@ class Bench:
         self._found = found
         self._suffixes = suffixes
         self._stages = stages
-        self._batch_size = min(batch_size, found.n_samples)
+        self.batch_size = min(batch_size, found.n_samples)
         self._seconds = seconds
         self._policy = policy
         self._reader = SampleReader([found], suffixes, policy=policy, check="never")
         self._columns = [column for column, suffix in enumerate(suffixes) if suffix != "__key__"]
         self._places = Places([found], suffixes, split=None)
         self._order = np.random.default_rng(0).permutation(found.n_samples)
-        views = [len(bytes_) for bytes_ in self._raw(self._order[:1000])]
-        self.bytes_per_sample = sum(views) / min(1000, found.n_samples)
+        sizes = [len(bytes_) for bytes_ in self._raw(self._order[:1000])]
+        self.bytes_per_sample = sum(sizes) / min(1000, found.n_samples)
         self._stacks = self._can_batch()
 
     def parts(self, step: Callable[[str], None]) -> Iterator[Rate | None]:
@@ -106,7 +107,7 @@ class Bench:
         Yields:
             A figure for each of :data:`PARTS`, or ``None`` where there is nothing to measure.
         """
-        first = self._order[: self._batch_size]
+        first = self._order[: self.batch_size]
         samples = self._reader.read(first)
         batch = self._reader.read_batch(first) if self._stacks else samples
         # Fields are read, compared with their checksums and decoded from the samples' own places;
@@ -138,7 +139,7 @@ class Bench:
             {"train": self._found.directory},
             None,
             self._suffixes,
-            self._batch_size,
+            self.batch_size,
             self._found.prefix,
             pipeline_wds={"train": self._stages} if self._stages else None,
             pipeline_prebatch_wld=None if self._stacks else {"train": as_list},
@@ -160,7 +161,7 @@ class Bench:
         if workers:
             loader._iterator._shutdown_workers()  # noqa: SLF001 - as Lightning ends persistent workers
             loader._iterator = None  # noqa: SLF001
-        return self._as_rate(str(workers), (now - started) / count / self._batch_size, start=started - began)
+        return self._as_rate(str(workers), (now - started) / count / self.batch_size, start=started - began)
 
     def _raw(self, ids: Ids) -> list[bytes]:
         places = self._places.locate(ids)
@@ -176,22 +177,22 @@ class Bench:
 
     def _can_batch(self) -> bool:
         try:
-            self._reader.read_batch(self._order[: self._batch_size])
+            self._reader.read_batch(self._order[: self.batch_size])
         except DecodeError:  # if it is not their shapes, reading one by one says so
             return False
         return True
 
     def _rate(self, name: str, function: Callable[[Ids], Any]) -> Rate:
         """Call a function with batch after batch of numbers for the time given, and take the median."""
-        starts = itertools.cycle(range(0, len(self._order) - self._batch_size + 1, self._batch_size))
+        starts = itertools.cycle(range(0, len(self._order) - self.batch_size + 1, self.batch_size))
         times: list[float] = []
         end = time.perf_counter() + self._seconds
         while not times or time.perf_counter() < end:
-            ids = self._order[(start := next(starts)) : start + self._batch_size]
+            ids = self._order[(start := next(starts)) : start + self.batch_size]
             began = time.perf_counter()
             function(ids)
             times.append(time.perf_counter() - began)
-        return self._as_rate(name, statistics.median(times) / self._batch_size)
+        return self._as_rate(name, statistics.median(times) / self.batch_size)
 
     def _as_rate(self, name: str, seconds: float, start: float = 0.0) -> Rate:
         return Rate(

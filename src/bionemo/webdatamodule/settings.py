@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -76,12 +77,15 @@ def whole_number(argument: str, given: object, *, least: int) -> int:
     Raises:
         ConfigError: If it is no whole number, or too small.
     """
-    if isinstance(given, bool) or not hasattr(given, "__index__"):
+    try:
+        number = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
         raise ConfigError(f"{argument} is a whole number, not {given!r}")
-    number = given.__index__()
     if number < least:
         raise ConfigError(f"{argument} is at least {least}, not {number}")
-    return int(number)
+    return number
 
 
 def one_of(argument: str, given: object, choices: tuple[object, ...]) -> Any:

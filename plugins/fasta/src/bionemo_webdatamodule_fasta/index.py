@@ -15,7 +15,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,15 +95,18 @@ def open_index(path: str, index_dir: str | None) -> Index:
         InputError: If the file cannot be read, its records cannot be told apart, or the index cannot be written.
     """
     stamp = _stamp(path)
-    place = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
+    place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
     folder = (Path(index_dir) if index_dir else _cache()) / f"{place}-{stamp}-{_FORMAT}"
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as working:
                 _make(Path(path), Path(working) / "index")
-                with suppress(FileExistsError, OSError):  # another process was as quick
+                try:
                     (Path(working) / "index").rename(folder)
+                except OSError:
+                    if not folder.exists():  # or else another process was as quick
+                        raise
         except WebDataModuleError as error:
             error.located(file=path)
             raise
@@ -187,4 +190,6 @@ def _stamp(path: str) -> str:
 
 def _cache() -> Path:
     """Return the user's cache directory for this plugin (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bionemo-webdatamodule" / "fasta"
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = given if given.is_absolute() else Path.home() / ".cache"  # the specification ignores relative ones
+    return base / "bionemo-webdatamodule" / "fasta"

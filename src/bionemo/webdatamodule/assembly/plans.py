@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from bionemo.webdatamodule.epochs.plan import Source as PlanSource
 from bionemo.webdatamodule.epochs.sized import SizedPlan
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
 from bionemo.webdatamodule.shards.read import SampleReader
-from bionemo.webdatamodule.shards.sets import ShardSet, is_url
+from bionemo.webdatamodule.shards.sets import ShardSet
 
 REMOTE_BLOCK = 16
 """Shards that are shuffled together where they are remote and the user gave no number."""
@@ -42,25 +43,55 @@ def make_plan(
             DataWarning,
             stacklevel=2,
         )
-    block = settings.shuffle_shards
-    if block is None:  # a shard that comes over the network should serve many samples while it is here
-        block = REMOTE_BLOCK if any(is_url(source.directory) for source in split.sources) else 0
-    pairs = zip(split.sources, sets, strict=True)
     try:
-        return Plan(
-            sources=tuple(
-                PlanSource(samples=found.n_samples, weight=source.weight, shards=tuple(found.samples))
-                for source, found in pairs
-            ),
-            block=block if training else 0,
+        return plan_of(
+            sets,
+            [source.weight for source in split.sources],
+            training=training,
+            block=settings.shuffle_shards,
             global_batch_size=settings.global_batch_size,
             n_samples=split.n_samples or 0,
             seed=settings.seed,
-            shuffle=training,
-            tail=settings.tail if training else "share",
+            tail=settings.tail,
         )
     except PlanError as error:
         raise error.located(split=split.split) from error.__cause__
+
+
+def plan_of(
+    sets: Sequence[ShardSet],
+    weights: Sequence[float | None],
+    *,
+    training: bool,
+    block: int | None,
+    tail: Literal["share", "drop", "fill"],
+    **options: Any,
+) -> Plan:
+    """Return the plan of some shard sets.
+
+    Args:
+        sets: What is read.
+        weights: The weight of each in a mixture.
+        training: Whether it is shuffled; nothing is left out of evaluation, so it has no other ``tail``.
+        block: Shards that are shuffled together; 0 for all, ``None`` to choose by where they are.
+        tail: What becomes of an incomplete batch in training.
+        options: More of :class:`~bionemo.webdatamodule.epochs.plan.Plan`.
+
+    Raises:
+        PlanError: If there is no such plan.
+    """
+    if block is None:  # a shard that comes over the network should serve many samples while it is here
+        block = REMOTE_BLOCK if any(found.remote is not None for found in sets) else 0
+    return Plan(
+        sources=tuple(
+            PlanSource(samples=found.n_samples, weight=weight, shards=tuple(found.samples))
+            for found, weight in zip(sets, weights, strict=True)
+        ),
+        block=block if training else 0,
+        shuffle=training,
+        tail=tail if training else "share",
+        **options,
+    )
 
 
 def _sized_plan(

@@ -110,7 +110,7 @@ class DataSet:
         prefix: Beginning of the shards' names.
         samples: Samples in it.
         shards: Shards.
-        bytes: Bytes of the shards; 0 where they are another tool's and behind a URL.
+        bytes: Bytes of the shards.
         is_remote: Whether it is a URL.
         file_system: Type of the file system, for local ones.
         problem: Why it cannot be opened, or ``None``.
@@ -183,13 +183,12 @@ def open_data(directory: str, prefix: str, root: Path = Path("/")) -> DataSet:
         found = ShardSet.open(directory, prefix)
     except WebDataModuleError as error:
         return DataSet(directory=name, prefix=prefix, is_remote=is_remote, file_system=kind, problem=error.message)
-    sizes = [entry.bytes for entry in found.manifest.shards] if found.manifest else [s.size for s in found.stamps]
     return DataSet(
         directory=name,
         prefix=prefix,
         samples=found.n_samples,
         shards=len(found.samples),
-        bytes=sum(sizes),
+        bytes=found.n_bytes,
         is_remote=is_remote,
         file_system=kind,
     )

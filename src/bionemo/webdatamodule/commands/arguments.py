@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from bionemo.webdatamodule.commands.failures import error_as_json
 from bionemo.webdatamodule.errors import ConfigError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.manifest import manifest_path
 from bionemo.webdatamodule.shards.sets import ShardSet, is_url
 
@@ -37,6 +38,24 @@ def positive(text: str) -> int:
     if not natural(text):
         raise argparse.ArgumentTypeError("0 is too few")
     return int(text)
+
+
+def add_policy(parser: argparse.ArgumentParser, *, trusted: str = "let pickles run code") -> None:
+    """Add the arguments that say what pickles may do.
+
+    Args:
+        parser: Where to.
+        trusted: What ``--trusted`` is for.
+    """
+    parser.add_argument("--trusted", action="store_true", help=trusted)
+    parser.add_argument(
+        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
+    )
+
+
+def policy_of(args: argparse.Namespace) -> Policy:
+    """Return what pickles may do, from the arguments of :func:`add_policy`."""
+    return Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
 
 
 def only_prefix(directory: str) -> str:

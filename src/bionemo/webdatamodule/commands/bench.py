@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from bionemo.webdatamodule.commands.arguments import open_set
+from bionemo.webdatamodule.commands.arguments import add_policy, open_set, policy_of
 from bionemo.webdatamodule.commands.options import parse_options
 from bionemo.webdatamodule.components import Stage, Use
 from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
@@ -37,21 +37,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="stage of pipeline_wds: NAME, NAME:K=V,K=V, as JSON, or MODULE:FUNCTION; again for more",
     )
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each figure (3)")
-    parser.add_argument("--trusted", action="store_true", help="let pickles run code")
-    parser.add_argument(
-        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
-    )
+    add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from bionemo.webdatamodule.measuring import PARTS, Bench, advice
-    from bionemo.webdatamodule.pickles import Policy
 
     if args.batch_size < 1 or args.seconds <= 0 or min(args.workers) < 0:
         raise ConfigError("--batch-size takes a number from 1, --seconds one above 0, --workers numbers from 0")
-    policy = Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
+    policy = policy_of(args)
     found = open_set(args.directory, args.prefix)
     suffixes = tuple(args.suffix or found.suffixes)
     stages = [_stage(name) for name in args.stage]
@@ -75,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             "prefix": found.prefix,
             "samples": found.n_samples,
             "bytes_per_sample": bench.bytes_per_sample,
-            "batch_size": args.batch_size,
+            "batch_size": bench.batch_size,
             "parts": [asdict(rate) for rate in parts],
             "workers": [asdict(rate) for rate in pipelines],
             "advice": words,

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bionemo.webdatamodule import conversion
-from bionemo.webdatamodule.commands.arguments import positive
+from bionemo.webdatamodule.commands.arguments import USUAL_PREFIX, add_policy, policy_of, positive
 from bionemo.webdatamodule.commands.options import parse_options
 from bionemo.webdatamodule.components import Executor, KeyEncoder, Sample, SampleReader, Use, Writer
 from bionemo.webdatamodule.errors import ConfigError, InputError
-from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import find
 from bionemo.webdatamodule.shards.subsets import list_names, resolve_subsets
 from bionemo.webdatamodule.splits import Split
@@ -57,17 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT=WHAT",
         help="what goes into a split, see below; by default all into train",
     )
-    parser.add_argument("--prefix", default="wdshards", help="beginning of the shards' names")
+    parser.add_argument("--prefix", default=USUAL_PREFIX, help="beginning of the shards' names")
     parser.add_argument(
         "--shards", type=positive, metavar="N", help="shards of each split; by default each becomes about 256 MiB"
     )
     parser.add_argument("--key-encoder", default="dashes", help="makes the keys in the shards of the samples' names")
     parser.add_argument("--executor", default="processes", help="what runs the work")
     parser.add_argument("--workers", type=positive, metavar="N", help="how many workers the executor has")
-    parser.add_argument("--trusted", action="store_true", help="let pickles run code while they are checked")
-    parser.add_argument(
-        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
-    )
+    add_policy(parser, trusted="let pickles run code while they are checked")
     parser.add_argument(
         "--check", action="store_true", help="compare the hashes of all shards that are there; make damaged ones anew"
     )
@@ -90,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             n_shards=args.shards,
             key_encoder=conversion.choose(KeyEncoder, args.key_encoder),
             executor=executor.object,
-            policy=Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle)),
+            policy=policy_of(args),
         ),
         check=args.check,
     )
@@ -100,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             "directory": f"{args.out}{split}",
             "samples": manifest.n_samples,
             "shards": len(manifest.shards),
-            "bytes": sum(shard.bytes for shard in manifest.shards),
+            "bytes": manifest.n_bytes,
             "digest": manifest.digest,
         }
         for split, manifest in manifests.items()

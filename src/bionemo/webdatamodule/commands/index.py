@@ -6,14 +6,14 @@ import argparse
 import sys
 from typing import Any
 
-from bionemo.webdatamodule.commands.arguments import look_at_each, prefixes_named, print_json
+from bionemo.webdatamodule.commands.arguments import USUAL_PREFIX, look_at_each, prefixes_named, print_json
 from bionemo.webdatamodule.shards.adopt import adopt
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split")
-    parser.add_argument("--prefix", default="wdshards", help="beginning of the shards' names (default: %(default)s)")
+    parser.add_argument("--prefix", default=USUAL_PREFIX, help="beginning of the shards' names (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="replace a manifest, taking the shards as they are now")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

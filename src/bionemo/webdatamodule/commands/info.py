@@ -58,7 +58,7 @@ def describe(directory: str, prefix: str) -> dict[str, Any]:
         "samples": manifest.n_samples,
         "shards": len(manifest.shards),
         "samples_per_shard": [shard.samples for shard in manifest.shards],
-        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "bytes": manifest.n_bytes,
         "codecs": dict(manifest.codecs),
         "writer": dict(manifest.writer),
         "key_encoder": dict(manifest.key_encoder),

@@ -9,7 +9,7 @@ from typing import Any
 
 from bionemo.webdatamodule.commands.arguments import natural, open_set, positive
 from bionemo.webdatamodule.epochs import picture
-from bionemo.webdatamodule.epochs.plan import Plan, Source
+from bionemo.webdatamodule.epochs.plan import Plan
 from bionemo.webdatamodule.epochs.report import report_global, report_shards
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.shards.sets import ShardSet
@@ -29,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-samples", type=positive, default=0, help="samples of an epoch (all there are)")
     parser.add_argument("--tail", choices=["share", "drop", "fill"], default="share", help="last batch (%(default)s)")
     parser.add_argument("--order", choices=["global", "shards"], default="global", help="(%(default)s)")
-    parser.add_argument("--block", type=natural, default=0, metavar="SHARDS", help="shuffle so many shards together")
+    parser.add_argument(
+        "--block", type=natural, metavar="SHARDS", help="shuffle so many shards together (all; of URLs 16)"
+    )
     parser.add_argument("--evaluation", action="store_true", help="unshuffled, as validation, test and predict read")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order (%(default)s)")
     parser.add_argument("--epoch", type=natural, default=0, help="epoch to show (%(default)s)")
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             epoch=args.epoch,
             sample_bytes=sum(found.n_bytes for found in sets) / max(1, sum(found.n_samples for found in sets)),
         )
-        report["mixing"] = round(picture.window_mixing(shards, args.block), 3) if plan.shuffle else None
+        report["mixing"] = round(picture.window_mixing(shards, plan.block), 3) if plan.shuffle else None
         if args.plot:
             _save(picture.draw(plan, shards, epoch=args.epoch), args.plot)
     report["sources"] = [
@@ -86,18 +88,17 @@ def _save(figure: Any, path: str) -> None:
 
 
 def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
-    weights = args.weights or [None] * len(sets)
-    return Plan(
-        sources=tuple(
-            Source(samples=found.n_samples, weight=weight, shards=found.samples)
-            for found, weight in zip(sets, weights, strict=True)
-        ),
+    from bionemo.webdatamodule.assembly.plans import plan_of  # here, because it imports torch
+
+    return plan_of(
+        sets,
+        args.weights or [None] * len(sets),
+        training=not args.evaluation,
+        block=args.block,
         global_batch_size=args.global_batch,
         n_samples=args.n_samples,
         seed=args.seed,
-        shuffle=not args.evaluation,
         tail=args.tail,
-        block=args.block,
     )
 
 

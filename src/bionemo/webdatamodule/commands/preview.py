@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bionemo.webdatamodule.commands.arguments import open_set
+from bionemo.webdatamodule.commands.arguments import add_policy, open_set, policy_of
 from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
@@ -27,16 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="directory of a split, or a URL")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
     parser.add_argument("-n", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)")
-    parser.add_argument("--trusted", action="store_true", help="let pickles run code")
-    parser.add_argument(
-        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
-    )
+    add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code: 1 if something of a sample could not be read."""
-    policy = Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
+    policy = policy_of(args)
     found = open_set(args.directory, args.prefix)
     samples = preview(found, max(0, args.n), policy)
     if args.json:

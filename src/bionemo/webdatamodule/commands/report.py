@@ -7,9 +7,8 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bionemo.webdatamodule.commands.arguments import natural, only_prefix, positive
+from bionemo.webdatamodule.commands.arguments import add_policy, natural, only_prefix, policy_of, positive
 from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.reports import facts
 from bionemo.webdatamodule.reports.page import page
 
@@ -30,10 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--deep", action="store_true", help="decode all samples; of a URL fetch all shards")
     parser.add_argument("--no-hashes", action="store_true", help="do not read all bytes to compare their hashes")
-    parser.add_argument("--trusted", action="store_true", help="let pickles run code")
-    parser.add_argument(
-        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
-    )
+    add_policy(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         samples=args.sample,
         deep=args.deep,
         hashes=not args.no_hashes,
-        policy=Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle)),
+        policy=policy_of(args),
         topology=None
         if args.global_batch is None
         else facts.Topology(ranks=args.ranks, workers=args.workers, global_batch_size=args.global_batch),

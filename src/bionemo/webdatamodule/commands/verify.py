@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bionemo.webdatamodule.commands.arguments import look_at_each, print_json
-from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.commands.arguments import add_policy, look_at_each, policy_of, print_json
 from bionemo.webdatamodule.shards import checks, verify
 
 _REMEDY = "to mend it, restore what is damaged, or run the conversion again with --check"
@@ -17,16 +16,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default all that have a manifest")
     parser.add_argument("--deep", action="store_true", help="decode every sample, too")
-    parser.add_argument("--trusted", action="store_true", help="with --deep: let pickles run code")
-    parser.add_argument(
-        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
-    )
+    add_policy(parser, trusted="with --deep: let pickles run code")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code: 1 if anything is damaged, 2 if a directory cannot be verified."""
-    policy = Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
+    policy = policy_of(args)
 
     def look(directory: str, prefix: str) -> verify.Report:
         return verify.verify(directory, prefix, deep=args.deep, policy=policy, progress=sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""The default loader: webdataset's ``WebLoader`` over torch's worker processes."""
+"""The default loader: torch's worker processes, with our transport."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ class WebLoader:
 @hookimpl
 def webdatamodule_loaders() -> Iterable[Loader]:
     """Register the default loader."""
-    yield Loader(name="webloader", summary="webdataset's WebLoader over worker processes", factory=WebLoader)
+    yield Loader(name="webloader", summary="worker processes and shared memory", factory=WebLoader)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.epochs import context
+from bionemo.webdatamodule.epochs.buffer import shuffled
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.settings import whole_number
@@ -53,24 +53,7 @@ class Shuffle:
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the samples in another order."""
         place = context.current()
-        return samples if place.order == "global" else self._shuffled(samples, place)
-
-    def _shuffled(self, samples: Iterator[Any], place: context.Context) -> Iterator[Any]:
-        pick = place.rng(f"shuffle {self.size} {self.initial}").randrange
-        initial = min(self.size, self.initial or self.size)
-        buffer: list[Any] = []
-        for sample in samples:
-            buffer.append(sample)
-            if len(buffer) < self.size:  # grow by two for each one passed on, until the buffer is full
-                buffer.extend(itertools.islice(samples, 1))
-            if len(buffer) >= initial:
-                chosen = pick(len(buffer))
-                buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
-                yield buffer.pop()
-        while buffer:
-            chosen = pick(len(buffer))
-            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
-            yield buffer.pop()
+        return samples if place.order == "global" else shuffled(samples, self.size, self.initial, place)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,12 +27,10 @@ class BlockPermutation:
         sizes = np.asarray(shards, dtype=np.int64)
         order = Permutation(len(sizes), key("shards", seed.hex()))(np.arange(len(sizes)))
         self.n = int(sizes.sum())
-        self.window = window
         self._seed = seed.hex()
         self._starts = (np.cumsum(sizes) - sizes)[order]  # first sample id of the shards, in reading order
         self._places = np.concatenate([[0], np.cumsum(sizes[order])])  # first place of each, and the end
         self._windows = np.append(self._places[:-1:window], self.n)
-        self._order = order
         self._latest: tuple[int, Permutation] | None = None
 
     def __call__(self, places: Ids) -> Ids:
@@ -52,16 +50,6 @@ class BlockPermutation:
         shards = np.searchsorted(self._places, found, side="right") - 1
         found += self._starts[shards] - self._places[shards]
         return found
-
-    def shards(self, first: int, stop: int) -> list[int]:
-        """Return the shards that hold the samples of places ``first`` to ``stop``, in the order they are needed.
-
-        A cache of remote shards can fetch them ahead.
-        """
-        if first >= stop:
-            return []
-        low, high = np.searchsorted(self._windows, [first, stop - 1], side="right") - 1
-        return [int(shard) for shard in self._order[low * self.window : (high + 1) * self.window]]
 
     def _within(self, number: int) -> Permutation:
         """Return the permutation of a window; the latest is kept, since windows are read one after another."""

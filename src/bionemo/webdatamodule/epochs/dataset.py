@@ -15,7 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule.epochs import context
-from bionemo.webdatamodule.epochs.split import CHUNK_BYTES, LAZY_BYTES, chunk_length, chunks
+from bionemo.webdatamodule.epochs.split import CHUNK_BYTES, LAZY_BYTES, chunk_length, chunks, mean_share
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.pipelines import chain, describe
 
@@ -34,7 +34,7 @@ class Item:
 
     Attributes:
         epoch: The epoch that it belongs to.
-        start: Samples of the epoch that were used up before this iteration began.
+        start: Samples of the epoch that were used up before this iteration began; in shards order the passes.
         worker: The worker that made it, from 0.
         values: In global order one value for each share: a list of samples, or the batch; batches of this process
             are made as they are asked for, once. In shards order the samples themselves.
@@ -67,7 +67,7 @@ ALONE = Topology()
 
 
 class Position:
-    """The epoch, and the samples of it already used up, at which the next iteration begins.
+    """The epoch, and the samples of it already used up, or in shards order the passes, at which an iteration begins.
 
     Workers that live for one iteration take it along when they start.
     Persistent workers look it up in shared memory when an iteration begins.
@@ -233,7 +233,7 @@ class PlannedDataset(Planned):
         lazy = self.collate and not workers  # each batch when it is asked for, which takes less memory and so less time
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
-        share = self.plan.n_samples // (max(1, n_batches) * place.world_size)
+        share = mean_share(self.plan.n_samples, n_batches, place.world_size)
         most = LAZY_BYTES if lazy else CHUNK_BYTES
         length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes, most_bytes=most)
         together = max(1, _PLANNED // max(1, share * length))

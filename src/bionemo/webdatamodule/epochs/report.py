@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bionemo.webdatamodule.epochs.plan import Plan
-from bionemo.webdatamodule.epochs.split import chunk_length, chunks, part
+from bionemo.webdatamodule.epochs.split import chunk_length, chunks, mean_share, part
 from bionemo.webdatamodule.errors import PlanError
 
 
@@ -53,7 +53,7 @@ def report_global(
         "borrowed": max(0, plan.batch_bounds(batches - 1, ranks)[1] - plan.n_samples),
         "mixture": _mixture(plan),
         "ranks": [_rank(plan, rank, ranks, batches, last, epoch) for rank in range(ranks)],
-        "workers": _workers(batches, workers, plan.global_batch_size // ranks, sample_bytes),
+        "workers": _workers(batches, workers, mean_share(plan.n_samples, batches, ranks), sample_bytes),
     }
     found["notes"] = list(_notes(plan, found, ranks, available))
     return found

@@ -126,11 +126,6 @@ def chunk_length(
     return max(1, min(int(enough), batches // (4 * max(1, workers))))
 
 
-def chunk_of(batch: int, workers: int, *, length: int = 1) -> tuple[int, int, int]:
-    """Return who brings a batch: the worker, the number of the chunk among its own, and the place within.
-
-    The inverse of :func:`chunks`.
-    """
-    chunk, place = divmod(batch, length)
-    turn, worker = divmod(chunk, max(workers, 1))
-    return worker, turn, place
+def mean_share(n_samples: int, batches: int, ranks: int) -> int:
+    """Return how many samples a rank takes of a batch on average, rounded down, for :func:`chunk_length`."""
+    return n_samples // (max(1, batches) * ranks)

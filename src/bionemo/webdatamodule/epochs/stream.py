@@ -12,8 +12,8 @@ from torch.utils.data import get_worker_info
 from webdataset.compat import FluidInterface
 from webdataset.shardlists import split_by_node, split_by_worker
 
-from bionemo.webdatamodule.default_plugins.stages import Shuffle
 from bionemo.webdatamodule.epochs import context
+from bionemo.webdatamodule.epochs.buffer import shuffled
 from bionemo.webdatamodule.epochs.dataset import ALONE, Item, Position, Topology
 from bionemo.webdatamodule.epochs.split import CHUNK_BYTES
 from bionemo.webdatamodule.errors import PlanError
@@ -190,8 +190,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             return (choose(urls) for _ in itertools.count())
         if self.dealing.shardshuffle:
             # the same on every rank and worker, so that what one of them leaves another takes
-            with context.at(replace(at, rank=0, worker=0)):
-                shards = Shuffle(size=self.dealing.shardshuffle)(shards)
+            shards = shuffled(shards, self.dealing.shardshuffle, None, replace(at, rank=0, worker=0))
         place, worker = self.topology, _worker()
         # webdataset's own splitters ask the environment, which knows no model-parallel ranks
         for splitter, own, (number, count) in (

@@ -15,7 +15,7 @@ from bionemo.webdatamodule.epochs.dataset import Item, Items, apart
 from bionemo.webdatamodule.epochs.loader import close, keeps_workers, torch_loader
 from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.progress import Progress
-from bionemo.webdatamodule.errors import PlanError, ResumeError
+from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
 from bionemo.webdatamodule.pipelines import chain, describe
 
 if TYPE_CHECKING:
@@ -71,8 +71,15 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         return self._epoch()
 
     def with_epoch(self, nsamples: int = -1, nbatches: int = -1) -> StreamLoader:
-        """Set the number of batches in an epoch."""
-        self.n_batches = max(nsamples, nbatches)
+        """Set the number of batches in an epoch.
+
+        Raises:
+            ConfigError: If it is below 1.
+        """
+        batches = max(nsamples, nbatches)
+        if batches < 1:
+            raise ConfigError(f"with_epoch takes a number of batches from 1 on, not {batches}", split=self._data.split)
+        self.n_batches = batches
         cursor = self._progress.cursor
         self._progress.cursor = replace(cursor, n_samples=self.n_batches * cursor.global_batch_size)
         return self

@@ -1,8 +1,8 @@
 """Many streams of one program at once: rows of bytes that numpy compares and takes apart.
 
 A stream's row holds all of its chunks but the memory of large arrays, which goes straight to where it is wanted.
-What a row is compared with is what :meth:`~bionemo.webdatamodule.pickling.holes.Template.match` compares one
-stream with: program bytes, lengths, digits.
+:meth:`Grid.fit` compares rows with the program bytes, lengths and digits of a
+:class:`~bionemo.webdatamodule.pickling.holes.Template`.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> T
 
     Args:
         data: The stream.
-        program: What :func:`~bionemo.webdatamodule.pickling.programs.trace` says of it.
+        program: What :func:`~bionemo.webdatamodule.pickling.tracing.trace` says of it.
         opened: Numbers of the :func:`memories` that may have another length in other streams.
 
     Raises:

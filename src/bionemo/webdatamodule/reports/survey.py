@@ -112,7 +112,7 @@ def survey(found: ShardSet, policy: Policy, *, shards: Sequence[int], samples: i
                 _decode(shard, rows, fields, codecs)
                 decoded += len(rows)
             bar.update()
-    return Survey(fields=tuple(fields.values()), samples=decoded, shards=len(shards), problems=tuple(problems))
+    return Survey(fields=tuple(fields.values()), samples=decoded, shards=read, problems=tuple(problems))
 
 
 def evenly(first: int, last: int, total: int, wanted: int) -> list[int]:

@@ -69,6 +69,11 @@ class Manifest:
         return sum(shard.samples for shard in self.shards)
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
     def digest(self) -> str:
         """Hash of what identifies the data: the codecs, and the content and order of the shards."""
         identity = [self.format, sorted(self.codecs.items()), [[s.samples, s.sha256] for s in self.shards]]

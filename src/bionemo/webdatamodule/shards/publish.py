@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 
+from bionemo.webdatamodule import words
 from bionemo.webdatamodule.errors import ManifestError, RemoteError
 from bionemo.webdatamodule.shards import files
 from bionemo.webdatamodule.shards.index import index_name
@@ -72,16 +73,11 @@ def problems(target: Target) -> Iterator[str]:
     found = list(target.problems())
     yield from found
     strangers = [] if found else sorted(target.sizes().keys() - set(owned(target)))
-    if strangers and _is_adopted(target):
-        yield (
-            f"{target} holds {strangers[0]} and {len(strangers) - 1} more files that another tool wrote and "
-            "`webdatamodule index` adopted; move them away or choose another prefix"
-        )
-    elif strangers:
-        yield (
-            f"{target} holds {strangers[0]} and {len(strangers) - 1} more files that no manifest lists; "
-            "move them away or choose another prefix"
-        )
+    if strangers:
+        more = f" and {words.count(len(strangers) - 1, 'more file')}" if strangers[1:] else ""
+        adopted = "another tool wrote and `webdatamodule index` adopted"
+        whose = adopted if _is_adopted(target) else "no manifest lists"
+        yield f"{target} holds {strangers[0]}{more} that {whose}; move it away or choose another prefix"
 
 
 def has_leftovers(target: Target) -> bool:

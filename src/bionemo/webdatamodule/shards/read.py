@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -141,7 +141,11 @@ class SampleReader:
             WebDataModuleError: As :meth:`read`.
         """
         if len(ids) > self._places.at_once:
-            return tuple(joined(list(column), pad=pad) for column in zip(*self.read(ids), strict=True))
+            samples = self.read(ids)
+            if not samples:
+                raise self.nothing_left(ids)
+            with self._fitting(len(samples)):
+                return tuple(joined(list(column), pad=pad) for column in zip(*samples, strict=True))
         return tuple(self._columns(ids, partial(_together, pad=pad)))
 
     def read_shares(self, shares: Sequence[NDArray[np.int64]]) -> list[list[tuple[Any, ...]]]:
@@ -278,11 +282,17 @@ class SampleReader:
         ids, places = _picked(ids, places, np.array(sound, bool))
         if decode is not _each and not places:
             raise self.nothing_left(given) from cause
-        try:
+        with self._fitting(len(places)):
             return self._decoded(ids, places, decode)
+
+    @contextmanager
+    def _fitting(self, n_samples: int) -> Iterator[None]:
+        """Say of samples that decode one by one that they do not fit together."""
+        try:
+            yield
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise DecodeError(
-                f"these {len(places)} samples do not fit into one batch: {error}; "
+                f"these {n_samples} samples do not fit into one batch: {error}; "
                 "make them alike in a stage, or batch them with a function of your own",
                 split=self.split,
                 **process(),

@@ -113,7 +113,8 @@ def _object(value: Any, inside: set[int]) -> Any:
         return [_plain(value.__func__, inside), _plain(value.__self__, inside)]
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return [_name(value), _code(value.__code__), *(_plain(part, inside) for part in (value.__defaults__, cells))]
+        told = (value.__defaults__, value.__kwdefaults__, cells)
+        return [_name(value), _code(value.__code__), *(_plain(part, inside) for part in told)]
     if callable(value) and hasattr(value, "__qualname__"):
         return _name(value)
     return [_name(type(value)), _state(value, inside)]

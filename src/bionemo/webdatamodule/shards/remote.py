@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
@@ -20,6 +19,7 @@ from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.shards.index import index_name
 from bionemo.webdatamodule.shards.manifest import Manifest, journal_path, manifest_path
 from bionemo.webdatamodule.shards.store import Store
+from bionemo.webdatamodule.shards.write import file_sha256
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.shards.manifest import ShardEntry
@@ -104,9 +104,7 @@ class Remote:
         def attempt() -> None:
             filesystem, remote = open_filesystem(url)
             filesystem.get_file(remote, path)
-            with open(path, "rb") as file:
-                found = _file_sha256(file)
-            if found != sha256:
+            if file_sha256(path) != sha256:
                 raise _OtherContentError(f"{os.path.getsize(path)} bytes came, whose hash is not in the manifest")
 
         started = time.monotonic()
@@ -147,10 +145,7 @@ def open_remote(url: str, prefix: str, *, cache_dir: str | None = None, cache_si
         )
     if read(join(url, journal_path("", prefix))) is not None:
         raise ManifestError(f"a conversion into {shown(url)} is being published; wait for it or run it again")
-    manifest = Manifest.from_json(text, source=shown(place))
-    for entry in manifest.shards:
-        if os.path.basename(entry.name) != entry.name or entry.name.startswith("."):
-            raise ManifestError(f"the manifest lists {entry.name!r}, which is not in its directory")
+    manifest = Manifest.from_json(text, source=shown(place), prefix=prefix)
     store = Store.of(f"{url.rstrip('/')}\0{manifest.digest}", root=cache_dir, size=cache_size)
     decided("shards of %s are kept in %s, which may take %d bytes", shown(url), store.root, store.size)
     return Remote(url=url, manifest=manifest, store=store)
@@ -187,13 +182,13 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     options: dict[str, Any] = {}
-    if url.startswith(_HTTP):
-        import aiohttp  # fsspec needs it for these URLs
-
-        # the default ends a download after five minutes, however well it goes
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_READ_TIMEOUT, sock_read=_READ_TIMEOUT)
-        options["client_kwargs"] = {"timeout": timeout}
     try:
+        if url.startswith(_HTTP):
+            import aiohttp  # fsspec needs it for these URLs
+
+            # the default ends a download after five minutes, however well it goes
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_READ_TIMEOUT, sock_read=_READ_TIMEOUT)
+            options["client_kwargs"] = {"timeout": timeout}
         filesystem, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{shown(url)} cannot be opened: {error}") from error
@@ -239,10 +234,3 @@ def join(url: str, name: str) -> str:
 def shown(url: str) -> str:
     """Return a URL for messages, without user name, password and signature."""
     return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]
-
-
-def _file_sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

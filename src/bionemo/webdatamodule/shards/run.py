@@ -44,8 +44,10 @@ def run_tasks(
         tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
     ):
         pool = _enter(executor, entered)
-        running = {_submit(pool, task): task for task in tasks}
+        running: dict[futures.Future[Result], ShardTask] = {}
         try:
+            for task in tasks:
+                running[_submit(pool, task)] = task
             _watch(running, bar)
         except BaseException:
             for future in running:

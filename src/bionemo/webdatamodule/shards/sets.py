@@ -68,7 +68,7 @@ class ShardSet:
     @property
     def n_bytes(self) -> int:
         """Size of all shards."""
-        return sum(entry.bytes for entry in self.manifest.shards) if self.manifest else sum(s.size for s in self.stamps)
+        return self.manifest.n_bytes if self.manifest else sum(s.size for s in self.stamps)
 
     @property
     def codecs(self) -> Mapping[str, str]:
@@ -200,8 +200,6 @@ def _listed(directory: str, manifest: Manifest, split: str | None, **more: Any) 
 
 
 def _stamp_listed(path: str, entry: ShardEntry) -> Stamp:
-    if os.path.basename(entry.name) != entry.name:
-        raise ManifestError(f"the manifest lists {entry.name!r}, which is not in its directory")
     try:
         stamp = Stamp.of(path)
     except OSError as error:

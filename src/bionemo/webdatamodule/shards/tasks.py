@@ -200,7 +200,8 @@ class ShardTask:
         while position < len(names):
             try:
                 for name, found in self._samples(position):
-                    layout = layouts.get(tuple(found)) or layouts.setdefault(tuple(found), self._layout(name, found))
+                    suffixes = tuple(found)
+                    layout = layouts.get(suffixes) or layouts.setdefault(suffixes, self._layout(name, found))
                     fields = []
                     for suffix, is_pickle in layout:
                         data = found[suffix]
@@ -233,6 +234,8 @@ class ShardTask:
                 raise self._breach(f"yields {type(sample).__name__} instead of Sample(name, files)", name) from None
             if given != name:
                 raise self._breach(f"gives sample {given!r} where {name!r} is due", name)
+            if not isinstance(found, Mapping):
+                raise self._breach(f"gives {type(found).__name__} instead of a mapping from suffix to bytes", name)
             yield name, found
         missing = next(expected, None)
         if missing is not None:
@@ -250,10 +253,8 @@ class ShardTask:
             name = names[min(done, len(names) - 1)]
             raise self._breach(f"fails with {type(error).__name__}: {error}", name) from error
 
-    def _layout(self, name: str, found: Any) -> list[tuple[str, bool]]:
+    def _layout(self, name: str, found: Mapping[str, Any]) -> list[tuple[str, bool]]:
         """Return the suffixes of a sample in their order in the tar, and which of them are pickles."""
-        if not isinstance(found, Mapping):
-            raise self._breach(f"gives {type(found).__name__} instead of a mapping from suffix to bytes", name)
         if not found:
             raise self._breach("gives no field", name)
         for suffix in found:

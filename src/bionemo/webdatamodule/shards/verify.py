@@ -92,7 +92,7 @@ def verify(
             f"{directory} holds no {prefix}.manifest.json; convert into it, or index what another tool wrote"
         )
     problems: list[str] = []
-    total = sum(entry.bytes for entry in manifest.shards)
+    total = manifest.n_bytes
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=not progress, leave=False) as bar,
         futures.ThreadPoolExecutor() as pool,  # hashing lets go of the interpreter's lock

@@ -103,13 +103,9 @@ class LoaderConformance(ComponentConformance):
 
     def _numbers(self, subject: Subject, batches: Iterable[Any]) -> list[int]:
         with subject.trying("iterating", "make it an iterable of the data set's items"):
-            got = self._flat(batches)
+            got = list(batches)
         if wrong := [item for item in got if not isinstance(item, int)]:
             subject.wrong(
                 f"an item arrives as {wrong[0]!r:.80}", "give items as they are; the data module's stages make batches"
             )
         return got
-
-    @staticmethod
-    def _flat(batches: Iterable[Any]) -> list[Any]:
-        return list(batches)

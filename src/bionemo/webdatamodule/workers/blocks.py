@@ -179,11 +179,10 @@ class _Pool:
     """The blocks of this worker, the one used last at the end."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self._slots: list[_Slot] = []
         parent = parent_process()
         # What this process may not see of its parent, the parent may not see of this process.
-        self._usable = hasattr(os, "memfd_create") and _sees_descriptors(parent.pid if parent else self.pid)
+        self._usable = hasattr(os, "memfd_create") and _sees_descriptors(parent.pid if parent else os.getpid())
 
     def take(self, nbytes: int) -> _Slot:
         """Return a block that is free, growing it if it must, or a new one."""
@@ -211,16 +210,23 @@ class _Pool:
 class _Here:
     """What this process knows; everything is forgotten in a forked child."""
 
+    pid: int = 0
     pool: _Pool | None = None
     idle: dict[int, Bytes] = {}  # noqa: RUF012  # blocks that are mapped and not looked at, by token
     held: int = 0
 
 
+def _here() -> type[_Here]:
+    if _Here.pid != os.getpid():
+        _Here.pid, _Here.pool, _Here.idle, _Here.held = os.getpid(), None, {}, 0
+    return _Here
+
+
 def _pool() -> _Pool:
-    if _Here.pool is None or _Here.pool.pid != os.getpid():
-        _Here.pool = _Pool()
-        _Here.idle = {}
-    return _Here.pool
+    here = _here()
+    if here.pool is None:
+        here.pool = _Pool()
+    return here.pool
 
 
 def _sees_descriptors(pid: int | None) -> bool:
@@ -263,7 +269,8 @@ def attach(place: Place, nbytes: int) -> Bytes:
     Raises:
         WorkerError: If the worker died in the meantime, or the block was attached before.
     """
-    block = _Here.idle.pop(place.token, None)
+    here = _here()
+    block = here.idle.pop(place.token, None)
     if block is None or len(block) < HEADER + nbytes:
         release_idle(all_workers=False)
         path = f"/proc/{place.pid}/fd/{place.fd}"
@@ -279,14 +286,14 @@ def attach(place: Place, nbytes: int) -> Bytes:
         raise WorkerError(
             f"a chunk of worker process {place.pid} came twice; a chunk can be sent and unpacked only once"
         )
-    if _Here.held >= MOST_MAPS:
+    if here.held >= MOST_MAPS:
         copy: Bytes = block[HEADER : HEADER + nbytes].copy()
-        _Here.idle[place.token] = block
+        here.idle[place.token] = block
         fields[STATE] = FREE
         return copy
     fields[STATE] = HELD
     view = _window(block, nbytes)
-    _Here.held += 1
+    here.held += 1
     weakref.finalize(view, _released, block, os.getpid()).atexit = False
     return view
 
@@ -307,7 +314,8 @@ def release_idle(*, all_workers: bool = True) -> None:
     Args:
         all_workers: Also those whose worker may send them again, in which case they are mapped again.
     """
-    for token, block in list(_Here.idle.items()):
+    idle = _here().idle
+    for token, block in list(idle.items()):
         fields = block[:HEADER].view(np.int64)
         if all_workers or fields[RETIRED] or not Path(f"/proc/{fields[PID]}").exists():
-            _Here.idle.pop(token, None)
+            idle.pop(token, None)

@@ -84,8 +84,9 @@ def _pickle_error(value: Any) -> Exception | None:
     return None
 
 
-def _culprit(path: str, value: Any) -> tuple[str, Any]:
+def _culprit(path: str, value: Any, above: frozenset[int] = frozenset()) -> tuple[str, Any]:
     """Follow attributes and items to the innermost part that does not pickle by itself."""
+    above |= {id(value)}
     if isinstance(value, dict):
         parts = [(f"{path}[{key!r}]", item) for key, item in value.items()]
     elif isinstance(value, (list, tuple)):
@@ -93,6 +94,6 @@ def _culprit(path: str, value: Any) -> tuple[str, Any]:
     else:
         parts = [(f"{path}.{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
     for name, item in parts:
-        if _pickle_error(item) is not None:
-            return _culprit(name, item)
+        if id(item) not in above and _pickle_error(item) is not None:
+            return _culprit(name, item, above)
     return path, value
