@@ -572,39 +572,76 @@ def test_damaged_fields_are_left_out_but_not_damaged_shards(tmp_path):
 
 
 @pytest.mark.parametrize("most", [3, 1024])
-def test_batches_read_together_are_those_read_alone(tmp_path, monkeypatch, most):
+def test_batches_made_one_by_one_are_those_read_alone(tmp_path, monkeypatch, most):
     """With few shards or more than may be held, and whatever else is read between two batches."""
     monkeypatch.setattr(maps, "MOST_OPEN", most)
     directory = write_set(tmp_path, tensors(40), n_shards=10)
     found, other = reader(directory, ["y.pyd"]), reader(directory, ["x.pyd"])
     before = n_descriptors()
     shares = np.array_split(np.random.default_rng(1).permutation(40), 7)
-    for share, (batch,) in zip(shares, found.read_batches(shares), strict=True):
+    for share, (batch,) in zip(shares, found.iter_batches(shares), strict=True):
         assert share.tolist() == batch.tolist()
         other.read(np.arange(40))
         assert most > 3 or n_descriptors() <= before + 8
 
 
-def test_a_shard_cut_short_between_batches_is_an_error(tmp_path, monkeypatch):
-    """Batches are made when they are asked for, after another look at the shards."""
-    monkeypatch.setattr(read, "_LOOK_AGAIN", 0)
-    batches = reader(write_set(tmp_path, tensors(), n_shards=1), ["y.pyd"]).read_batches([ids(0, 1), ids(2, 3)])
+def test_readers_in_the_middle_of_their_batches_hold_few_shards_together(tmp_path, monkeypatch):
+    """However many they are, they leave descriptors to others, and all are right."""
+    monkeypatch.setattr(maps, "MOST_OPEN", 40)
+    directory = write_set(tmp_path, tensors(40), n_shards=4)
+    readers = [reader(directory, ["y.pyd"]) for _ in range(30)]
+    before = n_descriptors()
+    shares = np.array_split(np.arange(40)[::-1], 4)
+    running = [found.iter_batches(shares) for found in readers]
+    for share in shares:
+        assert [share.tolist()] * 30 == [next(batches)[0].tolist() for batches in running]
+        assert n_descriptors() <= before + 2 * 40 + 2 * 10
+    assert 8 == sum(maps._held.values())
+    running.clear()
+    assert {} == maps._held
+
+
+@pytest.mark.parametrize("check", ["first", "never", "always"])
+def test_a_shard_cut_short_between_batches_is_an_error(tmp_path, check):
+    """Batches are made when they are asked for, after another look at their shards."""
+    found = reader(write_set(tmp_path, tensors(), n_shards=1), ["y.pyd"], check=check)
+    found.read(np.arange(10))
+    batches = found.iter_batches([ids(0, 1), ids(2, 3)])
     assert [0, 1] == next(batches)[0].tolist()
     os.truncate(tmp_path / "t-000000.tar", 4096)
     with pytest.raises(ChangedDataError, match="changed while it was read"):
         next(batches)
 
 
-def test_a_batch_before_a_damaged_sample_still_comes(tmp_path):
-    """Of batches that are read together only the one with the damage is an error, or has a sample less."""
-    directory = damaged(tmp_path, bad=[4])
-    batches = reader(directory, ["json"]).read_batches([ids(0, 1), ids(5, 4), ids(6, 7)])
-    assert [0, 1] == next(batches)[0].tolist()
-    with pytest.raises(DecodeError) as caught:
+def test_what_comes_is_what_was_compared_with_its_checksum(tmp_path):
+    """Damage is found or comes to nobody, also if it is mended between two batches."""
+    directory = write_set(tmp_path, tensors(), n_shards=1)
+    shard = tmp_path / "t-000000.tar"
+    sound = shard.read_bytes()
+    for check in ("first", "always"):
+        found = reader(directory, ["x.pyd", "y.pyd"], check=check)
+        found.read(ids(0, 1, 2))
+        with shard.open("r+b") as file:
+            file.seek(sound.index(dumps(7)) + 3)
+            file.write(b"\x09")
+        batches = found.iter_batches([ids(0, 1), ids(6, 7)])
         next(batches)
+        with shard.open("r+b") as file:
+            file.write(sound)
+        assert [6, 7] == next(batches)[1].tolist()
+
+
+@pytest.mark.parametrize("together", ["read_batches", "iter_batches"])
+def test_one_damaged_sample_is_its_batchs_matter(tmp_path, together):
+    """Of batches that are read together only the one with the damage is an error, or has a sample less."""
+    directory, shares = damaged(tmp_path, bad=[4]), [ids(0, 1), ids(5, 4), ids(6, 7)]
+    found = reader(directory, ["json"], on_error="skip")
+    assert [[0, 1], [5], [6, 7]] == [batch.tolist() for (batch,) in getattr(found, together)(shares)]
+    with pytest.raises(DecodeError) as caught:
+        list(getattr(reader(directory, ["json"]), together)(shares))
     assert "s4" == caught.value.where["key"]
-    found = reader(directory, ["json"], on_error="skip").read_batches([ids(0, 1), ids(5, 4), ids(6, 7)])
-    assert [[0, 1], [5], [6, 7]] == [batch.tolist() for (batch,) in found]
+    batches = reader(directory, ["json"]).iter_batches(shares)
+    assert [0, 1] == next(batches)[0].tolist()
 
 
 def test_samples_that_do_not_fit_into_a_batch_are_said(tmp_path):

@@ -211,14 +211,50 @@ def test_a_checkpoint_without_our_state_is_taken_at_its_batch(
     """What Lightning counts is all there is to go by, and the log says so."""
     path = tmp_path / "some.ckpt"
     fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data())
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["WebDataModule"]
-    for loop in (checkpoint["loops"]["fit_loop"]["state_dict"],):
-        loop.pop("combined_loader", None)
-    torch.save(checkpoint, path)
+    _forget(path)
 
     assert whole[4:] == fit(recorder, make_trainer(max_epochs=2), make_data(), path)
     assert "the checkpoint holds no state of this data module" in caplog.text
+
+
+def _forget(path):
+    """Take what the data module and its loader stored out of a checkpoint."""
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["WebDataModule"]
+    checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_a_checkpoint_of_a_whole_epoch_without_our_state_begins_the_next(
+    tmp_path, make_data, make_trainer, recorder, whole, caplog, at_end
+):
+    """Lightning still counts the batches of the epoch that is over, which are none of the next one's."""
+    callback = ModelCheckpoint(tmp_path, save_last=True) if at_end else SaveAt(10, tmp_path / "last.ckpt")
+    fit(recorder, make_trainer(max_epochs=1, callbacks=[callback]), make_data())
+    _forget(tmp_path / "last.ckpt")
+
+    assert whole[10:] == fit(recorder, make_trainer(max_epochs=2), make_data(), tmp_path / "last.ckpt")
+    assert "holds no state" not in caplog.text
+
+
+def test_a_trainer_that_fits_again_leaves_no_epoch_out(make_data, make_trainer, recorder, whole, caplog):
+    """Lightning's counts of the first fit are still there when the second begins."""
+    data, trainer = make_data(), make_trainer(max_epochs=1)
+    first = fit(recorder, trainer, data)
+    trainer.fit_loop.max_epochs = 2
+
+    assert whole == first + fit(recorder, trainer, data)
+    assert "holds no state" not in caplog.text
+
+
+def test_a_fit_after_one_that_was_cut_begins_an_epoch(make_data, make_trainer, recorder, whole):
+    """Lightning goes on with the next epoch, from its first batch."""
+    data, trainer = make_data(), make_trainer(max_steps=3)
+    fit(recorder, trainer, data)
+    trainer.fit_loop.epoch_loop.max_steps = 13
+
+    assert whole[10:] == fit(recorder, trainer, data)
 
 
 def test_validating_from_a_checkpoint_leaves_training_alone(tmp_path, make_data, make_trainer, recorder, whole):

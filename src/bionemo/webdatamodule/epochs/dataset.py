@@ -15,7 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule.epochs import context
-from bionemo.webdatamodule.epochs.split import CHUNK_BYTES, LAZY_BYTES, chunk_length, chunks, mean_share
+from bionemo.webdatamodule.epochs.split import CHUNK_BYTES, CHUNK_SAMPLES, LAZY_BYTES, chunk_length, chunks, mean_share
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.pipelines import chain, describe
 
@@ -230,7 +230,8 @@ class PlannedDataset(Planned):
         epoch, start = self.position.get()
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 0)
-        lazy = self.collate and not workers  # each batch when it is asked for, which takes less memory and so less time
+        # Large batches are made when they are asked for: less memory is less time.
+        lazy = self.collate and not workers and self.sample_bytes * CHUNK_SAMPLES > CHUNK_BYTES
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
         share = mean_share(self.plan.n_samples, n_batches, place.world_size)
@@ -245,7 +246,7 @@ class PlannedDataset(Planned):
             if following is not None:  # while this is read, remote shards of what comes next are on their way
                 self.reader.prefetch_samples(following[1])
             if self.collate:
-                columns = self.reader.read_batches(shares, pad=self.pad)
+                columns = (self.reader.iter_batches if lazy else self.reader.read_batches)(shares, pad=self.pad)
                 made = (batch[0] if self.untuple else list(batch) for batch in columns)
                 values = made if lazy else list(made)
             else:

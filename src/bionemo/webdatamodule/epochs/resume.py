@@ -46,18 +46,19 @@ class ResumeCallback(pl.Callback):
         loader, state = self.data_module.take_resume()
         if loader is None:
             return
-        progress = trainer.fit_loop.epoch_loop.batch_progress
         if state is not None:
             loader.load_state_dict(state)
-        elif (batches := batches_done(progress.current)) and not loader.resumed:
-            self._seek_without_state(loader, batches, trainer.current_epoch)
-        if isinstance(loader, PlannedLoader):
-            shift_progress(progress, loader, trainer.current_epoch)
-
-    def _seek_without_state(self, loader: Any, batches: int, epoch: int) -> None:
-        """Go to the batch that Lightning counts; the checkpoint was written with another data module."""
         if not isinstance(loader, PlannedLoader):
             return
+        if not loader.resumed:
+            batches = batches_to_skip(trainer)
+            if not batches:
+                return
+            self._seek_without_state(loader, batches, trainer.current_epoch)
+        shift_progress(trainer.fit_loop.epoch_loop.batch_progress, loader, trainer.current_epoch)
+
+    def _seek_without_state(self, loader: PlannedLoader, batches: int, epoch: int) -> None:
+        """Go to the batch that Lightning counts; the checkpoint was written with another data module."""
         _log.warning(
             "the checkpoint holds no state of this data module; going on at batch %d of epoch %d, "
             "which is right only if it was written with the same data, seed and global batch size",
@@ -90,6 +91,16 @@ def shift_progress(progress: Any, loader: PlannedLoader, epoch: int) -> None:
         decided("epoch %d goes on after %d of %d samples", epoch, cursor.samples, cursor.n_samples)
         for count in ("ready", "started", "processed", "completed"):
             setattr(current, count, getattr(current, count) + shift)
+
+
+def batches_to_skip(trainer: pl.Trainer) -> int:
+    """Return how many batches of the epoch a checkpoint has behind it; 0 where Lightning begins an epoch.
+
+    The count of an earlier fit of the same trainer, or of an epoch that is over, stands until the loop begins.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    done = batches_done(loop.batch_progress.current)
+    return done if loop.restarting and done < trainer.num_training_batches else 0
 
 
 def batches_done(current: Any) -> int:

@@ -112,6 +112,7 @@ def survey(found: ShardSet, policy: Policy, *, shards: Sequence[int], samples: i
                 _decode(shard, rows, fields, codecs)
                 decoded += len(rows)
             bar.update()
+    read = len(shards) - len(problems)
     return Survey(fields=tuple(fields.values()), samples=decoded, shards=read, problems=tuple(problems))
 
 

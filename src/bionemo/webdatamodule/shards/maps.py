@@ -6,7 +6,8 @@ import mmap
 import resource
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,6 +30,9 @@ _recent: OrderedDict[OpenShard, tuple[dict[int, OpenShard], int]] = OrderedDict(
 
 A forked process has what its parent had open, descriptors included, and so it has the parent's list as well.
 """
+
+_held: dict[object, int] = {}
+"""How many shards each reader holds that is in the middle of its batches."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,12 +164,24 @@ def most_open() -> int:
     return MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, (soft - 32) // 4))
 
 
-def most_held() -> int:
-    """Return how many shards a reader may hold beyond the call that opened them, where others may close them.
+@contextmanager
+def hold(n_shards: int) -> Iterator[bool]:
+    """Count shards that a reader uses beyond the call that opened them, where others may close them.
 
-    A few readers that do so at the same time leave enough descriptors.
+    Args:
+        n_shards: How many they are.
+
+    Yields:
+        Whether it may: all readers of a process together may hold a quarter of what may be open.
     """
-    return max(1, most_open() // 8)
+    held = sum(list(_held.values())) + n_shards <= most_open() // 4
+    token = object()
+    if held:
+        _held[token] = n_shards
+    try:
+        yield held
+    finally:  # perhaps of a garbage collection in another thread, so one operation and no lock
+        _held.pop(token, None)
 
 
 def _column(index: ShardIndex, suffix: str) -> Column | None:

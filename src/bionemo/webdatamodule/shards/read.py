@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -25,7 +24,7 @@ from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.decode import KEY, Codec, codec_name, make_codec
 from bionemo.webdatamodule.shards.fields import Place, check_fields, field_views, key_of
 from bionemo.webdatamodule.shards.ledger import BAD, SOUND, Ledger
-from bionemo.webdatamodule.shards.maps import most_held
+from bionemo.webdatamodule.shards.maps import hold
 from bionemo.webdatamodule.shards.places import Places, process
 from bionemo.webdatamodule.shards.sets import ShardSet
 
@@ -41,7 +40,6 @@ _SAFE = Policy()
 _CHUNK_SAMPLES = 512  # read together where a whole shard is iterated, at most
 _CHUNK_BYTES = 1 << 22
 _NAMED = 3  # keys in a message
-_LOOK_AGAIN = 0.01  # seconds after which shards may have been cut short
 _OF_A_SAMPLE = (CorruptShardError, MissingFieldError, DecodeError)
 
 
@@ -157,20 +155,22 @@ class SampleReader:
                 return [list(itertools.islice(samples, len(share))) for share in shares]
         return [self.read(share) for share in shares]
 
-    def read_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> Iterator[tuple[Any, ...]]:
+    def read_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> list[tuple[Any, ...]]:
+        """Return what :meth:`read_batch` returns for each share; quicker, since they are read together."""
+        make = self._batcher(np.concatenate(shares), pad=pad)
+        return [self._batch(make, share, here, pad=pad) for share, here in _in_a_row(shares)]
+
+    def iter_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> Iterator[tuple[Any, ...]]:
         """Yield what :meth:`read_batch` returns for each share, each when it is asked for.
 
-        It is quicker, since all pickles are compared with what is known in one go.
+        What they have in common is done for all at once, so this is quicker, and memory holds one batch at a time.
         """
-        make = self._batcher(np.concatenate(shares), pad=pad)
-        stop = 0
-        for share in shares:
-            here = slice(stop, stop := stop + len(share))
-            batch = None
-            if make is not None:
-                with suppress(Exception):  # read_batch says what is wrong, and where
-                    batch = make(here)
-            yield self.read_batch(share, pad=pad) if batch is None else batch
+        make = None if self.check == "always" else self._batcher(np.concatenate(shares), pad=pad)
+        with hold(make.n_shards if make else 0) as held:
+            if not held:
+                make = None
+            for share, here in _in_a_row(shares):
+                yield self._batch(make, share, here, pad=pad, again=True)
 
     def nothing_left(self, ids: NDArray[np.int64]) -> DecodeError:
         """Return the error of a share whose samples are all left out, when every rank must take the same steps."""
@@ -231,34 +231,27 @@ class SampleReader:
     def _make_codecs(self) -> list[Codec]:
         return [make_codec(name, self.policy) for name in self._codec_names]
 
-    def _batcher(self, ids: NDArray[np.int64], *, pad: bool) -> Callable[[slice], tuple[Any, ...]] | None:
-        """Return what makes a batch of some of these samples, or ``None`` where they have to be read share by share.
-
-        Their shards stay mapped as long as it lives, which may be some steps of a training.
-        """
+    def _batcher(self, ids: NDArray[np.int64], *, pad: bool) -> _Batcher | None:
+        """Return what makes batches of some of these samples, or ``None`` where only one by one says what is wrong."""
         if not self._is_simple(ids):
             return None
         with suppress(Exception):
-            places, looked = self._places.locate(ids), time.monotonic()
-            shards = dict.fromkeys(shard for shard, _ in places)
-            if len(shards) > most_held():
-                return None
+            places = self._places.locate(ids)
             fields = [self._fields(places, column) for column in range(len(self.suffixes))]
+            self._check(ids, places)
             makes = [codec.batcher(field, pad=pad) for codec, field in zip(self._codecs, fields, strict=True)]
-            is_sound = self.check == "first" and bool((self._ledger.states[ids] == SOUND).all())
-
-            def batch(here: slice) -> tuple[Any, ...]:
-                nonlocal looked
-                if time.monotonic() - looked > _LOOK_AGAIN:
-                    for shard in shards:
-                        shard.check()
-                    looked = time.monotonic()
-                if not is_sound:
-                    self._check(ids[here], places[here])
-                return tuple(make(here) for make in makes)
-
-            return batch
+            return _Batcher(places, makes)
         return None
+
+    def _batch(
+        self, make: _Batcher | None, share: NDArray[np.int64], here: slice, *, pad: bool, again: bool = False
+    ) -> tuple[Any, ...]:
+        if make is not None:
+            with suppress(Exception):  # read_batch says what is wrong, and where
+                if again:
+                    make.look_again(here)
+                return make(here)
+        return self.read_batch(share, pad=pad)
 
     def _is_simple(self, ids: NDArray[np.int64]) -> bool:
         """Tell whether samples can be read together: all can be located at once, and none is left out."""
@@ -352,6 +345,42 @@ class SampleReader:
             ) from error
         self._ledger.states[sample] = BAD
         _log.warning("left out a sample (%d of at most %d): %s", self.skipped, self.max_skipped, error)
+
+
+class _Batcher:
+    """Makes batches of samples that were found, checked and compared with what is known together.
+
+    Their shards stay mapped for as long as it lives.
+
+    Args:
+        places: Where the samples are.
+        makes: For each suffix what makes a batch of some of them.
+    """
+
+    def __init__(self, places: Sequence[Place], makes: Sequence[Callable[[slice], Any]]) -> None:
+        self._places = places
+        self._makes = makes
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards that the samples are in."""
+        return len({shard for shard, _ in self._places})
+
+    def __call__(self, here: slice) -> tuple[Any, ...]:
+        """Return the batch of the samples at some places."""
+        return tuple(make(here) for make in self._makes)
+
+    def look_again(self, here: slice) -> None:
+        """Check that the shards of the samples at some places still have all their bytes."""
+        for shard in {shard for shard, _ in self._places[here]}:
+            shard.check()
+
+
+def _in_a_row(shares: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], slice]]:
+    """Yield each share with its place among all their samples."""
+    stop = 0
+    for share in shares:
+        yield share, slice(stop, stop := stop + len(share))
 
 
 def _picked(

@@ -90,7 +90,7 @@ class LoaderConformance(ComponentConformance):
     def test_errors_of_the_data_arrive(self, subject: Subject, loader: Any) -> None:
         """An error in a worker reaches the training loop with its message; items do not just end."""
         try:
-            got = self._flat(loader(Numbers(self.items, broken=5)))
+            got = list(loader(Numbers(self.items, broken=5)))
         except Exception as error:  # noqa: BLE001 - any type will do, as long as it tells the cause
             if "item 5 is broken" not in f"{error} {error.__cause__}":
                 subject.wrong(
