@@ -191,3 +191,16 @@ def test_keys_that_are_no_text_can_be_printed(fails, monkeypatch):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, "strict"))
         assert 0 == fails(lambda _: print("key \udcff of µs") or 0)
         assert expected == written.getvalue().decode()
+
+
+def test_code_that_ends_the_program_is_an_error(fails, capsys):
+    """A plugin's `sys.exit()` is no success: nothing was done."""
+    assert 2 == fails(throwing(SystemExit(0)))
+    assert "code of a plugin, or of another package, ended the program: SystemExit(0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed):
+    """Daemons and cron may start a command without them."""
+    command = f'"{sys.executable}" -m bionemo.webdatamodule plugins --json {closed}'
+    assert 0 == subprocess.run(["/bin/sh", "-c", command], check=False).returncode

@@ -417,8 +417,34 @@ def test_adopted_shards_are_not_overwritten(source, out):
     adopt(str(out), "p")
     before = contents(out)
     for n_shards in (1, 3):
-        with pytest.raises(InputError, match=r"holds p-000000.tar and 1 more files that another tool wrote"):
+        with pytest.raises(InputError, match=r"holds p-000000.tar and 1 more file that another tool wrote"):
             run(source, out, n_shards=n_shards)
+    assert before == contents(out)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:100], lambda text: text.replace('"format": 1', '"format": 2')])
+def test_adopted_shards_are_not_overwritten_where_their_manifest_cannot_be_read(source, out, damage):
+    """Their indices say that another tool wrote them; a newer version's manifest is none to replace at all."""
+    out.mkdir()
+    with wds.ShardWriter(f"{out}/p-%06d.tar", verbose=0) as writer:
+        writer.write({"__key__": "a", "txt": "precious"})
+    adopt(str(out), "p")
+    path = out / "p.manifest.json"
+    path.write_text(damage(path.read_text()))
+    before = contents(out)
+    with pytest.raises((InputError, ManifestError), match=r"holds p-000000.tar|update bionemo-webdatamodule"):
+        run(source, out)
+    assert before == contents(out)
+
+
+def test_a_manifest_of_a_newer_version_is_not_replaced(source, out):
+    """What it lists is not for this version to judge."""
+    run(source, out)
+    path = out / "p.manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    before = contents(out)
+    with pytest.raises(ManifestError, match="update bionemo-webdatamodule"):
+        run(source, out, NAMES[:5])
     assert before == contents(out)
 
 
@@ -598,6 +624,17 @@ class Faulty:
                 yield Sample(name, {"x": b"data"})
 
 
+class Failing:
+    """A writer plugin that fails at every sample."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def __call__(self, names):
+        """Fail."""
+        raise ValueError(self.message)
+
+
 def raising(error):
     """Return a fault that raises."""
 
@@ -621,6 +658,9 @@ BREACHES = {
     "twice": (lambda name: [Sample(name, {"x": b""})] * 2, "gives sample 's04' where 's05' is due"),
     "missing": (lambda name: [], "gives sample 's05' where 's04' is due"),
     "raises": (raising(KeyError("gene")), "fails with KeyError: 'gene'"),
+    "exits": (raising(SystemExit(0)), "fails with SystemExit: 0"),
+    "nothing": (lambda name: [Sample(name, None)], "gives NoneType instead of a mapping"),
+    "a list": (lambda name: [Sample(name, ["x"])], "gives list instead of a mapping"),
 }
 
 
@@ -812,7 +852,7 @@ def test_shards_of_somebody_else_are_not_overwritten(source, out):
     """Tars that no manifest of this package lists are left alone."""
     out.mkdir()
     (out / "p-000007.tar").write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"holds p-000007.tar and 0 more files that no manifest lists"):
+    with pytest.raises(InputError, match=r"holds p-000007.tar that no manifest lists"):
         run(source, out)
     assert b"precious" == (out / "p-000007.tar").read_bytes()
 
@@ -1068,13 +1108,7 @@ def test_all_that_is_wrong_is_in_one_error(source, tmp_path):
         "name 2 of split val is 7; names are strings with something in them",
         "the name 's00' occurs 2 times in split train",
         "the names 'a.b' and 'a-b' of split train get one key, 'a-b'",
-        *[
-            (
-                f"{tmp_path}/out holds p-000000.tar and 0 more files that no manifest lists; "
-                "move them away or choose another prefix"
-            )
-        ]
-        * 2,
+        *[(f"{tmp_path}/out holds p-000000.tar that no manifest lists; move it away or choose another prefix")] * 2,
     ] == problems(caught)
     with pytest.raises(InputError) as caught:
         convert_two(source, ["s00", "s00"], ["s00", "no"], (tmp_path / "train", tmp_path / "val"))
@@ -1543,3 +1577,59 @@ def test_an_executor_that_does_not_start_is_named(fault, said, source, out):
     with pytest.raises(PluginError, match=rf"the executor \S*Broken {said}"):
         run(source, out, executor=Broken(fault))
     assert [] == list(out.iterdir())
+
+
+class Odd(futures.Executor):
+    """An executor that does something else with its tasks."""
+
+    def __init__(self, submit):
+        self.submit = submit
+
+
+def settled(result):
+    """Return a future with a result, or one that was cancelled."""
+    future = futures.Future()
+    if result == "cancelled":
+        future.cancel()
+        future.set_running_or_notify_cancel()
+    else:
+        future.set_result(result)
+    return future
+
+
+@pytest.mark.parametrize(
+    ("submit", "error", "said"),
+    [
+        (lambda _: None, PluginError, "gives NoneType for a task, which is no Future"),
+        (lambda _: settled(None), PluginError, "gives NoneType as the result of a task"),
+        (lambda _: settled("cancelled"), ConversionError, "the executor cancelled a shard; run it again"),
+    ],
+)
+def test_an_executor_that_breaks_its_contract_is_told(submit, error, said, source, out):
+    """Whatever comes back, it is no internal error."""
+    with pytest.raises(error, match=said):
+        run(source, out, executor=contextlib.nullcontext(Odd(submit)))
+
+
+def test_tasks_before_one_that_cannot_be_given_away_are_cancelled(source, out):
+    """An executor that refuses a task in the middle does not run the others to their end."""
+    given = []
+
+    def submit(_):
+        if len(given) == 2:
+            raise RuntimeError("full")
+        given.append(futures.Future())
+        return given[-1]
+
+    with pytest.raises(ConversionError, match="full"):
+        run(source, out, executor=contextlib.nullcontext(Odd(submit)))
+    assert [True, True] == [future.cancelled() for future in given]
+
+
+@pytest.mark.timeout(120)
+def test_errors_that_are_longer_than_a_pipe_end_the_conversion(out):
+    """Workers that are stopped in the middle of a message leave nobody waiting for the rest of it."""
+    everywhere = Failing("x" * 500_000)
+    for _ in range(5):
+        with pytest.raises(PluginError, match="fails with ValueError: xxx"):
+            run(everywhere, out, n_shards=4, executor=Processes(workers=4))

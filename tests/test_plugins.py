@@ -84,6 +84,7 @@ def test_an_installed_plugin_is_found_by_name(install):
 
 BROKEN = {
     "import error": ("import pyarrow_not_there", "No module named 'pyarrow_not_there'"),
+    "import exits": ("import sys\nsys.exit()", "SystemExit()"),
     "import raises": ("raise RuntimeError('no licence')", "no licence"),
     "misspelt hook": (
         "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writer(): return ()",

@@ -1,5 +1,6 @@
 """Every Trainer method on real shards, in one process: exact sequences of keys."""
 
+import copy
 import logging
 import pickle
 import time
@@ -563,3 +564,82 @@ def test_remote_shards_train_through_a_cache(tmp_path, shards, make_trainer, rec
 
     assert runs[0] == runs[1]
     assert list(cache.rglob("*.tar"))
+
+
+def test_weights_are_refused_where_shards_order_would_ignore_them(shards):
+    """A mixture is a matter of the plan, and shards order has none."""
+    directories = {"train": [(f"{shards}train", 1), (f"{shards}val", 2)]}
+    with pytest.raises(ConfigError, match=r"weights need order='global'.*shardshuffle"):
+        WebDataModule(directories, None, "x.pyd", 4, kwargs_wds={"train": {"shardshuffle": True}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 3}, "batch_size in kwargs_wld is 3, and each rank's share of a global batch is 4 samples"),
+        ({"batch_size": 4, "drop_last": True}, "drop_last in kwargs_wld would drop samples"),
+    ],
+)
+def test_torchs_batching_options_are_refused_where_they_would_fail_in_mid_epoch(make_data, options, message):
+    """In global order the plan makes batches; what contradicts it is said before the run, by its own name."""
+    with pytest.raises(ConfigError, match=message):
+        make_data(loader_options=options).setup("fit")
+
+
+def test_torchs_batch_size_of_a_share_or_more_makes_one_batch_of_each(make_data):
+    """As torch's own loader would, but for the last batches, which share what is left."""
+    data = make_data(loader_options={"batch_size": 5}, suffix_keys_wds="__key__")
+    data.setup("fit")
+
+    assert [4] * 8 + [3, 2] == [len(batch) for batch in data.train_dataloader()]
+
+
+def test_evaluation_in_shards_order_is_warned_of(make_data):
+    """Workers that batch have each a smaller last batch, so the count of batches is not the samples'."""
+    shards_order = {"kwargs_wds": {"val": {"shardshuffle": False}}, "suffix_keys_wds": "__key__"}
+    data = make_data(workers=2, loader_options={"batch_size": 4}, **shards_order)
+    data.setup("validate")
+    with pytest.warns(DataWarning, match="val: in shards order workers need not have the same number of batches"):
+        data.val_dataloader()
+
+
+def test_a_change_of_directory_after_setup_does_not_matter(shards, monkeypatch, tmp_path):
+    """Shards are opened when they are read, by then perhaps from elsewhere."""
+    monkeypatch.chdir(shards)
+    data = WebDataModule({"train": "train"}, None, "__key__", 4)
+    data.setup("fit")
+    monkeypatch.chdir(tmp_path)
+
+    assert 37 == sum(map(len, data.train_dataloader()))
+
+
+def test_a_data_module_pickles_after_a_run(make_data, make_trainer, recorder):
+    """Strategies that spawn send it to their processes, with the trainer that it has."""
+    data, trainer = make_data(), make_trainer(max_epochs=1)
+    trainer.fit(recorder(), datamodule=data)
+    copied = pickle.loads(pickle.dumps(data))
+    copied.trainer = None
+    copied.setup("fit")
+
+    assert 10 == len(list(copied.train_dataloader()))
+    assert 10 == len(list(copy.deepcopy(data.train_dataloader())))
+
+
+def test_batching_by_a_suffix_in_shards_order_needs_dictionaries(make_data):
+    """A tuple has no suffixes; the stage says what to do instead."""
+    batch = Use("batch_by_size", size="x.pyd", max_total=16)
+    data = make_data(order="shards", pipeline_prebatch_wld={"train": batch})
+    data.setup("fit")
+    with pytest.raises(ConfigError, match=r"cannot find 'x\.pyd' in a"):
+        next(iter(data.train_dataloader()))
+
+
+def test_slicing_a_loader_in_shards_order_sets_its_length(make_data):
+    """`slice(n)` is an epoch of n batches, as with_epoch; leaving out the first ones is refused."""
+    data = make_data(order="shards", suffix_keys_wds="__key__")
+    data.setup("fit")
+
+    assert (3, 3) == (len(data.train_dataloader().slice(3)), len(list(data.train_dataloader().slice(3))))
+    for call in (lambda loader: loader.slice(1, 3), lambda loader: loader.with_epoch()):
+        with pytest.raises(ConfigError, match="epoch"):
+            call(data.train_dataloader())

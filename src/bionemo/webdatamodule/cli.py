@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Any, TextIO
 
 from bionemo.webdatamodule.commands.failures import error_as_json, failure
-from bionemo.webdatamodule.errors import WebDataModuleError
+from bionemo.webdatamodule.errors import PluginError, WebDataModuleError
 
 COMMANDS = {
     "demo": "convert real cells to shards, train a classifier on them, and say what it learnt",
@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         and 141 if whoever read its output went away, as ``head`` does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a daemon may have closed them
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):  # keys may be no text that it can write
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -89,7 +92,7 @@ def _run(words: list[str]) -> int:
     try:
         with _terminable():
             parsed = _parse(words)
-            return int(parsed.run(parsed))
+            return _exit_code(parsed)
     except WebDataModuleError as error:
         return _failed(words, str(error), error_as_json(error), 2)
     except BrokenPipeError:
@@ -102,6 +105,15 @@ def _run(words: list[str]) -> int:
         return _failed(words, "interrupted", failure("interrupted", "interrupted"), 130)
     except _Terminated:
         return _failed(words, "terminated", failure("terminated", "terminated"), 128 + signal.SIGTERM)
+
+
+def _exit_code(parsed: argparse.Namespace) -> int:
+    try:
+        return int(parsed.run(parsed))
+    except _Terminated:
+        raise
+    except SystemExit as error:  # nothing was done, whatever it says
+        raise PluginError(f"code of a plugin, or of another package, ended the program: {error!r}") from error
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

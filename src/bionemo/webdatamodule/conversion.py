@@ -117,8 +117,12 @@ def run(conversion: Conversion, *, check: bool = False, progress: bool | None = 
         options=conversion.writer.options,
         provider=conversion.writer.provider,
         check=check,
-        progress=sys.stderr.isatty() if progress is None else progress,
+        progress=_is_watched() if progress is None else progress,
     )
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def executor_context(executor: Any) -> contextlib.AbstractContextManager[futures.Executor]:

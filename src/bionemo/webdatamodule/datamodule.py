@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import lightning as L
@@ -164,6 +165,7 @@ class WebDataModule(L.LightningDataModule):
                 loader_calls=tuple(loader_calls.get(split) or ()),
                 errors=error_policy(options, errors),
             )
+            assembly.check_order(self._splits[split])
         self._dataset: dict[Split, Any] = {}
         self._train_loader: Any = None
         self._resume: dict[str, Any] | None = None
@@ -359,7 +361,7 @@ class PickledDataWDS(SourceDataWDS):
             raise ConfigError(f"{', '.join(twice)} is given both by position and by name")
         suffixes = suffix_tuple("suffix_pickles", suffix_pickles)
         super().__init__(
-            Use("pickles", directory=os.fspath(dir_pickles), suffixes=suffixes),
+            Use("pickles", directory=str(Path(dir_pickles).expanduser()), suffixes=suffixes),
             names_subset,
             prefix_dir_tars_wds,
             kwargs.pop("suffix_keys_wds", suffixes),

@@ -124,7 +124,7 @@ class Plugins:
             raise PluginError(" ".join(str(error).split()), plugin=name) from error
         try:
             components = list(self._components(plugin))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._manager.unregister(name=name)
             if isinstance(error, WebDataModuleError):
                 raise error.located(plugin=name) from error.__cause__
@@ -152,7 +152,7 @@ class Plugins:
                 continue
             try:
                 self.register(entry.load(), entry.name, distribution=distribution, version=version)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 reason = error.message if isinstance(error, WebDataModuleError) else str(error) or repr(error)
                 left = leave_out(reason=reason)
                 self.left_out.append(left)
@@ -331,6 +331,7 @@ def build(component: Component, options: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: If the factory does not take these options, or refuses their values.
+        PluginError: If it fails in another way, or gives nothing.
     """
     kind = kind_name(type(component))
     signature = _signature(component.factory)
@@ -340,11 +341,19 @@ def build(component: Component, options: Mapping[str, Any]) -> Any:
     except TypeError as error:
         raise ConfigError(f"the {kind} {component.name!r} takes {signature}: {error}") from error
     try:
-        return component.factory(**options)
+        product = component.factory(**options)
     except WebDataModuleError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the {kind} {component.name!r} refuses its options {dict(options)}: {error}") from error
+    except (Exception, SystemExit) as error:
+        remedy = "; install what it needs" if isinstance(error, ImportError) else ""
+        raise PluginError(
+            f"the {kind} {component.name!r} cannot be made: {type(error).__name__}: {error}{remedy}"
+        ) from error
+    if product is None:
+        raise PluginError(f"the factory of the {kind} {component.name!r} gives nothing")
+    return product
 
 
 def kind_name(kind: type[Component]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,14 @@ from webdataset.shardlists import split_by_node, split_by_worker
 
 from bionemo.webdatamodule.assembly.plans import make_plan
 from bionemo.webdatamodule.assembly.records import LoaderChoice, Settings, SplitSettings, resolve_loader
-from bionemo.webdatamodule.assembly.stages import dataset_stages, loader_stages, torch_batch, torch_convert, worker_part
+from bionemo.webdatamodule.assembly.stages import (
+    dataset_stages,
+    loader_stages,
+    sized_stage,
+    torch_batch,
+    torch_convert,
+    worker_part,
+)
 from bionemo.webdatamodule.default_plugins.batching import Batch
 from bionemo.webdatamodule.epochs.clock import Clock, EvaluationClock, TrainerClock
 from bionemo.webdatamodule.epochs.dataset import PlannedDataset, Topology
@@ -20,7 +28,7 @@ from bionemo.webdatamodule.epochs.loader import PlannedLoader
 from bionemo.webdatamodule.epochs.plan import Cursor
 from bionemo.webdatamodule.epochs.stream import Dealing, StreamDataset
 from bionemo.webdatamodule.epochs.stream_loader import StreamLoader
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, DataWarning
 from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.shards.read import SampleReader
 from bionemo.webdatamodule.shards.sets import ShardSet
@@ -119,6 +127,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
         )
     else:
         dataset.check(split.loader.num_workers)
+        _warn_of_evaluation(split, dataset.topology)
         n_samples = split.n_samples or dataset.reader.n_samples
         loader = StreamLoader(
             dataset=dataset,
@@ -137,6 +146,26 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
     return _called("invoke_wld", split.split, loader, split.loader_calls)
 
 
+def check_order(split: SplitSettings) -> None:
+    """Refuse options that the order of a split would ignore.
+
+    Raises:
+        ConfigError: If there are any.
+    """
+    if split.order == "shards" and any(source.weight is not None for source in split.sources):
+        raise ConfigError(
+            f"weights need order='global', and shards order was chosen since {split.order_reason}; "
+            "leave webdataset's shard arguments out of kwargs_wds, or the weights out of dirs_tars_wds",
+            split=split.split,
+        )
+    if split.order == "global" and split.loader.drop_last:
+        raise ConfigError(
+            "drop_last in kwargs_wld would drop samples on one rank and not on another; "
+            "leave it out, and for batches of one size in training give tail='drop'",
+            split=split.split,
+        )
+
+
 def add_resume(module: Resuming, trainer: L.Trainer) -> None:
     """Add the callback that applies a checkpoint's cursor, once for a trainer."""
     from bionemo.webdatamodule.epochs.resume import ResumeCallback
@@ -145,11 +174,31 @@ def add_resume(module: Resuming, trainer: L.Trainer) -> None:
     callbacks[:] = [c for c in callbacks if not isinstance(c, ResumeCallback)] + [ResumeCallback(module)]
 
 
+def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:
+    """Say where shards order may leave samples out of evaluation, or repeat some."""
+    apart = split.loader.batch_size is not None and split.loader.num_workers > 1
+    if split.split != "train" and (topology.world_size > 1 or apart):
+        who = "ranks" if topology.world_size > 1 else "workers"
+        warnings.warn(
+            f"{split.split}: in shards order {who} need not have the same number of batches, so evaluation may leave "
+            "samples out or repeat some; leave webdataset's shard arguments out of this split's kwargs_wds",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
 def _planned(
     settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
 ) -> PlannedDataset:
     plan = make_plan(settings, split, sets, reader, training=split.split == "train")
     plan.check(topology.world_size)
+    share = -(-settings.global_batch_size // topology.world_size)
+    if sized_stage(split) is None and (split.loader.batch_size or share) < share:
+        raise ConfigError(
+            f"batch_size in kwargs_wld is {split.loader.batch_size}, and each rank's share of a global batch is "
+            f"{share} samples, of which workers make one batch; leave batch_size out, or choose global_batch_size",
+            split=split.split,
+        )
     part = worker_part(settings, split)
     return PlannedDataset(
         reader=reader,

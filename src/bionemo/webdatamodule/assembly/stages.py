@@ -63,8 +63,8 @@ class WorkerPart:
 def worker_part(settings: Settings, split: SplitSettings) -> WorkerPart:
     """Return what workers do in global order: as much as possible, since a batch crosses quicker than samples."""
     stages = dataset_stages(settings, split)
-    if split.loader.batch_size is not None:
-        return WorkerPart(stages=(*stages, torch_batch(split)))
+    if split.loader.batch_size is not None:  # no smaller than a share
+        return WorkerPart(stages=(*stages, Batch(collate=split.loader.collate or "default")))
     if loader_stages(split):
         return WorkerPart(stages=(*stages, torch_convert(split)))
     if (sized := sized_stage(split)) is not None:

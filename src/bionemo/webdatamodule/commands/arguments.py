@@ -22,7 +22,7 @@ USUAL_PREFIX = "wdshards"
 """The prefix of shards where nobody says otherwise."""
 
 _MANIFEST = manifest_path("", "")
-_TAR = re.compile(r"(.+)-[^-]*\.tar")
+_TAR = re.compile(r"(.+?)-(?:\d+-of-\d+|[^-]*)\.tar")
 _T = TypeVar("_T")
 
 

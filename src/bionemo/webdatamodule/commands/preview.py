@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bionemo.webdatamodule.commands.arguments import add_policy, open_set, policy_of
+from bionemo.webdatamodule.commands.arguments import add_policy, open_set, policy_of, positive
 from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="directory of a split, or a URL")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
-    parser.add_argument("-n", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)")
+    parser.add_argument("-n", type=positive, default=3, metavar="N", help="samples to show (default: %(default)s)")
     add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -110,7 +110,7 @@ class BatchBySize:
         if callable(self.size):
             return self.size
         suffix = self.size
-        return lambda sample: size_of(sample[suffix])
+        return lambda sample: size_of(_field(sample, suffix))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,15 @@ class Unbatch:
     def __call__(self, samples: Iterator[Iterable[Any]]) -> Iterator[Any]:
         """Yield the samples of the batches."""
         return itertools.chain.from_iterable(samples)
+
+
+def _field(sample: Any, suffix: str) -> Any:
+    if not isinstance(sample, Mapping):
+        raise ConfigError(
+            f"batch_by_size cannot find {suffix!r} in a {type(sample).__name__}; give it a function as size, "
+            "samples that are dictionaries, or order='global'"
+        )
+    return sample[suffix]
 
 
 def size_of(value: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import multiprocessing
@@ -21,6 +22,8 @@ from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
 
 _T = TypeVar("_T")
+
+_GRACE = 10.0  # seconds that a worker may take to end
 
 
 class Processes:
@@ -76,8 +79,20 @@ class Processes:
             return
         if kind is not None:
             stop.send_bytes(b"stop")  # nobody reads it: every worker sees that there is something to read
+            _unblock(pool)
         pool.shutdown(wait=True, cancel_futures=True)
         stop.close()
+
+
+def _unblock(pool: futures.ProcessPoolExecutor) -> None:
+    """Let a pool go on whose workers ended, one perhaps in the middle of a message.
+
+    The pool waits for the rest of the message as long as anybody could write it, and it could itself.
+    """
+    for process in list((pool._processes or {}).values()):  # noqa: SLF001 - there is no public way
+        with contextlib.suppress(ValueError):  # closed already
+            connection.wait([process.sentinel], _GRACE)
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 class _Pool(futures.Executor):
@@ -108,7 +123,7 @@ class Serial(futures.Executor):
         future: futures.Future[_T] = futures.Future()
         try:
             future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - a future holds whatever was raised
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a future holds whatever was raised
             future.set_exception(error)
         return future
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -29,6 +30,10 @@ class EvaluationClock:
         """Return ``None``: nobody counts the steps."""
 
 
+def _nobody() -> None:
+    """Stand for a data module that is elsewhere."""
+
+
 class TrainerClock:
     """The clock of a data module's ``Trainer``.
 
@@ -38,7 +43,14 @@ class TrainerClock:
     """
 
     def __init__(self, data_module: Any) -> None:
-        self._data_module = weakref.ref(data_module)
+        self._data_module: Callable[[], Any] = weakref.ref(data_module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a copy belongs to nobody
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        del state
+        self._data_module = _nobody
 
     def epoch(self) -> int | None:
         """Return the trainer's epoch while it fits; 0 while it overfits on a few batches."""

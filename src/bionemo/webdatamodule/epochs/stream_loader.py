@@ -88,6 +88,16 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         """Set the number of batches in an epoch, so that the length is true."""
         return self.with_epoch(n)
 
+    def slice(self, *args: int) -> StreamLoader:
+        """Set the number of batches in an epoch, if that is all that is asked."""
+        if len(args) != 1:
+            raise ConfigError(
+                f"slice{args} leaves out batches at the beginning, which come again in the next pass; "
+                "give one number, the length of an epoch",
+                split=self._data.split,
+            )
+        return self.with_epoch(args[0])
+
     def repeat(self, nepochs: int = -1, nbatches: int = -1) -> StreamLoader:  # noqa: ARG002 - webdataset's signature
         """Set the number of batches in an epoch if one is given; the data are always begun again."""
         return self.with_epoch(nbatches) if nbatches > 0 else self

@@ -103,7 +103,7 @@ def _adopt_shard(path: str) -> tuple[ShardEntry, tuple[str, ...]]:
     if len(data) != index.tar_bytes:
         raise CorruptShardError(f"{path} is being written; wait until it is whole", shard=path)
     sha256 = hashlib.sha256(data).hexdigest()
-    sidecar = with_crcs(index, data).to_bytes()
+    sidecar = with_crcs(index, data).to_bytes(adopted=True)
     check_stamp(path, stamp)
     files.write_whole(index_name(path), sidecar)
     entry = ShardEntry(

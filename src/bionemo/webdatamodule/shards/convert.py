@@ -22,7 +22,7 @@ from bionemo.webdatamodule.shards import checks, files, publish
 from bionemo.webdatamodule.shards.index import ShardIndex, index_name
 from bionemo.webdatamodule.shards.layout import Source, SplitPlan, as_json, check_n_shards, plan_split
 from bionemo.webdatamodule.shards.lease import Lease
-from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry
+from bionemo.webdatamodule.shards.manifest import Manifest, NewerManifestError, ShardEntry
 from bionemo.webdatamodule.shards.name_checks import name_problems, no_names
 from bionemo.webdatamodule.shards.room import Room
 from bionemo.webdatamodule.shards.run import run_tasks
@@ -221,6 +221,8 @@ def _current(target: Target) -> Manifest | None:
     """Return a target's manifest, or ``None`` where there is none that can be read, so nothing that it says counts."""
     try:
         return target.manifest()
+    except NewerManifestError:
+        raise
     except ManifestError:
         return None
 

@@ -55,8 +55,11 @@ class ShardIndex:
         """Number of samples in the shard."""
         return len(self.headers)
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, *, adopted: bool = False) -> bytes:
         """Return the content of an index file.
+
+        Args:
+            adopted: Whether another tool wrote the shard, and a manifest lists it all the same.
 
         The file is ``WDMINDEX``, a version and the length of the JSON that follows (both little-endian uint32),
         the JSON padded with spaces so that it ends at a multiple of 64 bytes, and the arrays in the order
@@ -76,6 +79,7 @@ class ShardIndex:
             "suffixes": list(self.suffixes),
             "crcs": self.crcs is not None,
             "crc32": zlib.crc32(body),
+            **({"adopted": True} if adopted else {}),
         }
         text = json.dumps(about, sort_keys=True).encode()
         text += b" " * (-(_HEAD.size + len(text)) % _ALIGNMENT)
@@ -112,6 +116,15 @@ class ShardIndex:
             headers=headers,
             crcs=crcs[0] if crcs else None,
         )
+
+
+def made_by_conversion(buffer: Buffer) -> bool:
+    """Tell whether a whole index file is one that conversion wrote beside a shard of its own."""
+    try:
+        about, _ = _open(memoryview(buffer).cast("B").toreadonly())
+    except (struct.error, ValueError, KeyError, TypeError):
+        return False
+    return bool(about.get("crcs")) and not about.get("adopted")
 
 
 def _open(view: memoryview) -> tuple[dict[str, Any], memoryview]:

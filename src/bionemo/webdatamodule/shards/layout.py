@@ -222,7 +222,7 @@ def estimate_bytes(reader: SampleReader, names: Sequence[str]) -> float:
     """
     step = max(1, len(names) // _PROBES)
     sizes = []
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         for sample in reader(names[::step][:_PROBES]):
             sizes.append(sum(BLOCK * (2 + (len(data) - 1) // BLOCK) for data in sample.files.values()))  # noqa: PERF401 - keeps what came before an error
     return len(names) * sum(sizes) / max(1, len(sizes))

@@ -38,6 +38,10 @@ class ShardEntry:
     inputs: str = ""
 
 
+class NewerManifestError(ManifestError):
+    """A newer version of the package wrote the manifest, so what it lists is not to be touched."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a finished conversion wrote into one split's directory.
@@ -116,7 +120,8 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ManifestError(f"{source} is cut short or no manifest; {_CONVERT_AGAIN}", file=source) from error
         if not _is_count(format_) or format_ > FORMAT:
-            raise ManifestError(
+            kind = NewerManifestError if _is_count(format_) else ManifestError
+            raise kind(
                 f"{source} has format {format_!r}, this version of the package reads up to {FORMAT}; "
                 "update bionemo-webdatamodule",
                 file=source,

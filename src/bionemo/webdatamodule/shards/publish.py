@@ -20,8 +20,8 @@ from concurrent import futures
 from bionemo.webdatamodule import words
 from bionemo.webdatamodule.errors import ManifestError, RemoteError
 from bionemo.webdatamodule.shards import files
-from bionemo.webdatamodule.shards.index import index_name
-from bionemo.webdatamodule.shards.manifest import Manifest, ShardEntry, journal_path, manifest_path
+from bionemo.webdatamodule.shards.index import index_name, made_by_conversion
+from bionemo.webdatamodule.shards.manifest import Manifest, NewerManifestError, ShardEntry, journal_path, manifest_path
 from bionemo.webdatamodule.shards.staged import index_path, tar_path
 from bionemo.webdatamodule.shards.targets import Target
 from bionemo.webdatamodule.shards.write import file_sha256
@@ -125,7 +125,7 @@ def undamaged(target: Target, shards: Iterable[ShardEntry], *, check: bool) -> l
 def owned(target: Target) -> Iterator[str]:
     """Yield the names of the shards and indices in a target that its manifest or journal lists as made by conversion.
 
-    With a manifest that cannot be read, all that look like shards of the prefix are taken for its own.
+    With a manifest that cannot be read, those are its own whose indices say that a conversion made them.
     """
     everything = target.sizes()
     known: set[str] = set()
@@ -133,10 +133,15 @@ def owned(target: Target) -> Iterator[str]:
         text = target.read(path)
         manifest = None if text is None else _parsed(text, target)
         if text is not None and manifest is None:
-            yield from everything
+            yield from (name for name in everything if _is_made(target, name))
             return
         known.update(entry.name for entry in (manifest.shards if manifest is not None else ()) if entry.inputs)
     yield from (name for name in everything if name in known or name.removesuffix(index_name("")) in known)
+
+
+def _is_made(target: Target, name: str) -> bool:
+    sidecar = target.read(index_name(name.removesuffix(index_name(""))))
+    return sidecar is not None and made_by_conversion(sidecar)
 
 
 def _is_adopted(target: Target) -> bool:
@@ -148,6 +153,8 @@ def _is_adopted(target: Target) -> bool:
 def _parsed(text: bytes, target: Target) -> Manifest | None:
     try:
         return Manifest.from_json(text, prefix=target.prefix)
+    except NewerManifestError:
+        raise
     except ManifestError:
         return None
 

@@ -53,7 +53,7 @@ def run_tasks(
             for future in running:
                 future.cancel()
             raise
-        results = [future.result() for future in running]
+        results = [_result(future) for future in running]
     problems = [problem for result in results for problem in result.problems]
     if problems:
         raise checks.input_error(problems, sum(result.n_problems for result in results))
@@ -82,6 +82,8 @@ def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> 
         finished, waiting = futures.wait(waiting, timeout=_REFRESH, return_when=futures.FIRST_COMPLETED)
         for future in finished:
             done += len(running[future].names)
+            if future.cancelled():
+                raise ConversionError("the executor cancelled a shard; run it again, finished shards are kept")
             error = future.exception()
             if isinstance(error, WebDataModuleError):
                 raise error
@@ -92,9 +94,19 @@ def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> 
 
 def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:
     try:
-        return pool.submit(task)
+        future = pool.submit(task)
     except Exception as error:
         raise _failure(error, task) from error
+    if not isinstance(future, futures.Future):
+        raise PluginError(f"the executor gives {type(future).__name__} for a task, which is no Future")
+    return future
+
+
+def _result(future: futures.Future[Result]) -> Result:
+    result = future.result()
+    if not isinstance(result, Result):
+        raise PluginError(f"the executor gives {type(result).__name__} as the result of a task, not what it returned")
+    return result
 
 
 def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
@@ -103,7 +115,7 @@ def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
         return error
     if isinstance(error, futures.BrokenExecutor):
         return ConversionError(
-            "a process that made shards died, perhaps for want of memory; "
+            f"a process that made shards died, perhaps for want of memory ({error}); "
             "run it again with fewer workers, finished shards are kept"
         )
     for what, part in (("writer", task.reader), ("key encoder", task.encode)):

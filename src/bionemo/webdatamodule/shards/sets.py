@@ -171,12 +171,13 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
                 "run it again, it goes on where it stopped",
                 file=staging_path(directory, prefix),
             )
-        found = index_foreign(directory, prefix)
+        found = index_foreign(os.path.abspath(directory), prefix)
         return ShardSet(directory=directory, prefix=prefix, split=split, manifest=None, **vars(found))
     extra = unlisted(directory, prefix, (entry.name for entry in manifest.shards))
     if extra:
         _log.warning("%s holds %d shards that its manifest does not list, such as %s", directory, len(extra), extra[0])
-    paths = tuple(os.path.join(directory, entry.name) for entry in manifest.shards)
+    place = os.path.abspath(directory)  # shards are opened when they are read, wherever the process is by then
+    paths = tuple(os.path.join(place, entry.name) for entry in manifest.shards)
     stamps = tuple(map(_stamp_listed, paths, manifest.shards))
     return _listed(directory, manifest, split, paths=paths, stamps=stamps)
 

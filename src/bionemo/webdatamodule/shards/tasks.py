@@ -187,7 +187,11 @@ class ShardTask:
             fingerprints(self.reader, self.names, writer=self.writer),
         )
         if now != self.inputs:
-            raise ConversionError("the source changed while it was read; run the conversion again", split=self.split)
+            raise ConversionError(
+                "the source changed while it was read; run the conversion again. If it did not change, "
+                f"the fingerprints of the writer {self.writer} or the keys of the key encoder are not repeatable",
+                split=self.split,
+            )
         return Result(staged=keep(self.staging, self.inputs, part, written))
 
     def _copy(self, writer: ShardWriter) -> _Problems:
@@ -249,7 +253,7 @@ class ShardTask:
                 yield sample
         except (OSError, WebDataModuleError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             name = names[min(done, len(names) - 1)]
             raise self._breach(f"fails with {type(error).__name__}: {error}", name) from error
 

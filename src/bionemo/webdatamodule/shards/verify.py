@@ -64,6 +64,11 @@ def find_prefixes(directory: str) -> list[str]:
     except OSError as error:
         raise NoShardsError(f"{directory} cannot be listed: {error.strerror}") from error
     found = sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
+    stopped = sorted(name for name in names if name.startswith(".") and name.endswith(staging_path("", "")[1:]))
+    if not found and stopped:
+        raise NoShardsError(
+            f"a conversion into {directory} was stopped before it finished; run it again, it goes on where it stopped"
+        )
     if not found:
         raise NoShardsError(
             f"{directory} holds no manifest; for shards that another tool wrote, run `webdatamodule index` first"
