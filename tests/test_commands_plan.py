@@ -124,6 +124,13 @@ def test_evaluation_is_read_in_order(shards, capsys):
     ]
 
 
+def test_a_plan_is_the_one_that_the_data_module_follows(shards, capsys):
+    """Evaluation drops nothing, whatever is said of training."""
+    assert 0 == main(["plan", shards("val", 20), "--global-batch", "8", "--evaluation", "--tail", "drop", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert ("share", 0) == (report["tail"], report["dropped"])
+
+
 def test_another_prefix_can_be_chosen(shards, capsys):
     """Shards of another prefix are read when it is given."""
     directory = shards("train", 4, 5, prefix="mine")

@@ -10,7 +10,7 @@ import pytest
 from bionemo.webdatamodule import Executor, KeyEncoder, Loader, Stage, Use, Writer, hookimpl, hookspecs, plugins
 from bionemo.webdatamodule.cli import main
 from bionemo.webdatamodule.errors import ConfigError, PluginError, PluginWarning, UnknownNameError
-from bionemo.webdatamodule.plugins import HOOKS, Plugins, as_use, find, resolve
+from bionemo.webdatamodule.plugins import HOOKS, Plugins, as_use, build, find, resolve
 
 GOOD = """
 from bionemo.webdatamodule import Stage, hookimpl
@@ -252,6 +252,31 @@ def test_references_by_name_take_three_forms():
         as_use("batch"),
     ]
     assert as_use(len) is None
+
+
+def failing_factory(*, error=None):
+    """Raise an error, or return nothing."""
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ModuleNotFoundError("No module named 'pyarroww'"),
+            "cannot be made: ModuleNotFoundError: .*install what",
+        ),
+        (RuntimeError("no licence"), "cannot be made: RuntimeError: no licence"),
+        (SystemExit(0), "cannot be made: SystemExit: 0"),
+        (None, "gives nothing"),
+    ],
+)
+def test_a_factory_that_fails_is_named(error, said):
+    """Heavy imports happen there, so this is where a missing package shows."""
+    component = Stage(name="acme", summary="a stage", factory=failing_factory)
+    with pytest.raises(PluginError, match=rf"the (factory of the )?stage 'acme' {said}"):
+        build(component, {"error": error})
 
 
 @pytest.mark.parametrize(

@@ -730,6 +730,17 @@ def test_no_more_shards_are_open_than_may_be(tmp_path, monkeypatch):
     assert n_descriptors() < before  # the ledger had one too
 
 
+def test_batches_of_more_shards_than_may_be_open_have_the_same_errors(tmp_path, monkeypatch):
+    """What does not fit together, or is left out as a whole, is said as of fewer shards."""
+    monkeypatch.setattr(maps, "MOST_OPEN", 1)
+    samples = [(f"s{size}", {"x.pyd": dumps(torch.zeros(size))}) for size in (2, 3, 4)]
+    with pytest.raises(DecodeError, match="3 samples do not fit into one batch"):
+        reader(write_set(tmp_path / "a", samples)).read_batch(ids(0, 1, 2))
+    found = reader(damaged(tmp_path / "b", bad=range(10)), ["json"], on_error="skip")
+    with pytest.raises(DecodeError, match="every sample of this batch is left out"):
+        found.read_batch(np.arange(10))
+
+
 def test_all_readers_of_a_process_share_one_bound_of_open_shards(tmp_path, monkeypatch):
     """Whatever reader they belong to, the shards used longest ago are closed, and those in use stay open."""
     monkeypatch.setattr(maps, "MOST_OPEN", 3)

@@ -34,7 +34,7 @@ def test_wrong_suffixes_are_refused(given):
         suffix_tuple("s", given)
 
 
-@pytest.mark.parametrize("given", [0, -1, 1.0, "3", True, None])
+@pytest.mark.parametrize("given", [0, -1, 1.0, "3", True, None, int, [1, 2]])
 def test_wrong_numbers_are_refused(given):
     """Counts are whole numbers of at least 1."""
     with pytest.raises(ConfigError, match=r"^n is "):

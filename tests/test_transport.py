@@ -1,5 +1,6 @@
 """Values that cross from one process to another: equal, writable, shared where they were, and nothing left over."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -451,6 +452,21 @@ def test_a_forked_child_does_not_free_what_its_parent_holds():
     for _ in range(10):
         sent(torch.zeros(LARGE))
     assert 3 * LARGE == held[0].sum()
+
+
+def test_a_forked_child_counts_its_own_blocks(monkeypatch):
+    """What the parent holds when it forks is no reason for the child to copy everything."""
+    monkeypatch.setattr(blocks, "MOST_MAPS", 2)
+    held = [sent(torch.full((LARGE,), number)) for number in range(2)]
+    assert 2 == blocks._Here.held
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = blocks._here().held
+        os._exit(code)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert [0, 1] == [int(tensor[0]) for tensor in held]
 
 
 def test_nothing_is_left_over_when_all_processes_are_killed(tmp_path):

@@ -128,6 +128,19 @@ def test_what_cannot_go_to_a_new_process_is_named_before_it_starts(method, part,
     assert "train" == caught.value.where["split"]
 
 
+class Holder:
+    """A part of a dataset, with attributes."""
+
+
+def test_a_part_that_knows_its_whole_is_followed_once():
+    """Back references are common in stages; what does not pickle is found all the same."""
+    part = Holder()
+    dataset = Numbers(3, part)
+    part.owner, part.lock = dataset, threading.Lock()
+    with pytest.raises(ConfigError, match=r"dataset\.make\.lock does not pickle"):
+        loader(dataset, multiprocessing_context="spawn")
+
+
 def test_a_dataset_that_pickles_passes_the_check_without_a_copy():
     """Random number generators, partial functions and tensors of any size pass."""
     dataset = Numbers(3, [random.Random(3), torch.zeros(1).expand(10**12), int])
