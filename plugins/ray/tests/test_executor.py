@@ -276,6 +276,25 @@ def test_a_task_that_ignores_interrupts_is_killed(tmp_path, monkeypatch):
         tasks[0].result(0)
 
 
+def test_a_cluster_that_goes_away_ends_all_tasks(monkeypatch):
+    """Nobody waits for ever for an executor that cannot ask Ray any more."""
+    from bionemo_webdatamodule_ray import executor
+
+    def gone(_):
+        raise ConnectionError("no GCS")
+
+    with RayCluster() as pool:
+        running = pool.submit(time.sleep, 1)
+        while not running.running():
+            time.sleep(0.01)
+        monkeypatch.setattr(executor.RayExecutor, "_room", gone)
+        waiting = pool.submit(len, "abc")
+        errors = [future.exception(60) for future in (running, waiting)]
+
+    assert [ConversionError] * 2 == list(map(type, errors))
+    assert "Ray failed: ConnectionError: no GCS" in str(errors[1])
+
+
 def test_a_task_reserves_what_the_user_says(ray):
     """Tasks of two CPUs run one at a time on a cluster of two."""
     with RayCluster(cpus=2, resources={"memory": 1e6}) as pool:

@@ -27,6 +27,7 @@ from bionemo.webdatamodule.settings import (
     suffix_tuple,
     whole_number,
 )
+from bionemo.webdatamodule.shards.checks import check_prefix
 from bionemo.webdatamodule.splits import Split, by_split
 
 __all__ = ["PickledDataWDS", "SourceDataWDS", "Split", "WebDataModule"]
@@ -133,12 +134,10 @@ class WebDataModule(L.LightningDataModule):
             on_error=one_of("on_error", on_error, ("raise", "skip")),
             max_skipped=whole_number("max_skipped", max_skipped, least=0),
         )
-        if not isinstance(prefix_tars_wds, str) or not prefix_tars_wds or "/" in prefix_tars_wds:
-            raise ConfigError(f"prefix_tars_wds is the start of the shards' file names, not {prefix_tars_wds!r}")
         self._settings = Settings(
             suffixes=suffix_tuple("suffix_keys_wds", suffix_keys_wds),
             global_batch_size=whole_number("global_batch_size", global_batch_size, least=1),
-            prefix=prefix_tars_wds,
+            prefix=check_prefix(prefix_tars_wds),
             seed=whole_number("seed", seed, least=0),
             tail=one_of("tail", tail, ("share", "drop", "fill")),
             policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=tuple(allow_pickle)),

@@ -42,10 +42,17 @@ def resolve_stages(argument: str, given: object, plugins: Plugins | None = None)
 
 
 def chain(stages: Sequence[Any], samples: Iterable[Any]) -> Iterator[Any]:
-    """Run samples through stages, lazily."""
+    """Run samples through stages, lazily.
+
+    Raises:
+        ConfigError: If a stage gives no iterable.
+    """
     source = iter(samples)
     for stage in stages:
-        source = iter(_callable(stage)(source))
+        following = _callable(stage)(source)
+        if not isinstance(following, Iterable):
+            raise ConfigError(f"the stage {describe(stage)} gives {following!r:.40}, not an iterable of samples")
+        source = iter(following)
     return source
 
 

@@ -135,8 +135,19 @@ class RayExecutor(futures.Executor):
 
     def _work(self) -> None:
         while not self._closing or self._waiting or self._running:
-            self._inbox.get()()
-            self._hand_over()
+            try:
+                self._inbox.get()()
+                self._hand_over()
+            except Exception as error:  # noqa: BLE001, PERF203 - a cluster that went away may raise
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """End all tasks, so that nobody waits for a cluster that is no more."""
+        for task in (*self._waiting, *self._running):
+            if not task.future.done():
+                task.future.set_exception(_failed(f"Ray failed: {type(error).__name__}: {error}", error))
+        self._waiting.clear()
+        self._running.clear()
 
     def _close(self, cancel: bool) -> None:
         self._closing = True
@@ -173,6 +184,8 @@ class RayExecutor(futures.Executor):
     def _finish(self, task: _Task, done: futures.Future[bytes]) -> None:
         """Give a task's outcome to its future, or start it again if it was lost."""
         self._running.discard(task)
+        if task.future.done():  # given up
+            return
         error = done.exception()
         if error is None:
             _settle(task.future, done.result())

@@ -87,8 +87,15 @@ def find_foreign(directory: str, prefix: str) -> list[str]:
         return [path for _, path in sorted(numbered)]
     if not found:
         others = sorted(os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(directory), "*.tar")))
-        hint = f"it has {others[0]}" + (f" and {len(others) - 1} more" if others[1:] else "") if others else "no tar"
-        raise NoShardsError(f"{directory} has no {prefix}-*.tar and no manifest; {hint}. Convert the data first")
+        if not others:
+            raise NoShardsError(
+                f"{directory} has no {prefix}-*.tar and no manifest; no tar at all. Convert the data first"
+            )
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        raise NoShardsError(
+            f"{directory} has no {prefix}-*.tar and no manifest; it has {others[0]}{more}. "
+            f"Choose their prefix, or rename or link them as {prefix}-000000.tar and so on"
+        )
     return found
 
 

@@ -27,6 +27,7 @@ from bionemo.webdatamodule.shards.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule.shards.maps import hold
 from bionemo.webdatamodule.shards.places import Places, process
 from bionemo.webdatamodule.shards.sets import ShardSet
+from bionemo.webdatamodule.shards.together import Together, in_a_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -158,7 +159,7 @@ class SampleReader:
     def read_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> list[tuple[Any, ...]]:
         """Return what :meth:`read_batch` returns for each share; quicker, since they are read together."""
         make = self._batcher(np.concatenate(shares), pad=pad)
-        return [self._batch(make, share, here, pad=pad) for share, here in _in_a_row(shares)]
+        return [self._batch(make, share, here, pad=pad) for share, here in in_a_row(shares)]
 
     def iter_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> Iterator[tuple[Any, ...]]:
         """Yield what :meth:`read_batch` returns for each share, each when it is asked for.
@@ -169,7 +170,7 @@ class SampleReader:
         with hold(make.n_shards if make else 0) as held:
             if not held:
                 make = None
-            for share, here in _in_a_row(shares):
+            for share, here in in_a_row(shares):
                 yield self._batch(make, share, here, pad=pad, again=True)
 
     def nothing_left(self, ids: NDArray[np.int64]) -> DecodeError:
@@ -231,7 +232,7 @@ class SampleReader:
     def _make_codecs(self) -> list[Codec]:
         return [make_codec(name, self.policy) for name in self._codec_names]
 
-    def _batcher(self, ids: NDArray[np.int64], *, pad: bool) -> _Batcher | None:
+    def _batcher(self, ids: NDArray[np.int64], *, pad: bool) -> Together | None:
         """Return what makes batches of some of these samples, or ``None`` where only one by one says what is wrong."""
         if not self._is_simple(ids):
             return None
@@ -240,11 +241,11 @@ class SampleReader:
             fields = [self._fields(places, column) for column in range(len(self.suffixes))]
             self._check(ids, places)
             makes = [codec.batcher(field, pad=pad) for codec, field in zip(self._codecs, fields, strict=True)]
-            return _Batcher(places, makes)
+            return Together(places=places, makes=makes)
         return None
 
     def _batch(
-        self, make: _Batcher | None, share: NDArray[np.int64], here: slice, *, pad: bool, again: bool = False
+        self, make: Together | None, share: NDArray[np.int64], here: slice, *, pad: bool, again: bool = False
     ) -> tuple[Any, ...]:
         if make is not None:
             with suppress(Exception):  # read_batch says what is wrong, and where
@@ -345,42 +346,6 @@ class SampleReader:
             ) from error
         self._ledger.states[sample] = BAD
         _log.warning("left out a sample (%d of at most %d): %s", self.skipped, self.max_skipped, error)
-
-
-class _Batcher:
-    """Makes batches of samples that were found, checked and compared with what is known together.
-
-    Their shards stay mapped for as long as it lives.
-
-    Args:
-        places: Where the samples are.
-        makes: For each suffix what makes a batch of some of them.
-    """
-
-    def __init__(self, places: Sequence[Place], makes: Sequence[Callable[[slice], Any]]) -> None:
-        self._places = places
-        self._makes = makes
-
-    @property
-    def n_shards(self) -> int:
-        """Number of shards that the samples are in."""
-        return len({shard for shard, _ in self._places})
-
-    def __call__(self, here: slice) -> tuple[Any, ...]:
-        """Return the batch of the samples at some places."""
-        return tuple(make(here) for make in self._makes)
-
-    def look_again(self, here: slice) -> None:
-        """Check that the shards of the samples at some places still have all their bytes."""
-        for shard in {shard for shard, _ in self._places[here]}:
-            shard.check()
-
-
-def _in_a_row(shares: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], slice]]:
-    """Yield each share with its place among all their samples."""
-    stop = 0
-    for share in shares:
-        yield share, slice(stop, stop := stop + len(share))
 
 
 def _picked(
