@@ -12,7 +12,7 @@ import webdataset as wds
 
 from bionemo.webdatamodule.cli import main
 from bionemo.webdatamodule.commands.preview import describe, in_words
-from bionemo.webdatamodule.errors import ConversionError, CorruptShardError, ManifestError, NoShardsError
+from bionemo.webdatamodule.errors import ConversionError, CorruptShardError, DataWarning, ManifestError, NoShardsError
 from bionemo.webdatamodule.shards.adopt import adopt
 from bionemo.webdatamodule.shards.manifest import journal_path, manifest_path, read_manifest
 from bionemo.webdatamodule.shards.read import SampleReader, ShardSet
@@ -87,6 +87,15 @@ def test_what_cannot_be_adopted_is_left_alone(foreign):
     with pytest.raises(CorruptShardError, match="cut short"):
         adopt(str(foreign), "wdshards")
     assert read_manifest(str(foreign), "wdshards") is None
+
+
+def test_keys_with_dots_are_warned_of(tmp_path):
+    """webdataset's rule makes one sample of them, with a suffix for each."""
+    with wds.ShardWriter(f"{tmp_path}/t-%06d.tar", verbose=0) as writer:
+        for number in range(60):
+            writer.write({"__key__": f"image.{number}", "txt": "x"})
+    with pytest.warns(DataWarning, match=r"60 different suffixes, such as '0.txt'; a suffix begins at the first dot"):
+        adopt(str(tmp_path), "t")
 
 
 def test_a_full_disk_leaves_no_manifest(foreign, monkeypatch):

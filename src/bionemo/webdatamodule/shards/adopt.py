@@ -6,11 +6,12 @@ import hashlib
 import mmap
 import os
 import platform
+import warnings
 from importlib import metadata
 
 from tqdm import tqdm
 
-from bionemo.webdatamodule.errors import ConversionError, CorruptShardError, ManifestError, NoShardsError
+from bionemo.webdatamodule.errors import ConversionError, CorruptShardError, DataWarning, ManifestError, NoShardsError
 from bionemo.webdatamodule.shards import files
 from bionemo.webdatamodule.shards.cache import Stamp, check_stamp
 from bionemo.webdatamodule.shards.foreign import find_foreign
@@ -24,6 +25,8 @@ from bionemo.webdatamodule.shards.manifest import (
     staging_path,
 )
 from bionemo.webdatamodule.shards.sidecars import with_crcs
+
+_MANY_SUFFIXES = 50
 
 
 def adopt(directory: str, prefix: str, *, again: bool = False, progress: bool = False) -> Manifest:
@@ -70,6 +73,13 @@ def adopt(directory: str, prefix: str, *, again: bool = False, progress: bool = 
                 "python": platform.python_version(),
             },
         )
+        if len(suffixes) > _MANY_SUFFIXES:
+            warnings.warn(
+                f"{directory} has {len(suffixes)} different suffixes, such as {manifest.suffixes[0]!r}; a suffix "
+                "begins at the first dot of a name, so keys that have dots are cut short there",
+                DataWarning,
+                stacklevel=2,
+            )
         files.write_whole(manifest_path(directory, prefix), manifest.to_json().encode())
         files.sync_directory(directory)
     except OSError as error:
