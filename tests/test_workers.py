@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from bionemo.webdatamodule.default_plugins.loaders import WebLoader
 from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, RefusedPickleError, WorkerError
-from bionemo.webdatamodule.workers import blocks, board
+from bionemo.webdatamodule.workers import blocks, board, interrupts
 from bionemo.webdatamodule.workers.board import Board, doing
 from bionemo.webdatamodule.workers.failures import WorkerTraceback
 from bionemo.webdatamodule.workers.loader import DEFAULT_TIMEOUT, make_loader
@@ -437,3 +437,25 @@ def test_the_main_processs_maps_are_let_go_with_the_workers():
     assert list(range(10)) == numbers(items)
     items._shutdown_workers()
     assert {} == blocks._Here.idle
+
+
+def test_an_interrupt_while_workers_start_comes_when_they_have():
+    """Python ignores what is raised right after a fork, so a Ctrl-C there would be lost."""
+    reached = []
+
+    def start():
+        with interrupts.postponed():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert [True] == reached
+    assert signal.default_int_handler is signal.getsignal(signal.SIGINT)
+
+
+def test_workers_take_interrupts_as_ever():
+    """A worker that was forked meanwhile does not go on waiting."""
+    handlers = list(loader(Numbers(2, lambda _: signal.getsignal(signal.SIGINT) is signal.default_int_handler)))
+    assert [True, True] == handlers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,8 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             return
         place = self._data.topology
         shares = self.plan.n_batches(place.world_size, start=cursor.samples, epoch=cursor.epoch)
-        values = itertools.chain.from_iterable(self._items(cursor))
+        items = self._items(cursor)
+        values = itertools.chain.from_iterable(items)
         for index in range(shares):
             try:
                 value = next(values)
@@ -149,9 +150,10 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
             if index + 1 == shares:
                 self._data.reader.tell_skipped()
+                items.close()  # nobody may ask again, and a Ctrl-C while garbage is collected would be forgotten
             yield batch
 
-    def _items(self, cursor: Cursor) -> Iterator[Iterable[Any]]:
+    def _items(self, cursor: Cursor) -> Generator[Iterable[Any], None, None]:
         self._data.position.set(cursor.epoch, cursor.samples)
         source = iter(self.pipeline[0])
         try:

@@ -15,6 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from bionemo.webdatamodule.logs import decided
 from bionemo.webdatamodule.workers import board as boards
+from bionemo.webdatamodule.workers import interrupts
 from bionemo.webdatamodule.workers.board import Board
 from bionemo.webdatamodule.workers.failures import Failure, explained, wait_for
 from bionemo.webdatamodule.workers.starting import check_pickles, start_context
@@ -84,6 +85,7 @@ class _Init:
     then: Callable[[int], None] | None
 
     def __call__(self, worker: int) -> None:
+        interrupts.restore()
         boards.join(self.board, worker)
         if self.then is not None:
             self.then(worker)
@@ -218,7 +220,8 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             self.worker_init_fn = _Init(self._board, self._user_init)
         else:
             kept._timeout = self.timeout or sys.maxsize  # noqa: SLF001 - for the wait until the workers are ready
-        source: Any = super().__iter__()
+        with interrupts.postponed():
+            source: Any = super().__iter__()
         # Torch tells of a dead worker by an exception in whatever the main process happens to do.
         # Here it is told where the data are awaited, and torch only waits for a moment at a time.
         if source._worker_pids_set:  # noqa: SLF001
