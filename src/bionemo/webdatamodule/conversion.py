@@ -146,4 +146,4 @@ def executor_context(executor: Any) -> contextlib.AbstractContextManager[futures
             "an executor is a name such as 'processes', a Use, or a concurrent.futures.Executor, "
             f"not {type(executor).__name__}"
         )
-    return executor  # type: ignore[no-any-return]
+    return executor  # type: ignore[no-any-return]  # a protocol of two methods, of which one was looked for

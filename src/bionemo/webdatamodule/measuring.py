@@ -160,7 +160,7 @@ class Bench:
             now = time.perf_counter()
         if workers:
             loader._iterator._shutdown_workers()  # noqa: SLF001 - as Lightning ends persistent workers
-            loader._iterator = None  # noqa: SLF001
+            loader._iterator = None  # noqa: SLF001 - the same
         return self._as_rate(str(workers), (now - started) / count / self.batch_size, start=started - began)
 
     def _raw(self, ids: Ids) -> list[bytes]:

@@ -71,4 +71,4 @@ def _runs(stage: object) -> bool:
 
 def _callable(stage: Any) -> Callable[[Iterator[Any]], Iterable[Any]]:
     # webdataset's PipelineStage classes, such as detshuffle, have run() in place of __call__
-    return stage if callable(stage) else stage.run  # type: ignore[no-any-return]
+    return stage if callable(stage) else stage.run  # type: ignore[no-any-return]  # untyped there

@@ -78,7 +78,7 @@ def whole_number(argument: str, given: object, *, least: int) -> int:
         ConfigError: If it is no whole number, or too small.
     """
     try:
-        number = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
+        number = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]  # asks for it
     except TypeError:
         number = None
     if number is None:

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code: 1 if something of a sample could not be read."""
     policy = policy_of(args)
     found = open_set(args.directory, args.prefix)
-    samples = preview(found, max(0, args.n), policy)
+    samples = preview(found, args.n, policy)
     if args.json:
         about = {"samples": found.n_samples, "shards": len(found.paths), "suffixes": list(found.suffixes)}
         print(json.dumps({**about, "preview": samples}, indent=2))

@@ -92,7 +92,7 @@ def _unblock(pool: futures.ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):  # noqa: SLF001 - there is no public way
         with contextlib.suppress(ValueError):  # closed already
             connection.wait([process.sentinel], _GRACE)
-    pool._result_queue._writer.close()  # type: ignore[attr-defined]  # noqa: SLF001
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]  # noqa: SLF001 - nor is there one here
 
 
 class _Pool(futures.Executor):

@@ -151,7 +151,7 @@ def _function(argument: str, given: Callable[[Any], Any] | str) -> Callable[[Any
         raise ConfigError(f"{argument} is a function or its import path; {given!r} is neither: {error}") from error
     if not callable(found):
         raise ConfigError(f"{argument} names {given!r}, which cannot be called")
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]  # that it can be called is all that is known of it
 
 
 @hookimpl

@@ -163,6 +163,7 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
     if not os.path.isdir(directory):
         hint = "; commands are never run" if directory.startswith("pipe:") else ""
         raise NoShardsError(f"{directory} is no directory{hint}; convert the data first, or correct the path")
+    place = os.path.abspath(directory)  # shards are opened when they are read, wherever the process is by then
     manifest = read_manifest(directory, prefix)
     if manifest is None:
         if os.path.lexists(staging_path(directory, prefix)):
@@ -171,12 +172,11 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
                 "run it again, it goes on where it stopped",
                 file=staging_path(directory, prefix),
             )
-        found = index_foreign(os.path.abspath(directory), prefix)
+        found = index_foreign(place, prefix)
         return ShardSet(directory=directory, prefix=prefix, split=split, manifest=None, **vars(found))
     extra = unlisted(directory, prefix, (entry.name for entry in manifest.shards))
     if extra:
         _log.warning("%s holds %d shards that its manifest does not list, such as %s", directory, len(extra), extra[0])
-    place = os.path.abspath(directory)  # shards are opened when they are read, wherever the process is by then
     paths = tuple(os.path.join(place, entry.name) for entry in manifest.shards)
     stamps = tuple(map(_stamp_listed, paths, manifest.shards))
     return _listed(directory, manifest, split, paths=paths, stamps=stamps)

@@ -27,6 +27,7 @@ from bionemo.webdatamodule.shards.targets import LocalTarget
 from bionemo.webdatamodule.shards.write import file_sha256
 
 _ENDING = manifest_path("", "")
+_STAGING = staging_path("", "").removeprefix(".")
 _TOGETHER = 256  # samples that are decoded at a time
 
 
@@ -64,8 +65,7 @@ def find_prefixes(directory: str) -> list[str]:
     except OSError as error:
         raise NoShardsError(f"{directory} cannot be listed: {error.strerror}") from error
     found = sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
-    stopped = sorted(name for name in names if name.startswith(".") and name.endswith(staging_path("", "")[1:]))
-    if not found and stopped:
+    if not found and any(name.startswith(".") and name.endswith(_STAGING) for name in names):
         raise NoShardsError(
             f"a conversion into {directory} was stopped before it finished; run it again, it goes on where it stopped"
         )
