@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 from bionemo.webdatamodule import errors, hookspecs
-from bionemo.webdatamodule.cli import COMMANDS
+from bionemo.webdatamodule._cli.main import COMMANDS, command_module
 from bionemo.webdatamodule.components import Component
 from bionemo.webdatamodule.plugins import HOOKS, default_plugins, kind_name
 
@@ -54,7 +53,7 @@ def command_pages() -> str:
         for name, summary in COMMANDS.items():
             description = f"{summary[0].upper()}{summary[1:]}."
             parser = argparse.ArgumentParser(prog=f"webdatamodule {name}", description=description)
-            importlib.import_module(f"bionemo.webdatamodule.commands.{name.replace('-', '_')}").configure(parser)
+            command_module(name).configure(parser)
             parts.append(f"## webdatamodule {name}\n\n```text\n{parser.format_help().rstrip()}\n```")
     return "\n\n".join(parts)
 

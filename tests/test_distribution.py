@@ -68,7 +68,7 @@ def test_wheels_say_what_they_are(project, wheel):
     assert "Apache-2.0" == metadata["License-Expression"]
     assert ">=3.10" == metadata["Requires-Python"]
     if project == ROOT:
-        assert "webdatamodule = bionemo.webdatamodule.cli:main" in entry_points
+        assert "webdatamodule = bionemo.webdatamodule._cli.main:main" in entry_points
         assert "licenses/LICENSE" in files
     else:
         assert "[bionemo.webdatamodule]" in entry_points
@@ -79,7 +79,7 @@ def test_the_cores_wheel_holds_data_and_templates(tmp_path):
     names = names_in(next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])))
 
     assert "bionemo/webdatamodule/data/pbmc68k_reduced.npz" in names
-    assert "bionemo/webdatamodule/commands/templates/project.toml" in names
+    assert "bionemo/webdatamodule/_cli/new_plugin/templates/project.toml" in names
     assert "bionemo/__init__.py" not in names
 
 

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import re
-import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +11,11 @@ import lightning as L
 import pytest
 import yaml
 from fsspec.implementations.memory import MemoryFileSystem
+from tests.helpers import pages
 
 import bionemo.webdatamodule
 from bionemo.webdatamodule import errors, hookspecs, testing
-from bionemo.webdatamodule.cli import COMMANDS
+from bionemo.webdatamodule._cli.main import COMMANDS
 from bionemo.webdatamodule.plugins import HOOKS, Plugins, default_plugins
 
 if sys.version_info >= (3, 11):
@@ -23,7 +23,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-pages = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("pages.py"))))
 ROOT = Path(__file__).parents[1]
 DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 MARKDOWN = [*(path.name for path in sorted(ROOT.glob("*.md"))), *DOCS]

@@ -4,32 +4,28 @@ import json
 import os
 import pickle
 import pickletools
-import runpy
 import subprocess
 import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.helpers import hostile, sameness
 
-from bionemo.webdatamodule.default_plugins.executors import Serial
-from bionemo.webdatamodule.default_plugins.keys import encode_dashes
-from bionemo.webdatamodule.default_plugins.pickles import PickleReader
+from bionemo.webdatamodule._engine.writing.convert import convert
+from bionemo.webdatamodule.builtins.executors import Serial
+from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
+from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
 from bionemo.webdatamodule.errors import ConfigError, DecodeError, InputError, RefusedPickleError
 from bionemo.webdatamodule.pickles import Policy, dumps, loads, recode
-from bionemo.webdatamodule.shards.convert import convert
 
-HERE = Path(__file__).parent
-sameness = runpy.run_path(str(HERE / "sameness.py"))
-hostile = runpy.run_path(str(HERE / "hostile.py"))
-same, values, tensors = sameness["same"], sameness["values"], sameness["tensors"]
-call, name, value, P = hostile["call"], hostile["name"], hostile["value"], hostile["P"]
+same, values, tensors = sameness.same, sameness.values, sameness.tensors
+call, name, value, P = hostile.call, hostile.name, hostile.value, hostile.P
 
-NO_WIDTH = hostile["dtype"]("U0", 3, "<", None, None, None, 0, 4, 8)
+NO_WIDTH = hostile.dtype("U0", 3, "<", None, None, None, 0, 4, 8)
 
 
 def saved(item, **options):
@@ -262,9 +258,7 @@ def test_trusted_means_the_stock_unpickler():
 def report(tmp_path_factory):
     """What became of every hostile stream; the process must survive and its memory is limited."""
     canary = tmp_path_factory.mktemp("hostile") / "canary"
-    done = subprocess.run(
-        [sys.executable, str(HERE / "hostile.py"), str(canary)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, hostile.__file__, str(canary)], capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (lines[-1:], done.stderr[-2000:])
     return lines
@@ -273,7 +267,7 @@ def report(tmp_path_factory):
 def test_the_gadgets_work_where_nobody_refuses(tmp_path):
     """The canary is no dead bird: the stock unpickler runs it."""
     canary = tmp_path / "canary"
-    assert pickle.loads(hostile["gadgets"](str(canary))["os.system"]) == 0
+    assert pickle.loads(hostile.gadgets(str(canary))["os.system"]) == 0
     assert canary.exists()
 
 
@@ -364,8 +358,8 @@ def test_text_of_no_width_is_no_bomb():
     empty = np.ndarray((3,), "<U0")
     assert same(empty, loads(pickle.dumps(empty)))
     for made in (
-        hostile["canonical"]((10**11,), "<U0", bytearray(0)),
-        hostile["array"]((10**11,), NO_WIDTH, value(b"")),
+        hostile.canonical((10**11,), "<U0", bytearray(0)),
+        hostile.array((10**11,), NO_WIDTH, value(b"")),
     ):
         with pytest.raises(DecodeError, match="absurd"):
             loads(P + made + b".")
@@ -415,7 +409,7 @@ def test_recode_is_stable(item, protocol):
     assert same(loads(data), loads(first))
 
 
-@pytest.mark.parametrize("dtype", sameness["TORCH_DTYPES"], ids=str)
+@pytest.mark.parametrize("dtype", sameness.TORCH_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, 3)])
 def test_every_dtype_and_shape_comes_back(dtype, shape):
     """Also 0-d and empty ones, and also for dtypes that numpy lacks."""

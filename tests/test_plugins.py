@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from bionemo.webdatamodule import Executor, KeyEncoder, Loader, Stage, Use, Writer, hookimpl, hookspecs, plugins
-from bionemo.webdatamodule.cli import main
+from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule.errors import ConfigError, PluginError, PluginWarning, UnknownNameError
 from bionemo.webdatamodule.plugins import HOOKS, Plugins, as_use, build, find, resolve
 

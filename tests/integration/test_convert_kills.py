@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bionemo.webdatamodule.default_plugins.executors import Processes
-from bionemo.webdatamodule.default_plugins.keys import encode_dashes
-from bionemo.webdatamodule.default_plugins.pickles import PickleReader
+from bionemo.webdatamodule._engine.format.manifest import read_manifest, staging_path
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.reading.verify import verify
+from bionemo.webdatamodule._engine.writing.convert import convert
+from bionemo.webdatamodule.builtins.executors import Processes
+from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
+from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
 from bionemo.webdatamodule.errors import ManifestError, NoShardsError
-from bionemo.webdatamodule.shards.convert import convert
-from bionemo.webdatamodule.shards.manifest import read_manifest, staging_path
-from bionemo.webdatamodule.shards.sets import ShardSet
-from bionemo.webdatamodule.shards.verify import verify
 
 N_SAMPLES = 120
 N_SHARDS = 6
@@ -26,7 +26,7 @@ N_SHARDS = 6
 CONVERT = [
     sys.executable,
     "-c",
-    "import sys; from bionemo.webdatamodule.cli import main; sys.exit(main())",
+    "import sys; from bionemo.webdatamodule._cli.main import main; sys.exit(main())",
     "convert",
     "--option",
     "suffixes=pyd",
@@ -40,13 +40,13 @@ CONVERT = [
 
 SLOW = """
 import sys, time
-from bionemo.webdatamodule.cli import main
-from bionemo.webdatamodule.default_plugins import pickles
-read = pickles._read
+from bionemo.webdatamodule._cli.main import main
+from bionemo.webdatamodule.builtins.pickle import plugin
+read = plugin._read
 def slowly(path, *rest):
     time.sleep(0.01)
     return read(path, *rest)
-pickles._read = slowly
+plugin._read = slowly
 sys.exit(main())
 """
 

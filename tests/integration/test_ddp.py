@@ -13,7 +13,7 @@ import torch
 
 pytestmark = pytest.mark.timeout(900)
 
-SCRIPT = Path(__file__).with_name("train.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "train.py"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 import webdataset as wds
 
 from bionemo.webdatamodule import PickledDataWDS, Split, Use, WebDataModule
+from bionemo.webdatamodule._engine.format.manifest import read_manifest
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,
@@ -21,7 +22,6 @@ from bionemo.webdatamodule.errors import (
     UnknownNameError,
     UsageError,
 )
-from bionemo.webdatamodule.shards.manifest import read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*was in eval mode.*")
 

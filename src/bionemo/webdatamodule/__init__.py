@@ -9,22 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bionemo.webdatamodule.callbacks import DataWaitMonitor as DataWaitMonitor
+    from bionemo.webdatamodule.components import Codec as Codec
     from bionemo.webdatamodule.components import Executor as Executor
     from bionemo.webdatamodule.components import KeyEncoder as KeyEncoder
     from bionemo.webdatamodule.components import Loader as Loader
     from bionemo.webdatamodule.components import Sample as Sample
     from bionemo.webdatamodule.components import Stage as Stage
+    from bionemo.webdatamodule.components import Store as Store
     from bionemo.webdatamodule.components import Use as Use
     from bionemo.webdatamodule.components import Writer as Writer
     from bionemo.webdatamodule.datamodule import PickledDataWDS as PickledDataWDS
     from bionemo.webdatamodule.datamodule import SourceDataWDS as SourceDataWDS
     from bionemo.webdatamodule.datamodule import WebDataModule as WebDataModule
     from bionemo.webdatamodule.hookspecs import hookimpl as hookimpl
-    from bionemo.webdatamodule.monitor import DataWaitMonitor as DataWaitMonitor
     from bionemo.webdatamodule.splits import Split as Split
 
 _MODULES = {
-    "DataWaitMonitor": "monitor",
+    "Codec": "components",
+    "DataWaitMonitor": "callbacks",
     "Executor": "components",
     "KeyEncoder": "components",
     "Loader": "components",
@@ -33,6 +36,7 @@ _MODULES = {
     "SourceDataWDS": "datamodule",
     "Split": "splits",
     "Stage": "components",
+    "Store": "components",
     "Use": "components",
     "WebDataModule": "datamodule",
     "Writer": "components",

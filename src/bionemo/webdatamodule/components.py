@@ -1,16 +1,50 @@
-"""What plugins register and what users name: components, samples, and the protocols they follow."""
+"""What plugins register and what users name: records, and the protocols of the objects that they make.
+
+A plugin yields a record such as :class:`Stage`. Its factory takes the user's options as keywords and returns the
+working object, which follows the protocol that the record names. What a protocol calls optional may be left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from bionemo.webdatamodule.columns import Column, Fields
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bionemo.webdatamodule.planning import EpochPlan, PlanRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """Something that a plugin offers under a name.
+
+    Attributes:
+        name: What users write: lower-case letters, digits, dashes and underscores.
+        summary: One line of help, for listings.
+        factory: Takes the user's options as keywords and returns the working object.
+        override: Replace the default component of this kind and name.
+    """
+
+    name: str
+    summary: str
+    factory: Callable[..., Any]
+    override: bool = False
+
+
+# Writers: from a source to the bytes of samples.
 
 
 class Sample(NamedTuple):
-    """One sample as a writer plugin reads it from its source.
+    """One sample as a writer reads it from its source.
 
     Attributes:
         name: The sample's name in the source. The key encoder makes the ``__key__`` of it.
@@ -23,13 +57,15 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class SampleReader(Protocol):
-    """What a :class:`Writer` component's factory gives: reads samples from a source.
+    """What a :class:`Writer` makes: reads samples from a source.
 
-    It must pickle, so that one shard is one task for any executor.
-    A reader whose source can list itself also has ``names() -> Sequence[str]``.
-    A reader that can tell whether a sample changed without reading it also has
-    ``fingerprints(names: Sequence[str]) -> Sequence[str]``, one short string a sample
-    (for files: size and modification time).
+    It must pickle, so that one shard is one task for any executor. Optional:
+
+    * ``names() -> Sequence[str]``: the names of all samples, where the source can list itself;
+    * ``fingerprints(names: Sequence[str]) -> Sequence[str]``: a short string for each sample that changes when the
+      sample changes, found without reading it (for files: size and modification time);
+    * ``codecs: Mapping[str, str]``: for suffixes the name of the codec that their bytes are for, where the
+      extension of the suffix does not say so. It is recorded in the manifest.
     """
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
@@ -37,29 +73,9 @@ class SampleReader(Protocol):
         ...
 
 
-KeyFunction: TypeAlias = Callable[[str], str]
-StageFunction: TypeAlias = Callable[[Iterator[Any]], Iterator[Any]]
-LoaderFunction: TypeAlias = Callable[[Any], Iterable[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Component:
-    """Something that a plugin offers under a name.
-
-    Attributes:
-        name: What users write: lower-case letters, digits, dashes and underscores.
-        summary: One line of help, for listings.
-        factory: Takes the user's options as keywords and returns the working object.
-    """
-
-    name: str
-    summary: str
-    factory: Callable[..., Any]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Writer(Component):
-    """A source format: ``factory(**options)`` gives a :class:`SampleReader`.
+    """A source format: ``factory(**options)`` returns a :class:`SampleReader`.
 
     The plugin only reads its format; the core writes the tars.
     """
@@ -67,48 +83,346 @@ class Writer(Component):
     factory: Callable[..., SampleReader]
 
 
+KeyFunction: TypeAlias = Callable[[str], str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyEncoder(Component):
-    """A naming scheme: ``factory(**options)`` gives a function from a sample's name to its ``__key__``."""
+    """A naming scheme: ``factory(**options)`` returns a function from a sample's name to its ``__key__``."""
 
     factory: Callable[..., KeyFunction]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage(Component):
-    """A pipeline step: ``factory(**options)`` gives a function from an iterator to an iterator.
+# Codecs: from the bytes of a field to its value and back.
 
-    Attributes:
-        one_to_one: The step keeps the count and order of samples.
+
+@runtime_checkable
+class FieldCodec(Protocol):
+    """What a :class:`Codec` makes: decodes the fields of one suffix.
+
+    It must pickle, since worker processes get one. Optional:
+
+    * ``column(views: Sequence[memoryview]) -> Column``: see :class:`ColumnCodec`;
+    * ``encode(value: Any) -> bytes``: see :class:`EncodingCodec`;
+    * ``recode(data: bytes) -> bytes``: see :class:`RecodingCodec`.
     """
 
+    def decode(self, view: memoryview) -> Any:
+        """Return the value of one field. It owns its memory: the view ends with the call."""
+        ...
+
+
+@runtime_checkable
+class ColumnCodec(FieldCodec, Protocol):
+    """A codec that decodes the fields of many samples together."""
+
+    def column(self, views: Sequence[memoryview]) -> Column:
+        """Return a column of these fields. The views stay valid for as long as the column exists."""
+        ...
+
+
+@runtime_checkable
+class EncodingCodec(FieldCodec, Protocol):
+    """A codec that also writes."""
+
+    def encode(self, value: Any) -> bytes:
+        """Return bytes of which ``decode`` makes an equal value."""
+        ...
+
+
+@runtime_checkable
+class RecodingCodec(FieldCodec, Protocol):
+    """A codec that brings the fields of a source into its canonical form at conversion."""
+
+    def recode(self, data: bytes) -> bytes:
+        """Return other bytes of the same value; the same bytes for every equal input.
+
+        Raises:
+            DecodeError: If ``data`` cannot be decoded. The conversion lists it and writes nothing.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec(Component):
+    """A field format: ``factory(**options)`` returns a :class:`FieldCodec`.
+
+    A factory that takes ``policy`` gets the data module's :class:`~bionemo.webdatamodule.pickles.Policy`,
+    which a codec that could run code has to follow.
+
+    Attributes:
+        suffixes: What it decodes: extensions such as ``"npy"``, or whole suffixes such as ``"image.npy"``, which go
+            first. Letter case does not matter.
+        wraps: Whether it is a form around another codec, as gzip is: the factory then takes ``inner``, the codec of
+            the suffix without its last extension.
+    """
+
+    factory: Callable[..., FieldCodec]
+    suffixes: tuple[str, ...] = ()
+    wraps: bool = False
+
+
+# Stages: from samples to samples or batches.
+
+
+@runtime_checkable
+class StageFunction(Protocol):
+    """What a :class:`Stage` makes: a function from an iterator of samples to an iterator of samples or batches.
+
+    Random numbers come from :mod:`bionemo.webdatamodule.context`, so that a run repeats and resumes. Optional:
+
+    * ``anywhere: bool``: true for a pure function of the share, a rank's part of a global batch. A worker process may
+      then run the stage although it stands behind the loader;
+    * ``columns(fields: Fields) -> Fields | Any``: see :class:`ColumnStage`;
+    * ``size`` and ``plan(sizes, request)``: see :class:`Planner`.
+    """
+
+    def __call__(self, samples: Iterator[Any], /) -> Iterable[Any]:
+        """Return the samples or batches that the stage makes of an iterator."""
+        ...
+
+
+@runtime_checkable
+class ColumnStage(StageFunction, Protocol):
+    """A stage with a columnar form, which must give what the calls on samples would."""
+
+    def columns(self, fields: Fields) -> Any:
+        """Return the columns for the next stage, or the batch of the share, or ``NotImplemented``.
+
+        Args:
+            fields: The columns of one share, see :mod:`bionemo.webdatamodule.columns`.
+        """
+        ...
+
+
+@runtime_checkable
+class Planner(StageFunction, Protocol):
+    """A stage that decides which samples make up a batch, from their sizes.
+
+    It must be the first stage of ``pipeline_prebatch_wld``, in global order. Called as a stage, it gets the samples
+    of one planned share and makes one batch of them; in shards order it gets the stream.
+
+    """
+
+    @property
+    def size(self) -> str | Callable[[Any], int]:
+        """A suffix whose field's length, or value if it is a number, is the size of a sample.
+
+        Or a function of a sample as it is stored: a value for one suffix, a tuple for several.
+        """
+        ...
+
+    def plan(self, sizes: NDArray[np.int64], request: PlanRequest) -> EpochPlan:
+        """Return the plan of all epochs.
+
+        Args:
+            sizes: The size of each sample, int64 of shape ``(n,)``.
+            request: Seed, shuffling and batch size that the user chose.
+
+        Raises:
+            PlanError: If there is no such plan.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Component):
+    """A pipeline step: ``factory(**options)`` returns a :class:`StageFunction`."""
+
     factory: Callable[..., StageFunction]
-    one_to_one: bool = False
+
+
+# Loaders: from a dataset to its items in the main process.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What a loader moves from a worker to the main process: batches of consecutive steps, or samples.
+
+    A loader passes items on as they are and in the order of :attr:`number`. It may look at ``values``, for example to
+    pin their memory; :meth:`pin_memory` does that, and torch's loaders call it.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        start: Samples of the epoch that were consumed before this iteration began; in shards order the passes.
+        worker: Number of the worker that made it, from 0.
+        number: In global order the number of its first batch in this iteration; in shards order the number of its
+            first sample among the worker's.
+        values: In global order one value for each batch; without workers it may be an iterator that makes batches
+            when they are asked for, once. In shards order samples.
+    """
+
+    epoch: int
+    start: int
+    worker: int
+    number: int = 0
+    values: Iterable[Any]
+
+    def pin_memory(self) -> Item:
+        """Return a copy whose tensors are in page-locked memory; lazily, where batches are made lazily."""
+        from torch.utils.data._utils.pin_memory import pin_memory
+
+        pinned = map(pin_memory, self.values)
+        return replace(self, values=pinned if isinstance(self.values, Iterator) else list(pinned))
+
+
+@runtime_checkable
+class ItemDataset(Protocol):
+    """What a loader gets: an iterable of this worker's items.
+
+    Iterated in the main process it yields all items. In worker ``number`` of ``count`` it yields that worker's part:
+    the loader says which worker it is by :func:`bionemo.webdatamodule.context.working`, and torch's ``DataLoader``
+    says so by itself. Taking an item from each worker in turn gives them in order.
+    It pickles if the user's stages do, and every worker needs a copy of its own.
+
+    """
+
+    @property
+    def where(self) -> Mapping[str, object]:
+        """Split and rank, for messages: ``{"split": "train", "rank": 0}``."""
+        ...
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the items of an epoch. Every iteration begins where the data module says."""
+        ...
+
+
+@runtime_checkable
+class ItemLoader(Protocol):
+    """What a :class:`Loader` makes: a function from a dataset to an iterable of all its items, in order.
+
+    A plain function without these attributes is a loader without workers.
+    The iterators of the result are closed by ``close()`` if they have it, as generators do; an iteration that
+    ended early then frees its workers, unless the loader keeps them.
+    ``kwargs_wld`` are the options of the factory. Where it takes ``batch_size``, ``collate_fn`` or ``drop_last``
+    itself they are passed to it; otherwise they say how the worker makes batches.
+
+    """
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that read; 0 reads in the main process."""
+        ...
+
+    @property
+    def keeps_workers(self) -> bool:
+        """Whether workers live on after an iteration and begin the next one."""
+        ...
+
+    @property
+    def in_order(self) -> bool:
+        """Whether items come in order. The data module refuses ``False`` in global order."""
+        ...
+
+    def __call__(self, dataset: ItemDataset, /) -> Iterable[Item]:
+        """Return an iterable of the dataset's items; every ``iter`` begins an epoch."""
+        ...
+
+
+LoaderFunction: TypeAlias = "ItemLoader | Callable[[ItemDataset], Iterable[Item]]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loader(Component):
-    """A loader: ``factory(**options)`` gives a function from a dataset to an iterable of its items."""
+    """A loader: ``factory(**options)`` returns an :class:`ItemLoader`, or a function from a dataset to its items."""
 
     factory: Callable[..., LoaderFunction]
+
+
+# Executors and stores: where conversions run, and where shards are.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Executor(Component):
     """An engine that runs conversion tasks.
 
-    ``factory(**options)`` gives a context manager whose value is a standard
-    :class:`concurrent.futures.Executor`.
+    ``factory(**options)`` returns a context manager whose value is a standard
+    :class:`concurrent.futures.Executor`. It is entered once for each conversion, and it pickles while it is not
+    entered.
     """
 
     factory: Callable[..., AbstractContextManager[futures.Executor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file in a store.
+
+    Attributes:
+        name: Its name in the directory.
+        size: Its size in bytes.
+        version: What changes when the file is replaced, such as an ETag; empty where the store has nothing.
+    """
+
+    name: str
+    size: int
+    version: str = ""
+
+
+class ObjectStore(Protocol):
+    """What a :class:`Store` makes: files behind URLs.
+
+    Each method makes one attempt and does not retry: the core retries, within one budget of time.
+    A store is made in the process that uses it, and used by several threads.
+    All methods raise ``FileNotFoundError`` for what is not there and ``PermissionError`` for what may not be done,
+    both final. Any other exception may pass; one with a number ``retry_after`` says for how many seconds to wait.
+    """
+
+    def list(self, url: str) -> Sequence[StoredFile]:
+        """Return the files directly in a directory."""
+        ...
+
+    def stat(self, url: str) -> StoredFile:
+        """Return what is known of a file."""
+        ...
+
+    def read(self, url: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
+        """Read byte ranges of a file into memory.
+
+        Args:
+            url: The file.
+            ranges: Begin and end of each, in bytes.
+            into: Writable memory for each, as long as the range.
+
+        Raises:
+            EOFError: If the file is shorter.
+        """
+        ...
+
+    def download(self, url: str, path: str | os.PathLike[str]) -> None:
+        """Write a whole file to a local path, which is replaced."""
+        ...
+
+    def put(self, data: bytes | str | os.PathLike[str], url: str) -> None:
+        """Write a file as a whole: bytes, or a local file by its path."""
+        ...
+
+    def delete(self, url: str) -> None:
+        """Delete a file."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store(Component):
+    """A client for remote files: ``factory(**options)`` returns an :class:`ObjectStore`.
+
+    Attributes:
+        schemes: The URL schemes that it serves, such as ``("s3", "gs")``; ``"*"`` serves every scheme that no other
+            store names.
+    """
+
+    factory: Callable[..., ObjectStore]
+    schemes: tuple[str, ...] = ()
+
+
+# Choosing a component.
 
 
 @dataclass(frozen=True, init=False, eq=True)
 class Use:
     """A component by name, with options: ``Use("shuffle", size=1000)``.
 
-    Accepted wherever a stage, loader, key encoder, writer or executor goes.
+    Accepted wherever a stage, loader, key encoder, writer, codec or executor goes.
     In YAML it is written ``{name: shuffle, options: {size: 1000}}``.
     """
 

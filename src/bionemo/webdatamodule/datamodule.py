@@ -9,25 +9,25 @@ from typing import Any, Literal, TypeAlias
 
 import lightning as L
 
-from bionemo.webdatamodule import assembly, conversion
-from bionemo.webdatamodule.assembly import Settings, SplitSettings
-from bionemo.webdatamodule.components import Executor, KeyEncoder, Ref, Use, Writer
-from bionemo.webdatamodule.conversion import Conversion, choose, materialised
-from bionemo.webdatamodule.errors import ConfigError, UsageError
-from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.pipelines import resolve_stages
-from bionemo.webdatamodule.plugins import Plugins, resolve
-from bionemo.webdatamodule.settings import (
+from bionemo.webdatamodule._engine.config import (
     ErrorPolicy,
     error_policy,
-    one_of,
     order_of,
     pinned,
     sources,
     suffix_tuple,
-    whole_number,
 )
-from bionemo.webdatamodule.shards.checks import check_prefix
+from bionemo.webdatamodule._engine.loading import assemble as assembly
+from bionemo.webdatamodule._engine.loading.assemble import Settings, SplitSettings
+from bionemo.webdatamodule._engine.stages import resolve_stages
+from bionemo.webdatamodule._engine.writing import conversion
+from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, materialised
+from bionemo.webdatamodule._engine.writing.validate import check_prefix
+from bionemo.webdatamodule.components import Executor, KeyEncoder, Ref, Use, Writer
+from bionemo.webdatamodule.errors import ConfigError, UsageError
+from bionemo.webdatamodule.options import one_of, whole_number
+from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.plugins import Plugins, resolve
 from bionemo.webdatamodule.splits import Split, by_split
 
 __all__ = ["PickledDataWDS", "SourceDataWDS", "Split", "WebDataModule"]
@@ -267,7 +267,7 @@ class SourceDataWDS(WebDataModule):
     Args:
         writer: What reads the source: the name of a writer plugin, a ``Use("name", option=...)``, or a reader.
         names_subset: For each split the names of its samples; or, where the source can list itself, the part of
-            all names that it gets, such as ``0.8``, or a rule of ``bionemo.webdatamodule.shards.subsets``.
+            all names that it gets, such as ``0.8``, or a rule of ``bionemo.webdatamodule._engine.writing.split_rules``.
         prefix_dir_tars_wds: Where the shards go; the split's name is appended. May be an fsspec URL.
         suffix_keys_wds: The suffixes of the fields to read, as in :class:`WebDataModule`.
         global_batch_size: Samples of a batch, summed over all ranks.

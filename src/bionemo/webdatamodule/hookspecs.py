@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import pluggy
 
-from bionemo.webdatamodule.components import Executor, KeyEncoder, Loader, Stage, Writer
+from bionemo.webdatamodule.components import Codec, Executor, KeyEncoder, Loader, Stage, Store, Writer
 
 NAME = "bionemo.webdatamodule"
 """Both the pluggy project name and the entry-point group."""
@@ -91,6 +91,33 @@ def webdatamodule_key_encoders() -> Iterable[KeyEncoder]:
 
 
 @_hookspec
+def webdatamodule_codecs() -> Iterable[Codec]:
+    """Register field formats: what the bytes of a suffix mean.
+
+    Called once, when a codec is first looked up.
+    The working object decodes one field; with ``column`` it also decodes many at once, straight into a batch::
+
+        from collections.abc import Iterable
+
+        from bionemo.webdatamodule import Codec, hookimpl
+
+
+        class Hexadecimal:
+            def decode(self, view: memoryview) -> int:
+                return int(bytes(view), 16)
+
+            def encode(self, value: int) -> bytes:
+                return f"{value:x}".encode()
+
+
+        @hookimpl
+        def webdatamodule_codecs() -> Iterable[Codec]:
+            yield Codec(name="hex", summary="hexadecimal integers", suffixes=("hex",), factory=Hexadecimal)
+    """
+    return ()
+
+
+@_hookspec
 def webdatamodule_stages() -> Iterable[Stage]:
     """Register pipeline steps for ``pipeline_wds`` and ``pipeline_prebatch_wld``.
 
@@ -114,7 +141,7 @@ def webdatamodule_stages() -> Iterable[Stage]:
 
         @hookimpl
         def webdatamodule_stages() -> Iterable[Stage]:
-            yield Stage(name="scale", summary="multiply every sample", factory=Scale, one_to_one=True)
+            yield Stage(name="scale", summary="multiply every sample", factory=Scale)
     """
     return ()
 
@@ -181,5 +208,58 @@ def webdatamodule_executors() -> Iterable[Executor]:
         @hookimpl
         def webdatamodule_executors() -> Iterable[Executor]:
             yield Executor(name="threads", summary="threads of this process", factory=Threads)
+    """
+    return ()
+
+
+@_hookspec
+def webdatamodule_stores() -> Iterable[Store]:
+    """Register clients for remote files, by URL scheme.
+
+    Called once, when a URL is first used.
+    The working object lists, reads, writes and deletes files; the core retries and caches::
+
+        import shutil
+        from collections.abc import Iterable, Sequence
+        from pathlib import Path
+
+        from bionemo.webdatamodule import Store, hookimpl
+        from bionemo.webdatamodule.components import StoredFile
+
+
+        class Mounted:
+            def __init__(self, *, root: str = "/mnt/tapes") -> None:
+                self.root = root
+
+            def path(self, url: str) -> Path:
+                return Path(self.root, url.removeprefix("tape://"))
+
+            def list(self, url: str) -> Sequence[StoredFile]:
+                return [StoredFile(name=p.name, size=p.stat().st_size) for p in self.path(url).iterdir() if p.is_file()]
+
+            def stat(self, url: str) -> StoredFile:
+                return StoredFile(name=self.path(url).name, size=self.path(url).stat().st_size)
+
+            def read(self, url: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
+                with self.path(url).open("rb") as file:
+                    for (start, _), memory in zip(ranges, into, strict=True):
+                        file.seek(start)
+                        if file.readinto(memory) != len(memory):
+                            raise EOFError(url)
+
+            def download(self, url: str, path: str) -> None:
+                shutil.copyfile(self.path(url), path)
+
+            def put(self, data: bytes | str, url: str) -> None:
+                self.path(url).parent.mkdir(parents=True, exist_ok=True)
+                self.path(url).write_bytes(data if isinstance(data, bytes) else Path(data).read_bytes())
+
+            def delete(self, url: str) -> None:
+                self.path(url).unlink()
+
+
+        @hookimpl
+        def webdatamodule_stores() -> Iterable[Store]:
+            yield Store(name="tapes", summary="files on tapes", schemes=("tape",), factory=Mounted)
     """
     return ()

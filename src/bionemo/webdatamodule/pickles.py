@@ -1,6 +1,6 @@
 """The pickle codec: read pickles without running them, and write pickles that any Python reads fast.
 
-:mod:`bionemo.webdatamodule.pickling` has the parts, and says in which order to review them.
+:mod:`bionemo.webdatamodule.builtins.pickle` has the parts, and says in which order to review them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import pickle
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from bionemo.webdatamodule.builtins.pickle.safe.limits import from_torch
+from bionemo.webdatamodule.builtins.pickle.safe.names import finder, ghost
+from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Machine
+from bionemo.webdatamodule.builtins.pickle.write.canonical import dumps
 from bionemo.webdatamodule.errors import ConfigError, DecodeError
-from bionemo.webdatamodule.pickling.canonical import dumps
-from bionemo.webdatamodule.pickling.checks import from_torch
-from bionemo.webdatamodule.pickling.machine import Machine
-from bionemo.webdatamodule.pickling.names import finder, ghost
 
 __all__ = ["Policy", "dumps", "loads", "recode"]
 

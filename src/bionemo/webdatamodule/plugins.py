@@ -17,7 +17,17 @@ from typing import Any, TypeVar
 import pluggy
 
 from bionemo.webdatamodule import hookspecs
-from bionemo.webdatamodule.components import Component, Executor, KeyEncoder, Loader, Stage, Use, Writer
+from bionemo.webdatamodule.components import (
+    Codec,
+    Component,
+    Executor,
+    KeyEncoder,
+    Loader,
+    Stage,
+    Store,
+    Use,
+    Writer,
+)
 from bionemo.webdatamodule.errors import (
     ConfigError,
     PluginError,
@@ -29,16 +39,22 @@ from bionemo.webdatamodule.errors import (
 HOOKS: Mapping[str, type[Component]] = {
     "webdatamodule_writers": Writer,
     "webdatamodule_key_encoders": KeyEncoder,
+    "webdatamodule_codecs": Codec,
     "webdatamodule_stages": Stage,
     "webdatamodule_loaders": Loader,
     "webdatamodule_executors": Executor,
+    "webdatamodule_stores": Store,
 }
 """The record that each hook yields."""
 
-DEFAULT_PLUGINS = tuple(
-    f"bionemo.webdatamodule.default_plugins.{module}"
-    for module in ("batching", "executors", "keys", "loaders", "pickles", "stages")
-)
+DEFAULT_PLUGINS: Mapping[str, str] = {
+    "batching": "bionemo.webdatamodule.builtins.batching",
+    "executors": "bionemo.webdatamodule.builtins.executors",
+    "keys": "bionemo.webdatamodule.builtins.key_encoders",
+    "loaders": "bionemo.webdatamodule.builtins.webloader.plugin",
+    "pickles": "bionemo.webdatamodule.builtins.pickle.plugin",
+    "stages": "bionemo.webdatamodule.builtins.stages",
+}
 """The modules of the default plugins. The names they register are reserved."""
 
 DISABLED = "WEBDATAMODULE_DISABLED_PLUGINS"
@@ -92,10 +108,10 @@ class Plugins:
         self._registered: list[Registered] = []
         self._reserved: frozenset[tuple[type[Component], str]] = frozenset()
         self.left_out: list[LeftOut] = []
-        for module in DEFAULT_PLUGINS:
+        for name, module in DEFAULT_PLUGINS.items():
             self.register(
                 importlib.import_module(module),
-                module.rpartition(".")[2],
+                name,
                 distribution="bionemo-webdatamodule",
                 version=_version("bionemo-webdatamodule"),
             )

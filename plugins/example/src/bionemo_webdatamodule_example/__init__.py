@@ -67,4 +67,4 @@ def webdatamodule_writers() -> Iterable[Writer]:
 @hookimpl
 def webdatamodule_stages() -> Iterable[Stage]:
     """Register the stage."""
-    yield Stage(name="replace", summary="replace a piece of text", factory=Replace, one_to_one=True)
+    yield Stage(name="replace", summary="replace a piece of text", factory=Replace)

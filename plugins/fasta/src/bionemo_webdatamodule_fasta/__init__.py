@@ -20,4 +20,4 @@ def webdatamodule_writers() -> Iterable[Writer]:
 @hookimpl
 def webdatamodule_stages() -> Iterable[Stage]:
     """Register the stage."""
-    yield Stage(name="tokenize", summary="residues or nucleotides become numbers", factory=Tokenize, one_to_one=True)
+    yield Stage(name="tokenize", summary="residues or nucleotides become numbers", factory=Tokenize)

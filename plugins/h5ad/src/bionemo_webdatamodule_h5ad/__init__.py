@@ -20,4 +20,4 @@ def webdatamodule_writers() -> Iterable[Writer]:
 @hookimpl
 def webdatamodule_stages() -> Iterable[Stage]:
     """Register the stage."""
-    yield Stage(name="densify", summary="sparse vectors become dense ones", factory=Densify, one_to_one=True)
+    yield Stage(name="densify", summary="sparse vectors become dense ones", factory=Densify)

@@ -20,4 +20,4 @@ def webdatamodule_writers() -> Iterable[Writer]:
 @hookimpl
 def webdatamodule_stages() -> Iterable[Stage]:
     """Register the stage."""
-    yield Stage(name="decode_image", summary="bytes of an image to an array", factory=DecodeImage, one_to_one=True)
+    yield Stage(name="decode_image", summary="bytes of an image to an array", factory=DecodeImage)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.components import KeyEncoder, Sample, SampleReader
-from bionemo.webdatamodule.default_plugins.executors import Serial
 from bionemo.webdatamodule.plugins import build, find
 
 
@@ -71,8 +71,8 @@ def convert_samples(
         n_shards: How many shards.
         writer: Name of the writer, for messages.
     """
+    from bionemo.webdatamodule._engine.writing.convert import convert
     from bionemo.webdatamodule.pickles import Policy
-    from bionemo.webdatamodule.shards.convert import convert
 
     encode = build(find(KeyEncoder, "escaped"), {})
     manifest = convert(

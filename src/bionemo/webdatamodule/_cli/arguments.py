@@ -1,0 +1,181 @@
+"""What several commands take: numbers, the prefix of a directory's shards, and several directories at a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from bionemo.webdatamodule._cli.failures import error_as_json
+from bionemo.webdatamodule._engine.format.manifest import manifest_path
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet, is_url
+from bionemo.webdatamodule.errors import ConfigError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule.pickles import Policy
+
+USUAL_PREFIX = "wdshards"
+"""The prefix of shards where nobody says otherwise."""
+
+_MANIFEST = manifest_path("", "")
+_TAR = re.compile(r"(.+?)-(?:\d+-of-\d+|[^-]*)\.tar")
+_T = TypeVar("_T")
+
+
+def natural(text: str) -> int:
+    """Return the whole number from 0 on that an argument is."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Return the whole number from 1 on that an argument is."""
+    if not natural(text):
+        raise argparse.ArgumentTypeError("0 is too few")
+    return int(text)
+
+
+def add_policy(parser: argparse.ArgumentParser, *, trusted: str = "let pickles run code") -> None:
+    """Add the arguments that say what pickles may do.
+
+    Args:
+        parser: Where to.
+        trusted: What ``--trusted`` is for.
+    """
+    parser.add_argument("--trusted", action="store_true", help=trusted)
+    parser.add_argument(
+        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
+    )
+
+
+def policy_of(args: argparse.Namespace) -> Policy:
+    """Return what pickles may do, from the arguments of :func:`add_policy`."""
+    return Policy(pickles="trusted" if args.trusted else "safe", allow=tuple(args.allow_pickle))
+
+
+def only_prefix(directory: str) -> str:
+    """Return the prefix of the only data set in a directory, or the usual one where no manifest tells.
+
+    Raises:
+        ConfigError: If there are several.
+    """
+    prefixes = sorted(name.removesuffix(_MANIFEST) for name in _names(directory) if name.endswith(_MANIFEST))
+    if len(prefixes) > 1:
+        raise ConfigError(f"{directory} holds {', '.join(prefixes)}; choose one with --prefix")
+    return prefixes[0] if prefixes else USUAL_PREFIX
+
+
+def open_set(directory: str, prefix: str | None) -> ShardSet:
+    """Open the shards of a directory or URL, those of its only prefix where none is given.
+
+    Raises:
+        ConfigError: If there are several prefixes and none is given.
+        ShardError: If there are no shards, or they cannot be used.
+    """
+    chosen = prefix or only_prefix(directory)
+    with prefixes_named(directory, chosen):
+        return ShardSet.open(directory, chosen)
+
+
+@contextmanager
+def prefixes_named(directory: str, prefix: str) -> Iterator[None]:
+    """Name the prefixes that a local directory has shards of, in the error that it has none of another.
+
+    Raises:
+        NoShardsError: In place of the one that is raised within.
+    """
+    try:
+        yield
+    except NoShardsError as error:
+        others = sorted({match[1] for match in map(_TAR.fullmatch, _names(directory)) if match})
+        if not others:
+            raise
+        hint = " or ".join(f"--prefix {other}" for other in others[:5])
+        raise NoShardsError(f"{directory} has no shards of the prefix {prefix!r}; try {hint}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[_T]):
+    """What became of one prefix of one directory.
+
+    Attributes:
+        directory: The directory.
+        found: What was found; ``None`` where it could not be done.
+        error: Why it could not be done; ``None`` where it could.
+    """
+
+    directory: str
+    found: _T | None = None
+    error: WebDataModuleError | None = None
+
+
+def look_at_each(
+    command: str, directories: Sequence[str], prefix: str | None, look: Callable[[str, str], _T]
+) -> Iterator[Outcome[_T]]:
+    """Look at local directories one after another, so that one that is bad hides nothing of the others.
+
+    An error is printed on standard error at once.
+
+    Args:
+        command: Name of the command, for messages.
+        directories: The directories.
+        prefix: Beginning of the shards' names; by default all that have a manifest.
+        look: Looks at one prefix of one directory.
+
+    Yields:
+        What was found, or the error.
+    """
+    for directory in directories:
+        try:
+            prefixes = _prefixes(command, directory, prefix)
+        except WebDataModuleError as error:
+            yield _failed(command, directory, error)
+            continue
+        for each in prefixes:
+            yield _look(command, directory, each, look)
+
+
+def print_json(outcomes: Sequence[Outcome[Any]]) -> None:
+    """Print a list with what was found of each; where that was an error, the directory and the error."""
+    rows = [
+        {"directory": outcome.directory, **error_as_json(outcome.error)} if outcome.error else outcome.found
+        for outcome in outcomes
+    ]
+    print(json.dumps(rows, indent=2, default=vars))
+
+
+def _prefixes(command: str, directory: str, prefix: str | None) -> list[str]:
+    if is_url(directory):
+        raise ConfigError(
+            f"{directory} is a URL, and {command} takes local directories; `webdatamodule report` takes URLs, too"
+        )
+    if prefix:
+        return [prefix]
+    from bionemo.webdatamodule._engine.reading.verify import find_prefixes  # which needs torch
+
+    return list(find_prefixes(directory))
+
+
+def _look(command: str, directory: str, prefix: str, look: Callable[[str, str], _T]) -> Outcome[_T]:
+    try:
+        return Outcome(directory=directory, found=look(directory, prefix))
+    except WebDataModuleError as error:
+        return _failed(command, directory, error)
+
+
+def _failed(command: str, directory: str, error: WebDataModuleError) -> Outcome[Any]:
+    print(f"webdatamodule {command}: {error}", file=sys.stderr)
+    return Outcome(directory=directory, error=error)
+
+
+def _names(directory: str) -> list[str]:
+    """Return the names of the files in a local directory; none of what cannot be listed, such as a URL."""
+    try:
+        return os.listdir(os.path.expanduser(directory))  # noqa: PTH208, PTH111 - ~nobody stays as it is
+    except OSError:
+        return []

@@ -1,0 +1,47 @@
+"""``webdatamodule index``: adopt shards that another tool wrote."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, look_at_each, prefixes_named, print_json
+from bionemo.webdatamodule._engine.writing.adopt import adopt
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split")
+    parser.add_argument("--prefix", default=USUAL_PREFIX, help="beginning of the shards' names (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="replace a manifest, taking the shards as they are now")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code: 2 if a directory cannot be adopted."""
+
+    def look(directory: str, prefix: str) -> dict[str, Any]:
+        with prefixes_named(directory, prefix):
+            manifest = adopt(directory, prefix, again=args.again, progress=sys.stderr.isatty())
+        return {
+            "directory": directory,
+            "prefix": prefix,
+            "samples": manifest.n_samples,
+            "shards": len(manifest.shards),
+            "suffixes": list(manifest.suffixes),
+            "digest": manifest.digest,
+        }
+
+    outcomes = []
+    for outcome in look_at_each("index", args.directory, args.prefix, look):
+        outcomes.append(outcome)
+        if outcome.found is not None and not args.json:
+            row = outcome.found
+            print(
+                f"{row['directory']} {row['prefix']}: {row['samples']} samples in {row['shards']} shards, "
+                f"suffixes {', '.join(row['suffixes'])}, digest {row['digest']}"
+            )
+    if args.json:
+        print_json(outcomes)
+    return 2 if any(outcome.error for outcome in outcomes) else 0

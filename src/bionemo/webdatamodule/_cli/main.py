@@ -1,0 +1,215 @@
+"""The ``webdatamodule`` command: one module of ``commands`` for each subcommand, imported when it is chosen."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any, TextIO
+
+from bionemo.webdatamodule._cli.failures import error_as_json, failure
+from bionemo.webdatamodule.errors import PluginError, WebDataModuleError
+
+COMMANDS = {
+    "demo": "convert real cells to shards, train a classifier on them, and say what it learnt",
+    "convert": "write samples of any source format to tar shards",
+    "index": "adopt shards that another tool wrote: check and index them, and list them in a manifest",
+    "info": "say what a directory of shards holds",
+    "preview": "show the first samples of a directory or URL, and what kind of value each field is",
+    "verify": "compare shards with what their manifest says",
+    "report": "write a page about a data set: shards, sizes, shapes, labels, plan, verification, provenance",
+    "plan": "say which rank and worker reads what, before a run",
+    "bench": "measure how fast this machine reads a data set, part by part and by number of workers",
+    "doctor": "check this machine and its settings, and say what would go wrong and what to do",
+    "plugins": "list installed plugins and what they offer",
+    "new-plugin": "write the package of a new plugin, ready to install and to change",
+}
+"""Subcommands and their one-line help, in the order of a data set's life."""
+
+
+_JSON = "--json"
+
+_NOBODY_READS = 128 + signal.SIGPIPE
+"""The exit code that a shell gives to a program whose output nobody reads any more."""
+
+
+_INTERNAL = 70
+"""The exit code of what should not happen; BSD's ``sysexits.h`` calls it ``EX_SOFTWARE``."""
+
+TRACEBACK = "WEBDATAMODULE_TRACEBACK"
+"""Environment variable: ``1`` prints the traceback of an error, too."""
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
+_FOLDERS = ("bench", "doctor", "new-plugin", "report")
+"""Commands that have a folder of their own."""
+
+
+def command_module(name: str) -> Any:
+    """Import the module of a subcommand, which has ``configure(parser)`` and ``run(args)``."""
+    module = name.replace("-", "_")
+    return importlib.import_module(f"{__package__}.{module}.command" if name in _FOLDERS else f"{__package__}.{module}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 if all is well, 1 if a check found something, 2 if the command could not be done,
+        70 if it failed in a way that it should not, 130 if it was interrupted, 143 if it was terminated,
+        and 141 if whoever read its output went away, as ``head`` does.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a daemon may have closed them
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):  # keys may be no text that it can write
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()  # what is still to be written may fail, and should do so here
+    except BrokenPipeError as error:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+        if not closed:  # it was another pipe
+            return _internal(words, error)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in closed:  # what is left in buffers is written when Python ends
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        return _NOBODY_READS
+
+
+def _run(words: list[str]) -> int:
+    """Run the command, and tell in one line how it failed, if it did."""
+    try:
+        with _terminable():
+            parsed = _parse(words)
+            return _exit_code(parsed)
+    except WebDataModuleError as error:
+        return _failed(words, str(error), error_as_json(error), 2)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of this machine: no such file, no right to write, no space
+        return _failed(words, str(error), failure("system", str(error)), 2)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told as an error of ours
+        return _internal(words, error)
+    except KeyboardInterrupt:
+        return _failed(words, "interrupted", failure("interrupted", "interrupted"), 130)
+    except _Terminated:
+        return _failed(words, "terminated", failure("terminated", "terminated"), 128 + signal.SIGTERM)
+
+
+def _exit_code(parsed: argparse.Namespace) -> int:
+    try:
+        return int(parsed.run(parsed))
+    except _Terminated:
+        raise
+    except SystemExit as error:  # nothing was done, whatever it says
+        raise PluginError(f"code of a plugin, or of another package, ended the program: {error!r}") from error
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Return the arguments, with the function to run; the command's module is imported here."""
+    parser = argparse.ArgumentParser(
+        prog="webdatamodule", description="WebDataset shards for Lightning: convert, inspect, plan, measure."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('bionemo-webdatamodule')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = _command(words)
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == chosen:
+            module = command_module(name)
+            module.configure(subparser)
+            subparser.set_defaults(run=module.run)
+    if _JSON not in words:
+        return parser.parse_args(words)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return parser.parse_args(words)
+    except SystemExit as end:
+        if end.code:
+            _print_json(failure("config", told.getvalue().rpartition(": error: ")[2].strip()))
+        raise
+    finally:
+        sys.stderr.write(told.getvalue())
+
+
+def _command(words: Sequence[str]) -> str | None:
+    return next((word for word in words if not word.startswith("-")), None)
+
+
+def _internal(words: Sequence[str], error: Exception) -> int:
+    """Tell an error that no command expects."""
+    what = f"{type(error).__name__}: {error}".rstrip(": ")
+    hint = "" if _wants_traceback() else f"; {TRACEBACK}=1 shows where, which a bug report needs"
+    return _failed(words, f"internal error {what}{hint}", failure("internal", what), _INTERNAL)
+
+
+def _failed(words: Sequence[str], line: str, report: Mapping[str, Any], code: int) -> int:
+    """Tell how a command failed, and return its exit code; called where the exception is handled."""
+    if _wants_traceback():
+        traceback.print_exc()
+    print(" ".join(filter(None, ("webdatamodule", _command(words)))) + f": {line}", file=sys.stderr)
+    if _JSON in words:
+        _print_json(report)
+    return code
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get(TRACEBACK, "0") not in {"", "0"}
+
+
+def _print_json(report: Mapping[str, Any]) -> None:
+    print(json.dumps(report, indent=2))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that workers are stopped and half-written files removed."""
+    owner = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() == owner:
+            raise _Terminated(128 + number)
+        signal.signal(number, signal.SIG_DFL)  # a forked process, which has nothing to tell
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Tell whether a stream is a pipe that nobody reads any more."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

@@ -1,0 +1,170 @@
+"""``webdatamodule plan``: who would read what, before a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from bionemo.webdatamodule._cli import plot
+from bionemo.webdatamodule._cli.arguments import natural, open_set, positive
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.sampling.plan import Plan
+from bionemo.webdatamodule._engine.sampling.summary import report_global, report_shards
+from bionemo.webdatamodule.errors import ConfigError
+
+_LISTED = 16  # ranks and workers that are printed; JSON has all
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split; several are read together")
+    parser.add_argument("--ranks", type=positive, default=1, help="number of ranks (%(default)s)")
+    parser.add_argument("--workers", type=natural, default=0, help="workers of each rank (%(default)s)")
+    parser.add_argument("--global-batch", type=positive, required=True, help="samples of a batch over all ranks")
+    parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
+    parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="weight of each DIR: a mixture")
+    parser.add_argument("--accumulate", type=positive, default=1, help="batches to an optimizer step (%(default)s)")
+    parser.add_argument("--n-samples", type=positive, default=0, help="samples of an epoch (all there are)")
+    parser.add_argument("--tail", choices=["share", "drop", "fill"], default="share", help="last batch (%(default)s)")
+    parser.add_argument("--order", choices=["global", "shards"], default="global", help="(%(default)s)")
+    parser.add_argument(
+        "--block", type=natural, metavar="SHARDS", help="shuffle so many shards together (all; of URLs 16)"
+    )
+    parser.add_argument("--evaluation", action="store_true", help="unshuffled, as validation, test and predict read")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order (%(default)s)")
+    parser.add_argument("--epoch", type=natural, default=0, help="epoch to show (%(default)s)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the shuffle (.png, .svg, .pdf); needs the extra 'plot'")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code: 1 if such a run could not be done."""
+    if args.plot and args.order == "shards":
+        raise ConfigError("--plot shows order='global'; in shards order the shuffle is a buffer of shards")
+    if args.weights and len(args.weights) != len(args.directory):
+        raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
+    sets = [open_set(directory, args.prefix) for directory in args.directory]
+    shards = [count for found in sets for count in found.samples]
+    if args.order == "shards":
+        report = report_shards(
+            shards,
+            ranks=args.ranks,
+            workers=args.workers,
+            global_batch_size=args.global_batch,
+            n_samples=args.n_samples,
+            accumulate=args.accumulate,
+        )
+    else:
+        plan = _plan(args, sets)
+        report = report_global(
+            plan,
+            ranks=args.ranks,
+            workers=args.workers,
+            accumulate=args.accumulate,
+            epoch=args.epoch,
+            sample_bytes=sum(found.n_bytes for found in sets) / max(1, sum(found.n_samples for found in sets)),
+        )
+        report["mixing"] = round(plot.window_mixing(shards, plan.block), 3) if plan.shuffle else None
+        if args.plot:
+            _save(plot.draw(plan, shards, epoch=args.epoch), args.plot)
+    report["sources"] = [
+        {"directory": found.directory, "prefix": found.prefix, "samples": found.n_samples, "shards": len(found.samples)}
+        for found in sets
+    ]
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    return int(bool(report["problems"]))
+
+
+def _save(figure: Any, path: str) -> None:
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:  # a directory that is not there, or a format that is none
+        raise ConfigError(f"--plot {path} cannot be written: {error}") from error
+
+
+def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
+    from bionemo.webdatamodule._engine.loading.plans import plan_of  # here, because it imports torch
+
+    return plan_of(
+        sets,
+        args.weights or [None] * len(sets),
+        training=not args.evaluation,
+        block=args.block,
+        global_batch_size=args.global_batch,
+        n_samples=args.n_samples,
+        seed=args.seed,
+        tail=args.tail,
+    )
+
+
+def _print(report: dict[str, Any]) -> None:
+    for source in report["sources"]:
+        print(f"{source['directory']}: {source['samples']:,} samples in {source['shards']:,} shards")
+    if "steps" in report:
+        print()
+        _print_steps(report)
+        print()
+        (_print_global if report["order"] == "global" else _print_shards)(report)
+    for kind in ("notes", "problems"):
+        for line in report[kind]:
+            print(f"\n{kind[:-1]}: {line}")
+
+
+def _print_steps(report: dict[str, Any]) -> None:
+    print(f"order             {report['order']}")
+    print(f"epoch             {report['n_samples']:,} samples")
+    print(f"global batches    {report['steps']:,} of {report['global_batch_size']:,} samples", end="")
+    print(f", the last ones {', '.join(map(str, report['last_batches']))}" if "last_batches" in report else "")
+    print(f"optimizer steps   {report['optimizer_steps']:,}, accumulating {report['accumulate']}")
+    if "mixing" in report:
+        how = f"windows of {report['block']} shards" if report["block"] else "all samples together"
+        mixed = "none" if report["mixing"] is None else f"{report['mixing']:.2f} of a full shuffle ({how})"
+        print(f"mixing            {mixed}")
+    for number, source in enumerate(report.get("mixture", ())):
+        print(f"source {number:<11}{source['drawn']:,} samples an epoch, {source['passes']:.3g} times through it")
+
+
+def _print_global(report: dict[str, Any]) -> None:
+    ranks = [
+        (
+            row["rank"],
+            f"{report['steps']:,}",
+            f"{row['samples']:,}",
+            row["share"],
+            row["last_share"],
+            _few(row["first_samples"]),
+        )
+        for row in report["ranks"]
+    ]
+    _table(("rank", "batches", "samples", "in a batch", "in the last", f"first ids of epoch {report['epoch']}"), ranks)
+    print()
+    workers = [
+        (row["worker"], f"{row['batches']:,}", _few(row["first_batches"]) or "idle") for row in report["workers"]
+    ]
+    _table(("worker of each rank", "batches", "first batches"), workers)
+
+
+def _print_shards(report: dict[str, Any]) -> None:
+    rows = [
+        (row["rank"], row["worker"], f"{row['shards']:,}", f"{row['samples']:,}" if row["shards"] else "idle")
+        for row in report["workers"]
+    ]
+    _table(("rank", "worker", "shards", "samples"), rows)
+
+
+def _few(numbers: list[int]) -> str:
+    return " ".join(map(str, numbers)) + (" …" if numbers else "")
+
+
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    shown = [titles, *([str(cell) for cell in row] for row in rows[:_LISTED])]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(titles))]
+    for row in shown:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if len(rows) > _LISTED:
+        print(f"… and {len(rows) - _LISTED:,} more; --json has all")

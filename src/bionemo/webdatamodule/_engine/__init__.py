@@ -1,0 +1,1 @@
+"""The engine: everything between the public classes and the plugins. Private."""

@@ -1,0 +1,184 @@
+"""Reading the data modules' arguments: pure functions that check and normalise them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from bionemo.webdatamodule.errors import ConfigError
+
+SHARD_ARGUMENTS = (
+    "detshuffle",
+    "mode",
+    "nodesplitter",
+    "repeat",
+    "resampled",
+    "seed",
+    "shardshuffle",
+    "workersplitter",
+)
+"""Arguments of ``webdataset.WebDataset`` that deal or shuffle shards; naming one means ``order="shards"``."""
+
+CACHE_ARGUMENTS = ("cache_dir", "cache_size")
+"""Arguments of ``webdataset.WebDataset`` that place the cache of remote shards."""
+
+IGNORED_ARGUMENTS = ("empty_check", "handler", "verbose")
+"""Arguments of ``webdataset.WebDataset`` that are taken in any order."""
+
+
+_DIGEST = re.compile("(sha256:)?[0-9a-fA-F]{64}")
+
+
+class Source(NamedTuple):
+    """One directory of shards, its weight in a mixture, and the digest that its data must have, if any."""
+
+    directory: str
+    weight: float | None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorPolicy:
+    """What happens to a sample that cannot be read.
+
+    Attributes:
+        on_error: ``"raise"``, or ``"skip"`` for leaving it out, counted and logged.
+        max_skipped: Samples that may be skipped in a process before it is an error after all.
+    """
+
+    on_error: Literal["raise", "skip"] = "raise"
+    max_skipped: int = 100
+
+
+def suffix_tuple(argument: str, given: object) -> tuple[str, ...]:
+    """Return one suffix, or an iterable of them, as a tuple.
+
+    Raises:
+        ConfigError: If there is none, one twice, or one that is no text.
+    """
+    suffixes = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else None
+    if not suffixes:
+        raise ConfigError(f"{argument} is a suffix such as 'tensor.pyd' or several of them, not {given!r}")
+    for suffix in suffixes:
+        if not isinstance(suffix, str) or not suffix:
+            raise ConfigError(f"{argument} holds {suffix!r}, which is no suffix")
+    if len(set(suffixes)) != len(suffixes):
+        raise ConfigError(f"{argument} names a suffix twice: {', '.join(map(str, suffixes))}")
+    return suffixes
+
+
+def sources(argument: str, given: object) -> tuple[Source, ...]:
+    """Return the directories of a split, with weights.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        given: A path or URL; or for a mixture a sequence of them, or of pairs of one and its weight.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if isinstance(given, str | os.PathLike):
+        return (Source(_directory(given, argument), None),)
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise ConfigError(f"{argument} is a directory, or a list of (directory, weight), not {given!r:.80}")
+    found = []
+    for entry in given:
+        if isinstance(entry, str | os.PathLike):
+            found.append(Source(_directory(entry, argument), None))
+            continue
+        try:
+            directory, weight = entry
+            source = Source(_directory(directory, argument), float(weight))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{argument} holds {entry!r:.80}, which is no (directory, weight)") from error
+        if not 0 < float(weight) < float("inf"):
+            raise ConfigError(f"{argument} gives {source.directory} the weight {weight!r}, which is not positive")
+        found.append(source)
+    if not found:
+        raise ConfigError(f"{argument} names no directory")
+    if len({source.weight is None for source in found}) > 1:
+        raise ConfigError(f"{argument} gives some directories a weight and others none; give all of them one")
+    return tuple(found)
+
+
+def pinned(argument: str, found: tuple[Source, ...], given: object) -> tuple[Source, ...]:
+    """Return the directories of a split with the digests that their data must have.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        found: The directories.
+        given: A digest, or one for each directory; ``None`` for whatever is there.
+
+    Raises:
+        ConfigError: If they are no digests, or not as many as there are directories.
+    """
+    if given is None:
+        return found
+    digests = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else []
+    if len(digests) != len(found):
+        raise ConfigError(f"{argument} holds {len(digests)} digests for {len(found)} directories; give one for each")
+    for digest in digests:
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise ConfigError(f"{argument} holds {digest!r:.80}, which is no digest; `webdatamodule info` prints it")
+    return tuple(source._replace(digest=digest) for source, digest in zip(found, digests, strict=True))
+
+
+def order_of(
+    order: Literal["global", "shards"] | None, kwargs_wds: Mapping[str, Any]
+) -> tuple[Literal["global", "shards"], str]:
+    """Return in which order a split is read, and why.
+
+    Args:
+        order: The user's choice, or ``None``.
+        kwargs_wds: The split's arguments for ``webdataset.WebDataset``.
+
+    Raises:
+        ConfigError: If the arguments contradict the choice, or one is not supported.
+    """
+    known = {*SHARD_ARGUMENTS, *CACHE_ARGUMENTS, *IGNORED_ARGUMENTS}
+    for name in kwargs_wds:
+        if name not in known:
+            raise ConfigError(
+                f"kwargs_wds names {name!r}, which this package does not take; it takes {', '.join(sorted(known))}"
+            )
+    named = [name for name in SHARD_ARGUMENTS if name in kwargs_wds]
+    if order == "global" and named:
+        raise ConfigError(
+            f"order='global' deals samples by its own plan, so kwargs_wds cannot name {', '.join(named)}; "
+            "leave them out, or take order='shards'"
+        )
+    if order is not None:
+        return order, "order says so"
+    if named:
+        return "shards", f"kwargs_wds names {', '.join(named)}"
+    return "global", "kwargs_wds names no shard argument"
+
+
+def error_policy(kwargs_wds: Mapping[str, Any], policy: ErrorPolicy) -> ErrorPolicy:
+    """Return the policy that webdataset's ``handler`` means, or the given one without a handler.
+
+    Raises:
+        ConfigError: If the handler is none of webdataset's that raise or go on with the next sample.
+    """
+    handler = kwargs_wds.get("handler")
+    if handler is None:
+        return policy
+    name = getattr(handler, "__name__", "")
+    if name == "reraise_exception":
+        return ErrorPolicy(on_error="raise")
+    if name in ("ignore_and_continue", "warn_and_continue"):
+        return ErrorPolicy(on_error="skip", max_skipped=policy.max_skipped)
+    raise ConfigError(
+        f"kwargs_wds has the handler {name or handler!r}; give on_error='raise' or 'skip' in its place, "
+        "which counts what it skips and names it"
+    )
+
+
+def _directory(given: Any, argument: str) -> str:
+    path = os.fspath(given)
+    if not isinstance(path, str) or not path:
+        raise ConfigError(f"{argument} holds {given!r}, which is no path")
+    return path if "://" in path else os.path.expanduser(path)

@@ -1,0 +1,119 @@
+"""Fields in open shards: their bytes, their checksums, and the key of a sample."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from bionemo.webdatamodule._engine.format.tar_headers import (
+    BLOCK,
+    EXTENDING,
+    Records,
+    check_header,
+    member_name,
+    number,
+    padded,
+    split_name,
+)
+from bionemo.webdatamodule._engine.reading.open_shards import OpenShard
+from bionemo.webdatamodule.errors import CorruptShardError, MissingFieldError
+
+Place: TypeAlias = tuple[OpenShard, int]
+"""Where a sample is: the shard, and its number in it."""
+
+
+def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
+    """Return the bytes of one field of each sample, without copying.
+
+    Args:
+        places: Where the samples are.
+        column: Which of the suffixes that the shards were opened for.
+
+    Raises:
+        MissingFieldError: If a sample lacks the field.
+    """
+    views: list[memoryview] = []
+    add = views.append
+    for shard, row in places:
+        found = shard.columns[column]
+        if found is None:
+            raise _missing(shard, row)
+        offsets, sizes, _ = found
+        start = offsets[row]
+        if start < 0:
+            raise _missing(shard, row)
+        add(shard.data[start : start + sizes[row]])
+    return views
+
+
+def check_fields(place: Place, columns: Iterable[int]) -> None:
+    """Compare fields of a sample, and the header of each, with their checksums.
+
+    Payloads in foreign shards have none; there the size in each header is compared with the index,
+    which may be of another state of the file.
+
+    Raises:
+        CorruptShardError: If bytes were changed.
+    """
+    shard, row = place
+    for column in columns:
+        found = shard.columns[column]
+        if found is None or (start := found[0][row]) < 0:
+            continue
+        _, sizes, crcs = found
+        if crcs is not None and zlib.crc32(shard.data[start : start + sizes[row]]) != crcs[row]:
+            raise CorruptShardError("the field was changed: its checksum is wrong; restore the shard")
+        header = shard.map[start - BLOCK : start]
+        check_header(header, start - BLOCK)
+        if crcs is None and (header[124:135] != b"%011o" % sizes[row] or header[156:157] in EXTENDING):
+            _check_size(shard, row, start - BLOCK, sizes[row])
+
+
+def key_of(place: Place) -> str:
+    """Return the key of a sample, from its first member's header.
+
+    Raises:
+        CorruptShardError: If the header is damaged.
+    """
+    shard, row = place
+    parts = split_name(member_name(shard.map, int(shard.index.headers[row])))
+    if parts is None:
+        raise CorruptShardError("the sample's name has no key; restore the shard")
+    return parts[0].decode("utf-8", "surrogateescape")
+
+
+def suffixes_of(place: Place) -> Sequence[str]:
+    """Return the suffixes that a sample has."""
+    index = place[0].index
+    return [suffix for suffix, offset in zip(index.suffixes, index.offsets[place[1]], strict=True) if offset >= 0]
+
+
+def _missing(shard: OpenShard, row: int) -> MissingFieldError:
+    return MissingFieldError(f"the sample has only the suffixes {', '.join(suffixes_of((shard, row)))}")
+
+
+def _check_size(shard: OpenShard, row: int, header: int, size: int) -> None:
+    """Check that the member whose own header is at a position has a size, however that is written.
+
+    PAX records may give it, so all headers are read from the sample's first on.
+    """
+    position = int(shard.index.headers[row])
+    records = Records()
+    while position <= header:
+        block = shard.map[position : position + BLOCK]
+        check_header(block, position)
+        kind, written = block[156:157], number(block[124:136], position)
+        if kind in EXTENDING:
+            position = records.take(shard.map, position, kind, written)
+            continue
+        if records.size is not None:
+            written = records.size
+        if position == header and written == size:
+            return
+        position += BLOCK + padded(written)
+        records = Records()
+    raise CorruptShardError(
+        f"the header at byte {header} is not what it was when the shard was indexed; "
+        "restore the shard, or touch it to have it indexed anew"
+    )

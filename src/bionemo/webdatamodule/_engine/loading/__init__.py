@@ -1,0 +1,1 @@
+"""Datasets and loaders that follow a plan, progress, resume."""

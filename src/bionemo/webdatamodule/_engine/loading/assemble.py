@@ -1,0 +1,255 @@
+"""Putting a split together: from checked settings to a dataset and its loader."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from webdataset.shardlists import split_by_node, split_by_worker
+
+from bionemo.webdatamodule._engine.loading.clock import Clock, EvaluationClock, TrainerClock
+from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset, Topology
+from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
+from bionemo.webdatamodule._engine.loading.placement import (
+    dataset_stages,
+    loader_stages,
+    sized_stage,
+    torch_batch,
+    torch_convert,
+    worker_part,
+)
+from bionemo.webdatamodule._engine.loading.plans import make_plan
+from bionemo.webdatamodule._engine.loading.records import LoaderChoice, Settings, SplitSettings, resolve_loader
+from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
+from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
+from bionemo.webdatamodule._engine.log import decided
+from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule.builtins.batching import Batch
+from bionemo.webdatamodule.errors import ConfigError, DataWarning
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from bionemo.webdatamodule._engine.loading.resume import Resuming
+
+__all__ = [
+    "LoaderChoice",
+    "Settings",
+    "SplitSettings",
+    "add_resume",
+    "make_dataset",
+    "make_loader",
+    "resolve_loader",
+    "topology_of",
+]
+
+
+def topology_of(trainer: L.Trainer | None) -> Topology:
+    """Return this process's place among the data-parallel ones.
+
+    It is asked of the trainer's strategy, else of ``torch.distributed``, else of ``RANK`` and ``WORLD_SIZE``.
+    """
+    if trainer is not None:
+        place = trainer.distributed_sampler_kwargs or {}
+        return Topology(rank=int(place.get("rank", 0)), world_size=max(1, int(place.get("num_replicas", 1))))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return Topology(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size())
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return Topology(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    return Topology()
+
+
+def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -> Any:
+    """Open a split's shards and make its :class:`PlannedDataset` or :class:`StreamDataset`.
+
+    Raises:
+        PlanError: If the samples do not suffice for the ranks.
+        ShardError: If shards are missing or broken.
+    """
+    cache_dir, cache_size = split.options.get("cache_dir"), split.options.get("cache_size")
+    sets = [
+        ShardSet.open(
+            source.directory,
+            settings.prefix,
+            split=split.split,
+            expect=source.digest,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            cache_size=None if cache_size is None or cache_size < 0 else int(cache_size),  # webdataset: -1 for no limit
+        )
+        for source in split.sources
+    ]
+    reader = SampleReader(
+        sets,
+        settings.suffixes,
+        policy=settings.policy,
+        check=settings.check,
+        on_error=split.errors.on_error,
+        max_skipped=split.errors.max_skipped,
+        split=split.split,
+    )
+    make = _planned if split.order == "global" else _stream
+    dataset = make(settings, split, topology, sets, reader)
+    decided(
+        "%s: %d samples in %d shards, order=%r since %s",
+        split.split,
+        reader.n_samples,
+        sum(len(found.paths) for found in sets),
+        split.order,
+        split.order_reason,
+    )
+    return _called("invoke_wds", split.split, dataset, split.dataset_calls)
+
+
+def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitSettings, dataset: Any) -> Any:
+    """Make the loader of a split.
+
+    Raises:
+        ConfigError: If a stage does not fit the workers' start method.
+        PlanError: If a worker would have nothing to read.
+    """
+    clock: Clock = TrainerClock(module) if split.split == "train" else EvaluationClock()
+    function = split.loader.function
+    if isinstance(dataset, PlannedDataset):
+        if not getattr(function, "in_order", True):
+            raise ConfigError("in_order=False in kwargs_wld breaks the plan of order='global'", split=split.split)
+        loader: Any = PlannedLoader(
+            dataset=dataset,
+            loader=function,
+            stages=loader_stages(split),
+            clock=clock,
+            cursor=dataset.plan.cursor(dataset.reader.digest),
+        )
+    else:
+        dataset.check(split.loader.num_workers)
+        _warn_of_evaluation(split, dataset.topology)
+        n_samples = split.n_samples or dataset.reader.n_samples
+        loader = StreamLoader(
+            dataset=dataset,
+            loader=function,
+            stages=_stream_loader_stages(split),
+            n_batches=math.ceil(n_samples / settings.global_batch_size),
+            num_workers=split.loader.num_workers,
+            clock=clock,
+            cursor=Cursor(
+                n_samples=n_samples,
+                seed=dataset.dealing.seed,
+                global_batch_size=settings.global_batch_size,
+                digest=f"{dataset.reader.digest}/shards",
+            ),
+        )
+    return _called("invoke_wld", split.split, loader, split.loader_calls)
+
+
+def check_order(split: SplitSettings) -> None:
+    """Refuse options that the order of a split would ignore.
+
+    Raises:
+        ConfigError: If there are any.
+    """
+    if split.order == "shards" and any(source.weight is not None for source in split.sources):
+        raise ConfigError(
+            f"weights need order='global', and shards order was chosen since {split.order_reason}; "
+            "leave webdataset's shard arguments out of kwargs_wds, or the weights out of dirs_tars_wds",
+            split=split.split,
+        )
+    if split.order == "global" and split.loader.drop_last:
+        raise ConfigError(
+            "drop_last in kwargs_wld would drop samples on one rank and not on another; "
+            "leave it out, and for batches of one size in training give tail='drop'",
+            split=split.split,
+        )
+
+
+def add_resume(module: Resuming, trainer: L.Trainer) -> None:
+    """Add the callback that applies a checkpoint's cursor, once for a trainer."""
+    from bionemo.webdatamodule._engine.loading.resume import ResumeCallback
+
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+    callbacks[:] = [c for c in callbacks if not isinstance(c, ResumeCallback)] + [ResumeCallback(module)]
+
+
+def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:
+    """Say where shards order may leave samples out of evaluation, or repeat some."""
+    apart = split.loader.batch_size is not None and split.loader.num_workers > 1
+    if split.split != "train" and (topology.world_size > 1 or apart):
+        who = "ranks" if topology.world_size > 1 else "workers"
+        warnings.warn(
+            f"{split.split}: in shards order {who} need not have the same number of batches, so evaluation may leave "
+            "samples out or repeat some; leave webdataset's shard arguments out of this split's kwargs_wds",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
+def _planned(
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
+) -> PlannedDataset:
+    plan = make_plan(settings, split, sets, reader, training=split.split == "train")
+    plan.check(topology.world_size)
+    share = -(-settings.global_batch_size // topology.world_size)
+    if sized_stage(split) is None and (split.loader.batch_size or share) < share:
+        raise ConfigError(
+            f"batch_size in kwargs_wld is {split.loader.batch_size}, and each rank's share of a global batch is "
+            f"{share} samples, of which workers make one batch; leave batch_size out, or choose global_batch_size",
+            split=split.split,
+        )
+    part = worker_part(settings, split)
+    return PlannedDataset(
+        reader=reader,
+        plan=plan,
+        stages=part.stages,
+        collate=part.collate,
+        pad=part.pad,
+        untuple=part.untuple,
+        topology=topology,
+        split=split.split,
+        seed=settings.seed,
+        sample_bytes=reader.sample_bytes,
+    )
+
+
+def _stream(
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
+) -> StreamDataset:
+    options = split.options
+    shuffle = options.get("shardshuffle")
+    in_torch = torch_convert(split) if split.loader.batch_size is None else torch_batch(split)
+    return StreamDataset(
+        reader=reader,
+        shards=[path for found in sets for path in found.paths],
+        stages=(*dataset_stages(settings, split), in_torch),
+        dealing=Dealing(
+            nodesplitter=options.get("nodesplitter", split_by_node),
+            workersplitter=options.get("workersplitter", split_by_worker),
+            shardshuffle=100 if shuffle is True else int(shuffle or 0),
+            resampled=bool(options.get("resampled")) or options.get("mode") == "resampled",
+            empty_check=bool(options.get("empty_check", True)),
+            seed=settings.seed if options.get("seed") is None else int(options["seed"]),
+        ),
+        topology=topology,
+        split=split.split,
+        batch_size=max(1, settings.global_batch_size // topology.world_size),
+        sample_bytes=reader.sample_bytes,
+    )
+
+
+def _stream_loader_stages(split: SplitSettings) -> tuple[Any, ...]:
+    if split.loader_stages is not None:
+        return split.loader_stages
+    return () if split.loader.batch_size is not None else (Batch(),)
+
+
+def _called(argument: str, split: str, target: Any, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    """Call webdataset's fluid methods on a dataset or loader, one after the other."""
+    for name, kwargs in calls:
+        method = getattr(target, name, None)
+        if not callable(method):
+            raise ConfigError(f"{argument} names {name!r}, which is no method of {type(target).__name__}", split=split)
+        target = method(**kwargs)
+    return target

@@ -1,0 +1,216 @@
+"""Loaders: they take items from worker processes, make batches of them, and know where in the run they are."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import webdataset as wds
+
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule._engine.loading.dataset import Items, Planned, PlannedDataset, apart
+from bionemo.webdatamodule._engine.loading.progress import Progress
+from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.stages import chain, describe
+from bionemo.webdatamodule.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.loading.clock import Clock
+    from bionemo.webdatamodule._engine.loading.dataset import Item
+    from bionemo.webdatamodule._engine.sampling.plan import EpochPlan
+    from bionemo.webdatamodule.components import LoaderFunction
+
+
+class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
+    """The loader of a split in global order, as a webdataset pipeline with a true length and a state.
+
+    Every iteration is an epoch of its own; under a ``Trainer`` it is the trainer's current one.
+    webdataset's fluid methods add stages to a copy; stages run anew on each share and must make one batch of it.
+
+    Args:
+        dataset: The split's dataset.
+        loader: Makes an iterable of the dataset's items, from worker processes or not.
+        stages: Run on the samples of each share, in this process; empty where the workers make batches.
+        clock: Tells the trainer's epoch and how many steps ran.
+        cursor: A cursor at the start of the data, with the identity of data and plan.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: PlannedDataset,
+        loader: LoaderFunction,
+        stages: Sequence[Any],
+        clock: Clock,
+        cursor: Cursor,
+    ) -> None:
+        dataset = apart(dataset)
+        wds.DataPipeline.__init__(self, loader(Items(dataset)))  # WebLoader's own makes a torch DataLoader
+        self.split = dataset.split
+        self.stages = tuple(stages)
+        self._data = dataset
+        self._progress = Progress(cursor, clock)
+        if keeps_workers(self.pipeline[0]):
+            dataset.position.share()
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch, the same on every rank."""
+        return self._data.plan.n_batches(self._data.topology.world_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._epoch()
+
+    def compose(self, *stages: Any) -> PlannedLoader:
+        """Return a copy with more stages, which run on each share."""
+        result = copy.copy(self)
+        result.pipeline = list(self.pipeline)
+        result.stages = (*self.stages, *stages)
+        return result
+
+    def append(self, f: Any) -> None:
+        """Add a stage, which runs on each share; the first one is the source of the pipeline."""
+        if not self.pipeline:
+            self.pipeline.append(f)
+        else:
+            self.stages = (*self.stages, f)
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan that the loader follows."""
+        return self._data.plan
+
+    @property
+    def world_size(self) -> int:
+        """The number of data-parallel processes."""
+        return self._data.topology.world_size
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the next iteration begins where a state says."""
+        return self._progress.resumed
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place in the data after the last batch whose step ran."""
+        began = self._progress.cursor
+        return replace(began, samples=self._consumed(self._progress.stepped, began))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cursor as plain numbers and strings: the same on every rank, with any number of workers."""
+        return self.cursor.to_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next iteration at the cursor of a state.
+
+        Raises:
+            ResumeError: If the state is of other data, of another seed or of a newer version.
+        """
+        cursor = Cursor.from_state(state)
+        cursor.check(self._progress.cursor)
+        self.seek(cursor)
+
+    def seek(self, cursor: Cursor) -> None:
+        """Begin the next iteration at a cursor, which may have been made with another global batch size."""
+        self._progress.seek(replace(self._progress.cursor, epoch=cursor.epoch, samples=cursor.samples))
+
+    def finished(self, cursor: Cursor) -> bool:
+        """Tell whether nothing is left of the epoch at a cursor."""
+        return not self.plan.n_batches(self.world_size, start=cursor.samples, epoch=cursor.epoch)
+
+    @property
+    def _iterator(self) -> Any:
+        # Lightning shuts persistent workers down through this attribute of torch's DataLoader.
+        return getattr(torch_loader(self.pipeline[0]), "_iterator", None)
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        torch_loader(self.pipeline[0])._iterator = value  # noqa: SLF001 - as Lightning does
+
+    def _epoch(self) -> Iterator[Any]:
+        cursor = self._progress.begin(self.finished)
+        if cursor is None:
+            return
+        place = self._data.topology
+        shares = self.plan.n_batches(place.world_size, start=cursor.samples, epoch=cursor.epoch)
+        items = self._items(cursor)
+        values = itertools.chain.from_iterable(items)
+        for index in range(shares):
+            try:
+                value = next(values)
+            except StopIteration:
+                raise UsageError(
+                    f"the loader stopped after {index} of {shares} batches; it must pass on every item once",
+                    split=self.split,
+                    rank=place.rank,
+                ) from None
+            batch = value if self._data.collate and not self.stages else self._batch(value, cursor, index)
+            self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
+            if index + 1 == shares:
+                self._data.reader.tell_skipped()
+                items.close()  # nobody may ask again, and a Ctrl-C while garbage is collected would be forgotten
+            yield batch
+
+    def _items(self, cursor: Cursor) -> Generator[Iterable[Any], None, None]:
+        self._data.position.set(cursor.epoch, cursor.samples)
+        source = iter(self.pipeline[0])
+        try:
+            for item in source:
+                yield self._checked(item, cursor).values
+        finally:
+            close(source)
+
+    def _checked(self, item: Item, cursor: Cursor) -> Item:
+        if (item.epoch, item.start) != (cursor.epoch, cursor.samples):
+            raise UsageError(
+                "the loader passed on an item of another epoch: its workers live on after an iteration, or two "
+                "iterations share them; set persistent_workers on a loader that keeps its workers",
+                split=self.split,
+            )
+        return item
+
+    def _batch(self, value: Any, cursor: Cursor, index: int) -> Any:
+        """Run the stages on the samples of one share, or on the batch of it, which must give one batch."""
+        samples = [value] if self._data.collate else value
+        with context.at(self._data.place(cursor.epoch, self._consumed(index, cursor))):
+            batches = list(itertools.islice(chain(self.stages, samples), 2))
+        if len(batches) != 1 or batches[0] is None:  # Lightning skips the step of a None, on this rank alone
+            more = "several batches" if len(batches) > 1 else "no batch"
+            raise ConfigError(
+                f"pipeline_prebatch_wld ({', '.join(map(describe, self.stages))}) makes {more} of a share of "
+                f"{len(samples)} samples, this rank's part of a global batch; every rank must take the same "
+                "steps, so make one batch of at least that size, or read in order='shards'",
+                split=self.split,
+                rank=self._data.topology.rank,
+            )
+        return batches[0]
+
+    def _consumed(self, batches: int, cursor: Cursor) -> int:
+        if not batches:
+            return cursor.samples
+        world_size = self._data.topology.world_size
+        return self._data.plan.consumed(batches, world_size, start=cursor.samples, epoch=cursor.epoch)
+
+
+def close(source: Iterator[Any]) -> None:
+    """Stop the workers of an iteration that ended early, unless they are kept for the next one."""
+    if getattr(source, "_persistent_workers", False):
+        return
+    for method in ("_shutdown_workers", "close"):
+        stop = getattr(source, method, None)
+        if callable(stop):
+            stop()
+            return
+
+
+def torch_loader(loader: Iterable[Any]) -> Any:
+    """Return the torch ``DataLoader`` inside a ``WebLoader``, or the loader itself."""
+    pipeline = getattr(loader, "pipeline", None)
+    return pipeline[0] if pipeline else loader
+
+
+def keeps_workers(loader: Iterable[Any]) -> bool:
+    """Tell whether a loader's workers outlive an iteration."""
+    return bool(getattr(torch_loader(loader), "persistent_workers", False))

@@ -1,0 +1,88 @@
+"""What a data module's arguments come to, checked and resolved: the records that the other parts work from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bionemo.webdatamodule._engine.config import ErrorPolicy, Source
+from bionemo.webdatamodule.components import Loader, LoaderFunction
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.options import whole_number
+from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.plugins import Plugins, as_use, build, find, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all splits share."""
+
+    suffixes: tuple[str, ...]
+    global_batch_size: int
+    prefix: str
+    seed: int
+    tail: Literal["share", "drop", "fill"]
+    policy: Policy
+    check: Literal["first", "always", "never"]
+    shuffle_shards: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderChoice:
+    """A loader, and what of its options concerns the samples rather than the workers."""
+
+    function: LoaderFunction
+    num_workers: int
+    batch_size: int | None
+    collate: Any
+    drop_last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """What one split has of its own. Stages are ``None`` where the user gave none."""
+
+    split: str
+    sources: tuple[Source, ...]
+    n_samples: int | None
+    order: Literal["global", "shards"]
+    order_reason: str
+    stages: tuple[Any, ...] | None
+    loader_stages: tuple[Any, ...] | None
+    options: Mapping[str, Any]
+    loader: LoaderChoice
+    dataset_calls: tuple[tuple[str, Mapping[str, Any]], ...]
+    loader_calls: tuple[tuple[str, Mapping[str, Any]], ...]
+    errors: ErrorPolicy
+
+
+def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None) -> LoaderChoice:
+    """Return the loader that a reference and the options of one split mean.
+
+    Raises:
+        ConfigError: If the options do not fit the loader.
+        UnknownNameError: If its name is not registered.
+    """
+    options = dict(kwargs)
+    batch_size = options.pop("batch_size", None)
+    collate = options.pop("collate_fn", None)
+    drop_last = bool(options.pop("drop_last", False))
+    if options.pop("shuffle", False):
+        raise ConfigError("kwargs_wld cannot shuffle; training data are shuffled already, evaluation data are not")
+    use = as_use(ref)
+    if use is not None:
+        function = build(find(Loader, use.name, plugins), {**use.options, **options})
+    elif options:
+        raise ConfigError(f"the loader is an object, so kwargs_wld cannot set {', '.join(options)} on it")
+    else:
+        function = resolve(Loader, ref, plugins)
+    if batch_size is not None:
+        whole_number("batch_size in kwargs_wld", batch_size, least=1)
+    return LoaderChoice(
+        function=function,
+        num_workers=int(getattr(function, "num_workers", 0)),
+        batch_size=batch_size,
+        collate=collate,
+        drop_last=drop_last,
+    )

@@ -1,0 +1,215 @@
+"""Datasets in shards order: webdataset's own way of dealing and streaming shards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import webdataset as wds
+from torch.utils.data import get_worker_info
+from webdataset.compat import FluidInterface
+from webdataset.shardlists import split_by_node, split_by_worker
+
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule._engine.loading.dataset import ALONE, Item, Position, Topology
+from bionemo.webdatamodule._engine.sampling.partition import CHUNK_BYTES
+from bionemo.webdatamodule._engine.stages import chain
+from bionemo.webdatamodule.context import shuffled
+from bionemo.webdatamodule.errors import PlanError
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.reading.reader import SampleReader
+
+Splitter = Callable[[Iterable[Any]], Iterable[Any]]
+
+LARGEST_ITEM = 256
+"""Samples that cross to the main process together, at most; fewer where they are large."""
+
+_REPETITIONS = 1_000_003  # so that a pass of the loader and a repetition of the dataset give no number twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """How shards are dealt, in the words of ``webdataset.WebDataset``.
+
+    Unlike there, shards are shuffled before they are dealt to nodes and workers, so a rank does not see the same
+    shards for ever; the order is new in each epoch and repeats between runs; and ``resampled`` heeds the seed.
+
+    Attributes:
+        nodesplitter: Picks this rank's shards; ``None`` leaves all of them to every rank.
+        workersplitter: Picks this worker's shards; ``None`` leaves all of them to every worker.
+        shardshuffle: Shards in the shuffle's buffer; 0 for the order of their names.
+        resampled: Draw shards with replacement, without end.
+        empty_check: Whether a worker without shards is an error.
+        seed: Where all randomness comes from.
+    """
+
+    nodesplitter: Splitter | None = split_by_node
+    workersplitter: Splitter | None = split_by_worker
+    shardshuffle: int = 0
+    resampled: bool = False
+    empty_check: bool = True
+    seed: int = 0
+
+
+PLAIN = Dealing()
+"""Shards in their order, dealt to ranks and workers in turn."""
+
+
+class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # webdataset is not typed
+    """A split in shards order, as a webdataset pipeline: shards, splitters, samples, the user's stages.
+
+    Args:
+        reader: Reads the samples of a shard.
+        shards: The shards' paths, in the reader's order.
+        stages: Run on the stream of samples, in workers.
+        dealing: How shards are dealt to ranks and workers.
+        topology: This process's place.
+        split: The split's name, for messages.
+        batch_size: Samples of a batch of this rank, for the ``batch`` stage.
+        sample_bytes: Mean size of a sample, which decides how many cross from a worker at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: SampleReader,
+        shards: Sequence[str],
+        stages: Sequence[Any] = (),
+        dealing: Dealing = PLAIN,
+        topology: Topology = ALONE,
+        split: str = "train",
+        batch_size: int = 1,
+        sample_bytes: float = 0,
+    ) -> None:
+        super().__init__(_source, *stages)
+        self.reader = reader
+        self.shards = tuple(shards)
+        self.dealing = dealing
+        self.topology = topology
+        self.split = split
+        self.batch_size = batch_size
+        self.sample_bytes = sample_bytes
+        self.position = Position()
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.repetitions == 1:
+            return self._pass(0)
+        source = self.iterator()
+        if self.nsamples > 0:  # with_epoch: so many samples a rank, not a worker
+            worker, workers = _worker()
+            return itertools.islice(source, (self.nsamples - worker + workers - 1) // workers)
+        return source
+
+    def iterator(self) -> Iterator[Any]:
+        """Yield the samples of as many passes as were asked for, each in an order of its own."""
+        for repetition in range(self.repetitions):
+            count = 0
+            for sample in self._pass(repetition):
+                yield sample
+                count += 1
+            if not count:
+                return
+
+    def items(self) -> Iterator[Item]:
+        """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte."""
+        epoch, start = self.position.get()
+        worker = _worker()[0]
+        samples = iter(self)
+        largest = max(1, min(LARGEST_ITEM, int(CHUNK_BYTES / max(1.0, self.sample_bytes))))
+        size = 1
+        while values := list(itertools.islice(samples, size)):
+            yield Item(epoch=epoch, start=start, worker=worker, values=values)
+            size = min(2 * size, largest)
+
+    def place(self, epoch: int, passed: int, worker: int) -> context.Context:
+        """Return the place of a pass for stages that draw random numbers."""
+        return context.Context(
+            order="shards",
+            seed=self.dealing.seed,
+            epoch=epoch,
+            first=passed,
+            rank=self.topology.rank,
+            worker=worker,
+            batch_size=self.batch_size,
+        )
+
+    def check(self, num_workers: int) -> None:
+        """Refuse fewer shards than workers before any of them starts.
+
+        Raises:
+            PlanError: If a worker would have nothing to read.
+        """
+        dealt = self.dealing
+        usual = dealt.nodesplitter is split_by_node and dealt.workersplitter is split_by_worker
+        needed = self.topology.world_size * max(1, num_workers)
+        if usual and dealt.empty_check and not dealt.resampled and len(self.shards) < needed:
+            raise PlanError(
+                f"fewer shards than workers: {len(self.shards)} shards for {self.topology.world_size} ranks of "
+                f"{max(1, num_workers)} workers; convert into at least {needed} shards, take fewer workers, or leave "
+                "the shard arguments out of kwargs_wds, since order='global' needs no shard for each worker",
+                split=self.split,
+            )
+
+    def _pass(self, repetition: int) -> Iterator[Any]:
+        """Return one pass over this worker's samples, after all stages."""
+        epoch, passed = self.position.get()
+        place = self.place(epoch, passed * _REPETITIONS + repetition, _worker()[0])
+        with context.at(place):
+            return chain(self.pipeline[1:], self._samples(place))
+
+    def _samples(self, place: context.Context) -> Iterator[Any]:
+        """Yield the samples of the shards dealt to this worker."""
+        numbers = {path: number for number, path in enumerate(self.shards)}
+        dealt = 0
+        shards = self._dealt(place)
+        following = next(shards, None)
+        while following is not None:
+            dealt += 1
+            number, following = numbers[following["url"]], next(shards, None)
+            if following is not None:  # while this one is read, a remote one that comes next is on its way
+                self.reader.prefetch([numbers[following["url"]]])
+            yield from self.reader.shard(number)
+        if not dealt and self.dealing.empty_check:
+            worker, workers = _worker()
+            raise PlanError(
+                f"fewer shards than workers: {len(self.shards)} shards, and none for this one of {workers} workers "
+                f"of {self.topology.world_size} ranks; convert into more shards or take fewer workers",
+                split=self.split,
+                rank=self.topology.rank,
+                worker=worker,
+            )
+
+    def _dealt(self, at: context.Context) -> Iterator[dict[str, str]]:
+        shards: Iterator[Any] = ({"url": path} for path in self.shards)
+        if self.dealing.resampled:
+            choose = at.rng("resampled").choice
+            urls = list(shards)
+            return (choose(urls) for _ in itertools.count())
+        if self.dealing.shardshuffle:
+            # the same on every rank and worker, so that what one of them leaves another takes
+            shards = shuffled(shards, self.dealing.shardshuffle, None, replace(at, rank=0, worker=0))
+        place, worker = self.topology, _worker()
+        # webdataset's own splitters ask the environment, which knows no model-parallel ranks
+        for splitter, own, (number, count) in (
+            (self.dealing.nodesplitter, split_by_node, (place.rank, place.world_size)),
+            (self.dealing.workersplitter, split_by_worker, worker),
+        ):
+            if splitter is own:
+                shards = itertools.islice(shards, number, None, count)
+            elif splitter is not None:
+                shards = iter(splitter(shards))
+        return shards
+
+
+def _source() -> Iterator[Any]:
+    """Stand for the source in a dataset's list of stages; the dataset reads its shards itself."""
+    return iter(())
+
+
+def _worker() -> tuple[int, int]:
+    """Return this worker's number and how many there are; 0 and 1 in the main process."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)

@@ -1,0 +1,238 @@
+"""Loaders in shards order: they take samples from workers in webdataset's order, for a fixed number of batches."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import webdataset as wds
+
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule._engine.loading.dataset import Item, Items, apart
+from bionemo.webdatamodule._engine.loading.loader import close, keeps_workers, torch_loader
+from bionemo.webdatamodule._engine.loading.progress import Progress
+from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.stages import chain, describe
+from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.loading.clock import Clock
+    from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
+    from bionemo.webdatamodule.components import LoaderFunction
+
+_log = logging.getLogger("bionemo.webdatamodule")
+
+
+class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
+    """The loader of a split in shards order, as a webdataset pipeline.
+
+    It yields a fixed number of batches an epoch on every rank, and begins the data again where they are too few:
+    the documented pseudo-epoch.
+
+    Args:
+        dataset: The split's dataset.
+        loader: Makes an iterable of the dataset's items, from worker processes or not.
+        stages: Run on the stream of samples, in this process.
+        n_batches: Batches of an epoch on this rank.
+        num_workers: Worker processes, which the order of samples depends on.
+        clock: Tells the trainer's epoch and how many steps ran.
+        cursor: A cursor at the start of the data, with the identity of the data.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: StreamDataset,
+        loader: LoaderFunction,
+        stages: Sequence[Any],
+        n_batches: int,
+        num_workers: int,
+        clock: Clock,
+        cursor: Cursor,
+    ) -> None:
+        dataset = apart(dataset)
+        wds.DataPipeline.__init__(self, loader(Items(dataset)), *stages)  # WebLoader's own makes a torch DataLoader
+        self._data = dataset
+        self._num_workers = num_workers
+        self._progress = Progress(cursor, clock)
+        self.n_batches = 0
+        self.with_epoch(nbatches=n_batches)
+        if keeps_workers(self.pipeline[0]):
+            dataset.position.share()
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, the same on every rank."""
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._epoch()
+
+    def with_epoch(self, nsamples: int = -1, nbatches: int = -1) -> StreamLoader:
+        """Set the number of batches in an epoch.
+
+        Raises:
+            ConfigError: If it is below 1.
+        """
+        batches = max(nsamples, nbatches)
+        if batches < 1:
+            raise ConfigError(f"with_epoch takes a number of batches from 1 on, not {batches}", split=self._data.split)
+        self.n_batches = batches
+        cursor = self._progress.cursor
+        self._progress.cursor = replace(cursor, n_samples=self.n_batches * cursor.global_batch_size)
+        return self
+
+    def with_length(self, n: int, silent: bool = False) -> StreamLoader:  # noqa: ARG002 - webdataset's signature
+        """Set the number of batches in an epoch, so that the length is true."""
+        return self.with_epoch(n)
+
+    def slice(self, *args: int) -> StreamLoader:
+        """Set the number of batches in an epoch, if that is all that is asked."""
+        if len(args) != 1:
+            raise ConfigError(
+                f"slice{args} leaves out batches at the beginning, which come again in the next pass; "
+                "give one number, the length of an epoch",
+                split=self._data.split,
+            )
+        return self.with_epoch(args[0])
+
+    def repeat(self, nepochs: int = -1, nbatches: int = -1) -> StreamLoader:  # noqa: ARG002 - webdataset's signature
+        """Set the number of batches in an epoch if one is given; the data are always begun again."""
+        return self.with_epoch(nbatches) if nbatches > 0 else self
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the next iteration begins where a state says."""
+        return self._progress.resumed
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place in the epoch after the last batch whose step ran."""
+        began = self._progress.cursor
+        return replace(began, samples=began.samples + self._progress.stepped * began.global_batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cursor, and the ranks and workers that the order depends on."""
+        return {**self.cursor.to_state(), **self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next iteration at a state, by running through the epoch so far once more.
+
+        Raises:
+            ResumeError: If the state is of other data or another seed, or of other ranks or workers.
+        """
+        order = {name: state.get(name) for name in self._order()}
+        if order != self._order():
+            raise ResumeError(
+                f"in shards order the order of samples depends on ranks and workers, and the checkpoint was written "
+                f"with {order}, not {self._order()}; take the same, or read in order='global'",
+                split=self._data.split,
+            )
+        cursor = Cursor.from_state(state)
+        cursor.check(self._progress.cursor)
+        if cursor.global_batch_size != self._progress.cursor.global_batch_size:
+            raise ResumeError(
+                "in shards order a run cannot go on with another global batch size: the checkpoint was written with "
+                f"{cursor.global_batch_size}, not {self._progress.cursor.global_batch_size}",
+                split=self._data.split,
+            )
+        foreign = [stage for stage in (*self._data.pipeline[1:], *self.pipeline[1:]) if not _seeded(stage)]
+        if cursor.samples and foreign:
+            _log.warning(
+                "%s: resuming in shards order runs through the epoch so far again, which is exact only if the stages "
+                "%s draw their random numbers from bionemo.webdatamodule.context, or none",
+                self._data.split,
+                ", ".join(map(describe, foreign)),
+            )
+        self.seek(cursor)
+
+    def seek(self, cursor: Cursor) -> None:
+        """Begin the next iteration at a cursor."""
+        self._progress.seek(cursor)
+
+    @property
+    def _iterator(self) -> Any:
+        # Lightning shuts persistent workers down through this attribute of torch's DataLoader.
+        return getattr(torch_loader(self.pipeline[0]), "_iterator", None)
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        torch_loader(self.pipeline[0])._iterator = value  # noqa: SLF001 - as Lightning does
+
+    def _order(self) -> dict[str, Any]:
+        return {"order": "shards", "ranks": self._data.topology.world_size, "workers": self._num_workers}
+
+    def _epoch(self) -> Iterator[Any]:
+        size = self._progress.cursor.global_batch_size
+        cursor = self._progress.begin(lambda cursor: cursor.samples >= cursor.n_samples)
+        if cursor is None:
+            return
+        done = cursor.samples // size
+        for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), done, self.n_batches)):
+            self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
+            if done + index + 1 == self.n_batches:
+                self._data.reader.tell_skipped()
+            yield batch
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        """Yield batches without end: one pass over the data after the other."""
+        for passed in itertools.count():
+            place = self._data.place(epoch, passed, -1)
+            with context.at(place):
+                batches = chain(self.pipeline[1:], self._samples(epoch, passed))
+            empty = True
+            for batch in batches:
+                empty = False
+                yield batch
+            if empty:
+                raise PlanError(
+                    "a whole pass over the data gave no batch; look at the stages and at the number of samples",
+                    split=self._data.split,
+                    rank=self._data.topology.rank,
+                )
+
+    def _samples(self, epoch: int, passed: int) -> Iterator[Any]:
+        self._data.position.set(epoch, passed)
+        source = iter(self.pipeline[0])
+        try:
+            yield from interleave(source, max(1, self._num_workers))
+        finally:
+            close(source)
+
+
+def _seeded(stage: object) -> bool:
+    """Tell whether a stage is one of this package, which draw random numbers from the run's seed alone."""
+    return (type(stage).__module__ or "").startswith("bionemo.webdatamodule.")
+
+
+def interleave(items: Iterable[Item], workers: int) -> Iterator[Any]:
+    """Yield the samples of items as if workers had sent them one by one, in turn: webdataset's order.
+
+    Args:
+        items: Items of all workers, in turn; each worker's last one may be shorter.
+        workers: How many workers there are.
+    """
+    if workers == 1:
+        return itertools.chain.from_iterable(item.values for item in items)
+    return _interleaved(items, workers)
+
+
+def _interleaved(items: Iterable[Item], workers: int) -> Iterator[Any]:
+    turn: list[Item] = []
+    for item in items:
+        if turn and item.worker <= turn[-1].worker:
+            yield from _in_turn(turn)
+            turn = []
+        turn.append(item)
+        if item.worker == workers - 1:
+            yield from _in_turn(turn)
+            turn = []
+    yield from _in_turn(turn)
+
+
+def _in_turn(items: Sequence[Item]) -> Iterator[Any]:
+    over = object()
+    for values in itertools.zip_longest(*[item.values for item in items], fillvalue=over):
+        yield from (value for value in values if value is not over)

@@ -1,0 +1,196 @@
+"""Does a directory hold what its manifest says: sizes, hashes, and on request every sample decoded."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bionemo.webdatamodule._engine.format.index import ShardIndex, index_name
+from bionemo.webdatamodule._engine.format.manifest import (
+    Manifest,
+    ShardEntry,
+    manifest_path,
+    read_manifest,
+    staging_path,
+)
+from bionemo.webdatamodule._engine.format.tar_headers import member_name, split_name
+from bionemo.webdatamodule._engine.format.tar_write import file_sha256
+from bionemo.webdatamodule._engine.storage.targets import LocalTarget
+from bionemo.webdatamodule.builtins.codecs import Codec, codec_name, make_codec
+from bionemo.webdatamodule.errors import CorruptShardError, ManifestError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule.pickles import Policy
+
+_ENDING = manifest_path("", "")
+_STAGING = staging_path("", "").removeprefix(".")
+_TOGETHER = 256  # samples that are decoded at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What :func:`verify` found.
+
+    Attributes:
+        directory: What was looked at.
+        prefix: Beginning of the shards' names.
+        shards: Shards that the manifest lists.
+        samples: Samples that the manifest counts.
+        bytes: Size of the shards as the manifest has it.
+        problems: What is wrong, a sentence each; empty where all is as it should be.
+        notes: What is there beside the data and does no harm to them.
+    """
+
+    directory: str
+    prefix: str
+    shards: int
+    samples: int
+    bytes: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find_prefixes(directory: str) -> list[str]:
+    """Return the sorted prefixes of which a local directory holds a manifest.
+
+    Raises:
+        NoShardsError: If there is none.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise NoShardsError(f"{directory} cannot be listed: {error.strerror}") from error
+    found = sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
+    if not found and any(name.startswith(".") and name.endswith(_STAGING) for name in names):
+        raise NoShardsError(
+            f"a conversion into {directory} was stopped before it finished; run it again, it goes on where it stopped"
+        )
+    if not found:
+        raise NoShardsError(
+            f"{directory} holds no manifest; for shards that another tool wrote, run `webdatamodule index` first"
+        )
+    return found
+
+
+def verify(
+    directory: str, prefix: str, *, deep: bool = False, policy: Policy | None = None, progress: bool = False
+) -> Report:
+    """Compare a local directory with its manifest, byte for byte.
+
+    Args:
+        directory: The split's directory.
+        prefix: Beginning of the shards' names.
+        deep: Also decode every sample.
+        policy: What pickles may hold, for ``deep``.
+        progress: Whether to show a progress bar on standard error.
+
+    Raises:
+        ManifestError: If there is no manifest, or it cannot be read.
+    """
+    manifest = read_manifest(directory, prefix)
+    if manifest is None:
+        raise ManifestError(
+            f"{directory} holds no {prefix}.manifest.json; convert into it, or index what another tool wrote"
+        )
+    problems: list[str] = []
+    total = manifest.n_bytes
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=not progress, leave=False) as bar,
+        futures.ThreadPoolExecutor() as pool,  # hashing lets go of the interpreter's lock
+    ):
+        for entry, found in zip(
+            manifest.shards, pool.map(lambda entry: shard_problem(directory, entry), manifest.shards), strict=True
+        ):
+            if found is not None:
+                problems.append(f"{entry.name}: {found}")
+            bar.update(entry.bytes)
+    if deep and not problems:
+        problems += _undecodable(directory, manifest, policy or Policy(), progress=progress)
+    return Report(
+        directory=directory,
+        prefix=prefix,
+        shards=len(manifest.shards),
+        samples=manifest.n_samples,
+        bytes=total,
+        problems=tuple(problems),
+        notes=tuple(_notes(directory, manifest)),
+    )
+
+
+def shard_problem(directory: str, entry: ShardEntry) -> str | None:
+    """Return how a shard or its index differs from what the manifest says, or ``None``."""
+    path = os.path.join(directory, entry.name)
+    if os.path.isfile(path) and os.path.getsize(path) != entry.bytes:
+        return f"it has {os.path.getsize(path)} bytes instead of {entry.bytes}"
+    return _difference("it", path, entry.sha256) or _difference("its index", index_name(path), entry.index_sha256)
+
+
+def _difference(what: str, path: str, sha256: str) -> str | None:
+    try:
+        return None if file_sha256(path) == sha256 else f"{what} has other bytes than were written"
+    except FileNotFoundError:
+        return f"{what} is missing"
+    except OSError as error:
+        return f"{what} cannot be read: {error.strerror}"
+
+
+def _notes(directory: str, manifest: Manifest) -> Iterator[str]:
+    listed = {entry.name for entry in manifest.shards}
+    for name in sorted(LocalTarget(directory=directory, prefix=manifest.prefix).sizes()):
+        if name not in listed and name.removesuffix(index_name("")) not in listed:
+            yield f"{name} is not listed by the manifest, so it is not read"
+    if os.path.lexists(staging_path(directory, manifest.prefix)):
+        yield "a conversion is at work, or was stopped; the next one clears it away"
+
+
+def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress: bool) -> Iterator[str]:
+    """Decode every field of every sample and yield what cannot be."""
+    codecs = {suffix: make_codec(codec_name(suffix, name), policy) for suffix, name in manifest.codecs.items()}
+    with tqdm(total=manifest.n_samples, unit=" samples", desc="decoding", disable=not progress, leave=False) as bar:
+        for entry in manifest.shards:
+            with open(os.path.join(directory, entry.name), "rb") as file:
+                tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = memoryview(tar)
+            index = ShardIndex.from_buffer(Path(directory, index_name(entry.name)).read_bytes())
+            for first in range(0, index.n_samples, _TOGETHER):
+                rows = slice(first, first + _TOGETHER)
+                for column, suffix in enumerate(index.suffixes):
+                    offsets, sizes = index.offsets[rows, column].tolist(), index.sizes[rows, column].tolist()
+                    fields = {
+                        sample: data[offset : offset + size]
+                        for sample, (offset, size) in enumerate(zip(offsets, sizes, strict=True), first)
+                        if offset >= 0
+                    }
+                    for sample, reason in _bad_fields(codecs[suffix], fields):
+                        yield f"{entry.name}: {_key(tar, index, sample)}, {suffix}: {reason}"
+                bar.update(min(_TOGETHER, index.n_samples - first))
+
+
+def _key(tar: mmap.mmap, index: ShardIndex, sample: int) -> str:
+    """Return the key of a sample, or which one it is where its header is damaged."""
+    try:
+        parts = split_name(member_name(tar, int(index.headers[sample])))
+    except CorruptShardError:
+        parts = None
+    return f"sample {sample}" if parts is None else parts[0].decode("utf-8", "backslashreplace")
+
+
+def _bad_fields(codec: Codec, fields: Mapping[int, memoryview]) -> Iterator[tuple[int, str]]:
+    """Decode fields, together if all goes well, and yield which cannot be, and why."""
+    try:
+        codec.values(list(fields.values()))
+    except WebDataModuleError as error:
+        reason = error.message
+    except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return
+    if len(fields) == 1:
+        yield next(iter(fields)), reason
+        return
+    for sample, field in fields.items():
+        yield from _bad_fields(codec, {sample: field})

@@ -1,0 +1,1 @@
+"""Which sample when, for whom: integers only."""

@@ -1,0 +1,192 @@
+"""What a plan comes to, for people who look before they run: steps, shares, workers, leftovers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bionemo.webdatamodule._engine.sampling.partition import chunk_length, chunks, mean_share, part
+from bionemo.webdatamodule._engine.sampling.plan import Plan
+from bionemo.webdatamodule.errors import PlanError
+
+
+def report_global(
+    plan: Plan, *, ranks: int, workers: int, accumulate: int = 1, epoch: int = 0, sample_bytes: float = 0
+) -> dict[str, Any]:
+    """Return who reads what of one epoch in global order, as JSON knows it.
+
+    Args:
+        plan: The plan.
+        ranks: Number of ranks.
+        workers: Workers of each rank; 0 for none.
+        accumulate: Batches to a step of the optimizer.
+        epoch: The epoch whose first samples are shown.
+        sample_bytes: Mean size of a sample; 0 if it is not known.
+
+    Returns:
+        A mapping whose ``problems`` are empty if the run can be done; else the rest of it may be missing.
+    """
+    available = sum(source.samples for source in plan.sources)
+    found: dict[str, Any] = {
+        "order": "global",
+        "available": available,
+        "n_samples": plan.n_samples,
+        "global_batch_size": plan.global_batch_size,
+        "epoch": epoch,
+        "seed": plan.seed,
+        "tail": plan.tail,
+        "block": plan.block,
+        "problems": [],
+        "notes": [],
+    }
+    try:
+        plan.check(ranks)
+    except PlanError as error:
+        found["problems"].append(error.message)
+        return found
+    batches = plan.n_batches(ranks)
+    last = [_size(plan, batch, ranks) for batch in range(max(0, batches - 3), batches)]
+    found |= {
+        **_steps(batches, accumulate),
+        "last_batches": last,
+        "dropped": plan.unserved(ranks),
+        "borrowed": max(0, plan.batch_bounds(batches - 1, ranks)[1] - plan.n_samples),
+        "mixture": _mixture(plan),
+        "ranks": [_rank(plan, rank, ranks, batches, last, epoch) for rank in range(ranks)],
+        "workers": _workers(batches, workers, mean_share(plan.n_samples, batches, ranks), sample_bytes),
+    }
+    found["notes"] = list(_notes(plan, found, ranks, available))
+    return found
+
+
+def report_shards(
+    shards: Sequence[int], *, ranks: int, workers: int, global_batch_size: int, n_samples: int = 0, accumulate: int = 1
+) -> dict[str, Any]:
+    """Return who reads what where shards are dealt to ranks and workers in turn, as JSON knows it.
+
+    Args:
+        shards: Samples of each shard.
+        ranks: Number of ranks.
+        workers: Workers of each rank; 0 for none.
+        global_batch_size: Samples of a global batch.
+        n_samples: Samples of an epoch; 0 for as many as there are.
+        accumulate: Batches to a step of the optimizer.
+    """
+    share = max(1, global_batch_size // ranks)
+    n_samples = n_samples or sum(shards)
+    batches = -(-n_samples // global_batch_size)
+    table = []
+    for rank in range(ranks):
+        own = shards[rank::ranks]
+        table += [
+            {"rank": rank, "worker": worker, "shards": len(mine), "samples": sum(mine)}
+            for worker in range(max(1, workers))
+            for mine in [own[worker :: max(1, workers)]]
+        ]
+    samples = [sum(shards[rank::ranks]) for rank in range(ranks)]
+    found: dict[str, Any] = {
+        "order": "shards",
+        "available": sum(shards),
+        "n_samples": n_samples,
+        "shards": len(shards),
+        "global_batch_size": global_batch_size,
+        **_steps(batches, accumulate),
+        "ranks": [{"rank": rank, "samples": count, "per_epoch": batches * share} for rank, count in enumerate(samples)],
+        "workers": table,
+        "problems": [],
+        "notes": [],
+    }
+    needed = ranks * max(1, workers)
+    if len(shards) < needed:
+        found["problems"].append(
+            f"fewer shards than workers: {len(shards)} shards for {ranks} ranks of {max(1, workers)} workers; "
+            f"convert into at least {needed} shards, take fewer workers, or use order='global', "
+            "which needs no shard for each worker"
+        )
+    elif min(samples) != max(samples):
+        found["notes"].append(
+            f"ranks have {min(samples)} to {max(samples)} samples, and each takes {batches * share} in an epoch: "
+            "some samples come more often than others; order='global' takes each once"
+        )
+    return found
+
+
+def _steps(batches: int, accumulate: int) -> dict[str, int]:
+    return {
+        "steps": batches,
+        "accumulate": accumulate,
+        "optimizer_steps": -(-batches // accumulate),
+        "last_accumulation": (batches - 1) % accumulate + 1,
+    }
+
+
+def _size(plan: Plan, batch: int, ranks: int) -> int:
+    first, stop = plan.batch_bounds(batch, ranks)
+    return stop - first
+
+
+def _rank(plan: Plan, rank: int, ranks: int, batches: int, last: list[int], epoch: int) -> dict[str, Any]:
+    """Return what a rank takes; all batches but the last three are full."""
+    taken = [stop - first for first, stop in (part(size, rank, ranks) for size in last)]
+    first, stop = part(plan.global_batch_size, rank, ranks)
+    return {
+        "rank": rank,
+        "samples": (batches - len(last)) * (stop - first) + sum(taken),
+        "share": stop - first if batches > len(last) else taken[0],
+        "last_share": taken[-1],
+        "first_samples": plan.share(epoch, 0, rank, ranks)[:6].tolist(),
+    }
+
+
+def _workers(batches: int, workers: int, share: int, sample_bytes: float) -> list[dict[str, Any]]:
+    length = chunk_length(batches, share, workers, sample_bytes=sample_bytes)
+    found = []
+    for worker in range(max(1, workers)):
+        firsts = range(worker * length, batches, max(1, workers) * length)
+        missing = max(0, firsts[-1] + length - batches) if firsts else 0  # of a last chunk that is shorter
+        run = next(chunks(batches, worker, workers, length=length), range(0))
+        found.append(
+            {
+                "worker": worker,
+                "batches": len(firsts) * length - missing,
+                "first_batches": list(run)[:4],
+                "chunk": length,
+            }
+        )
+    return found
+
+
+def _mixture(plan: Plan) -> list[dict[str, Any]]:
+    """Return how often an epoch goes through each source; empty where there is no mixture."""
+    pairs = zip(plan.sources, plan.order.counts, strict=False)
+    return [
+        {"samples": source.samples, "weight": source.weight, "drawn": count, "passes": count / source.samples}
+        for source, count in pairs
+    ]
+
+
+def _notes(plan: Plan, found: dict[str, Any], ranks: int, available: int) -> list[str]:
+    notes = []
+    idle = [worker["worker"] for worker in found["workers"] if not worker["batches"]]
+    if idle:
+        notes.append(f"{len(idle)} of {len(found['workers'])} workers of each rank have nothing to do")
+    if plan.global_batch_size % ranks:
+        notes.append(f"{plan.global_batch_size} is no multiple of {ranks} ranks: shares differ by one sample")
+    if plan.global_batch_size < 2 * ranks:
+        notes.append(
+            f"with fewer than two samples a rank and batch the last batch depends on the number of ranks; "
+            f"from a global batch of {2 * ranks} on it does not"
+        )
+    if found["dropped"]:
+        notes.append(f"{found['dropped']} samples at the end of each epoch are dropped, others in each")
+    if found["borrowed"]:
+        notes.append(
+            f"the last batch takes {found['borrowed']} samples of the next epoch's order, where they come again"
+        )
+    if plan.shuffle and not plan.order.counts and plan.n_samples < available:
+        notes.append(f"it takes {available / plan.n_samples:.4g} epochs to see all {available} samples")
+    if found["last_accumulation"] != found["accumulate"]:
+        notes.append(
+            f"the last optimizer step of an epoch has {found['last_accumulation']} of {found['accumulate']} batches"
+        )
+    return notes

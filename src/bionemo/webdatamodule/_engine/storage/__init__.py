@@ -1,0 +1,1 @@
+"""Where shards are: local and remote targets, downloads, caches, locks."""

@@ -1,0 +1,289 @@
+"""Sources to shards: validate, cut into one task a shard, run on an executor, publish each split as a whole."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib import metadata
+from itertools import chain
+from typing import Any
+
+from tqdm import tqdm
+
+from bionemo.webdatamodule._engine.format.index import ShardIndex, index_name
+from bionemo.webdatamodule._engine.format.manifest import Manifest, NewerManifestError, ShardEntry
+from bionemo.webdatamodule._engine.log import decided
+from bionemo.webdatamodule._engine.storage import filesystem
+from bionemo.webdatamodule._engine.storage.lock import Lease
+from bionemo.webdatamodule._engine.storage.targets import Target, target_of
+from bionemo.webdatamodule._engine.writing import publish, validate
+from bionemo.webdatamodule._engine.writing.disk_space import Room
+from bionemo.webdatamodule._engine.writing.layout import Source, SplitPlan, as_json, check_n_shards, plan_split
+from bionemo.webdatamodule._engine.writing.name_checks import name_problems, no_names
+from bionemo.webdatamodule._engine.writing.run import run_tasks
+from bionemo.webdatamodule._engine.writing.staging import Staged
+from bionemo.webdatamodule._engine.writing.tasks import codec_of
+from bionemo.webdatamodule.components import KeyFunction, SampleReader
+from bionemo.webdatamodule.errors import ConversionError, DataWarning, ManifestError, WebDataModuleError
+from bionemo.webdatamodule.pickles import Policy
+
+
+def convert(
+    *,
+    reader: SampleReader,
+    names: Mapping[str, Sequence[str]],
+    directories: Mapping[str, str],
+    prefix: str,
+    key_encoder: KeyFunction,
+    executor: AbstractContextManager[futures.Executor],
+    n_shards: int | None = None,
+    policy: Policy | None = None,
+    writer: str = "custom",
+    options: Mapping[str, Any] | None = None,
+    provider: Mapping[str, str] | None = None,
+    key_encoder_name: str = "custom",
+    check: bool = False,
+    progress: bool = False,
+) -> dict[str, Manifest]:
+    """Write the samples of each split into tar shards, and return what each split's directory then holds.
+
+    Each split is published as a whole or not at all. Where the sources have not changed nothing is touched,
+    where a few have only their shards are made anew, and shards that a stopped run finished are used.
+
+    Args:
+        reader: The writer plugin's reader.
+        names: The samples of each split, by its name. Their order is the order in the shards.
+        directories: The directory of each split, which is made if need be; a path or an fsspec URL.
+        prefix: Beginning of the shards' names, ``{prefix}-000000.tar`` and so on.
+        key_encoder: Makes the key of a name.
+        executor: Runs the tasks; entered only if there is something to do.
+        n_shards: Shards of each split. The default makes them about 256 MiB large.
+        policy: What pickles may hold. The default is the safe one.
+        writer: Name of the writer.
+        options: The writer's options, for the manifest. Other options than last time make all shards anew,
+            however they are spelled; what they are is asked of the reader where that is a dataclass.
+        provider: ``plugin``, ``distribution`` and ``version`` that the writer comes from, for the manifest.
+        key_encoder_name: For the manifest and messages.
+        check: Compare the hashes of all shards that are there, and make damaged ones anew.
+            Otherwise names and sizes are compared.
+        progress: Whether to show progress bars on standard error.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+        InputError: If names, keys, directories or samples are bad; it lists the problems of all splits at once.
+        ConversionError: If the disk fails or is full; what was there before stays.
+        RemoteError: If a URL cannot be read or written.
+        PluginError: If the reader, key encoder or executor breaks its contract.
+    """
+    named = {split: validate.check_names(members, split=split) for split, members in names.items()}
+    validate.check_request(list(named), directories, prefix)
+    check_n_shards(n_shards)
+    source = Source(reader=reader, encode=key_encoder, policy=policy or Policy(), writer=writer, options=options or {})
+    targets = {split: target_of(os.fspath(directories[split]), prefix) for split in named}
+    with _disk_errors():
+        plans, problems = _plan(source, named, targets, n_shards, key_encoder_name=key_encoder_name, progress=progress)
+        settled = {plan.split: _settled(plan, check=check) for plan in plans}
+        manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
+        todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.target)]
+        written = {plan.split for plan in todo} | {split for split in named if split not in settled}
+        validate.raise_problems(
+            chain(
+                validate.directory_problems(list(named), directories),
+                problems,
+                *(publish.problems(targets[split]) for split in named if split in written),
+            )
+        )
+        _warn_of_few_samples(plans, n_shards)
+        if todo:
+            about = {
+                "writer": {"name": writer, "options": as_json(source.options), **(provider or {})},
+                "key_encoder": {"name": key_encoder_name},
+                "versions": _versions(),
+            }
+            manifests.update(_convert(todo, executor, about=about, check=check, progress=progress))
+    return {split: manifests[split] for split in named}
+
+
+def _warn_of_few_samples(plans: Sequence[SplitPlan], n_shards: int | None) -> None:
+    for plan in plans:
+        if n_shards is not None and len(plan.wanted) < n_shards:
+            warnings.warn(
+                f"split {plan.split} has {len(plan.wanted)} samples, fewer than the {n_shards} shards asked for: "
+                "every sample gets a shard of its own",
+                DataWarning,
+                stacklevel=3,
+            )
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Tell what the operating system refuses as an error of the conversion."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WebDataModuleError):  # a RemoteError says it all
+            raise
+        raise ConversionError(
+            f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
+        ) from error
+
+
+def _plan(
+    source: Source,
+    named: Mapping[str, Sequence[str]],
+    targets: Mapping[str, Target],
+    n_shards: int | None,
+    *,
+    key_encoder_name: str,
+    progress: bool,
+) -> tuple[list[SplitPlan], list[str]]:
+    """Return the plans of all splits whose names are names, and what is wrong with the names and samples of all."""
+    problems: list[str] = []
+    sound = {}
+    for split, members in named.items():
+        found = list(no_names({split: members}))
+        problems += found
+        if not found:
+            sound[split] = members
+    problems += name_problems(sound, source.encode, encoder=key_encoder_name)
+    total = sum(len(members) for members in sound.values())
+    with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:
+        plans = [
+            plan_split(
+                source,
+                members,
+                split=split,
+                target=targets[split],
+                n_shards=n_shards,
+                before=_current(targets[split]),
+                progress=bar.update,
+            )
+            for split, members in sound.items()
+        ]
+    return plans, problems + [problem for plan in plans for problem in plan.problems]
+
+
+def _convert(
+    plans: Sequence[SplitPlan],
+    executor: AbstractContextManager[futures.Executor],
+    *,
+    about: Mapping[str, Any],
+    check: bool,
+    progress: bool,
+) -> dict[str, Manifest]:
+    """Make and publish what the plans still lack, with the right to do so; return the manifests of all plans."""
+    manifests: dict[str, Manifest] = {}
+    with ExitStack() as held:
+        leases: dict[str, Lease] = {}
+        kept: dict[str, dict[str, ShardEntry]] = {}
+        for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.target.lease)):  # one order for everybody
+            plan.target.prepare()
+            lease = held.enter_context(Lease(plan.target.lease, probe=plan.target.staging))
+            leases[plan.split] = lease
+            publish.heal(plan.target, check=lease.check)
+            manifest = _current(plan.target)
+            kept[plan.split] = _kept(plan, manifest, check=check)
+            if manifest is not None and _lists(manifest) == plan.wanted and len(kept[plan.split]) == len(plan.wanted):
+                manifests[plan.split] = manifest  # another conversion did it while this one waited
+                filesystem.remove_directory(plan.target.staging)
+        todo = [plan for plan in plans if plan.split not in manifests]
+        tasks = {plan.split: [task for task in plan.tasks if task.inputs not in kept[plan.split]] for plan in todo}
+        for plan in todo:
+            held.callback(publish.tidy, plan.target.staging)
+            publish.tidy(plan.target.staging)
+            filesystem.make_private_directory(plan.target.staging)
+        every = [task for plan in todo for task in tasks[plan.split]]
+        room = Room.needed(todo, every)
+        room.check()
+        with room.told():
+            staged = run_tasks(every, executor, progress=progress)
+        made = {task.inputs: shard for task, shard in zip(every, staged, strict=True)}
+        for plan in todo:
+            manifest = _manifest(plan, kept[plan.split], made, about)
+            with room.told():
+                publish.publish(plan.target, manifest, check=leases[plan.split].check)
+            manifests[plan.split] = manifest
+            decided(
+                "split %s: %d samples in %d shards in %s, %d of them new",
+                plan.split,
+                manifest.n_samples,
+                len(manifest.shards),
+                plan.target,
+                len(tasks[plan.split]),
+            )
+    return manifests
+
+
+def _current(target: Target) -> Manifest | None:
+    """Return a target's manifest, or ``None`` where there is none that can be read, so nothing that it says counts."""
+    try:
+        return target.manifest()
+    except NewerManifestError:
+        raise
+    except ManifestError:
+        return None
+
+
+def _lists(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(shard.name, shard.inputs) for shard in manifest.shards]
+
+
+def _settled(plan: SplitPlan, *, check: bool) -> Manifest | None:
+    """Return the manifest of a target that holds just what the plan asks for, or ``None``."""
+    manifest = _current(plan.target)
+    if manifest is None or _lists(manifest) != plan.wanted:
+        return None
+    if check:
+        found = publish.undamaged(plan.target, manifest.shards, check=True)
+    else:
+        found = publish.in_place(plan.target, manifest.shards)
+    return manifest if len(found) == len(manifest.shards) else None
+
+
+def _kept(plan: SplitPlan, manifest: Manifest | None, *, check: bool) -> dict[str, ShardEntry]:
+    """Return the shards that can stay as they are, by their inputs."""
+    wanted = set(plan.wanted)
+    shards = [shard for shard in (manifest.shards if manifest else ()) if (shard.name, shard.inputs) in wanted]
+    return {shard.inputs: shard for shard in publish.undamaged(plan.target, shards, check=check)}
+
+
+def _manifest(
+    plan: SplitPlan, kept: Mapping[str, ShardEntry], made: Mapping[str, Staged], about: Mapping[str, Any]
+) -> Manifest:
+    shards = []
+    suffixes: set[str] = set()
+    for name, inputs in plan.wanted:
+        if inputs in kept:
+            shards.append(kept[inputs])
+            suffixes.update(ShardIndex.from_buffer(plan.target.read(index_name(name)) or b"").suffixes)  # checked
+        else:
+            staged = made[inputs]
+            suffixes.update(staged.suffixes)
+            shards.append(
+                ShardEntry(
+                    name=name,
+                    bytes=staged.bytes,
+                    samples=staged.samples,
+                    sha256=staged.sha256,
+                    index_sha256=staged.index_sha256,
+                    inputs=inputs,
+                )
+            )
+    return Manifest(
+        prefix=plan.target.prefix,
+        suffixes=tuple(sorted(suffixes)),
+        codecs={suffix: codec_of(suffix, plan.tasks[0].codecs) for suffix in sorted(suffixes)},
+        shards=tuple(shards),
+        **about,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "bionemo-webdatamodule": metadata.version("bionemo-webdatamodule"),
+        "python": platform.python_version(),
+    }

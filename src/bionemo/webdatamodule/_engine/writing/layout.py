@@ -1,0 +1,228 @@
+"""The plan of a conversion: which samples go to which shard, and what each shard is made from."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bionemo.webdatamodule._engine.format.manifest import Manifest, shard_name
+from bionemo.webdatamodule._engine.format.tar_write import BLOCK
+from bionemo.webdatamodule._engine.storage.targets import Target
+from bionemo.webdatamodule._engine.writing.source_identity import identity
+from bionemo.webdatamodule._engine.writing.tasks import ShardTask, codecs_of, describe, fingerprints, inputs_digest
+from bionemo.webdatamodule._engine.writing.validate import LISTED
+from bionemo.webdatamodule.components import KeyFunction, SampleReader
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.pickles import Policy
+
+SHARD_BYTES = 256 << 20
+"""About how large a shard becomes where the user gives no number of shards."""
+
+_RECIPE = 2  # goes up when the same samples would give other bytes than before
+_PROBES = 16  # samples read to estimate the size of all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the samples of a conversion come from, and what is done to them.
+
+    Attributes:
+        reader: The writer plugin's reader.
+        encode: The key encoder.
+        policy: What pickles may hold.
+        writer: Name of the writer.
+        options: The writer's options.
+    """
+
+    reader: SampleReader
+    encode: KeyFunction
+    policy: Policy
+    writer: str
+    options: Mapping[str, Any]
+
+    @functools.cached_property
+    def codecs(self) -> Mapping[str, str]:
+        """Codec by suffix, as far as the reader declares them."""
+        return codecs_of(self.reader, writer=self.writer)
+
+    @functools.cached_property
+    def recipe(self) -> str:
+        """All that determines a shard's bytes beside its samples."""
+        return json.dumps([_RECIPE, self.writer, identity(self.reader, self.options), as_json(self.codecs)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """The shards that a split is to have.
+
+    Attributes:
+        split: Name of the split.
+        target: Where they go.
+        wanted: Name and inputs of each shard, in order.
+        tasks: The task that makes each.
+        problems: What is wrong with its samples, as far as the source knows without reading them.
+        bytes_per_sample: About how large a sample is in a shard, if that was asked for.
+    """
+
+    split: str
+    target: Target
+    wanted: Sequence[tuple[str, str]]
+    tasks: Sequence[ShardTask]
+    problems: Sequence[str]
+    bytes_per_sample: float | None
+
+
+def plan_split(
+    source: Source,
+    names: Sequence[str],
+    *,
+    split: str,
+    target: Target,
+    n_shards: int | None,
+    before: Manifest | None = None,
+    progress: Callable[[int], object],
+) -> SplitPlan:
+    """Cut a split into shard tasks, and look whether its samples are there and what state they are in.
+
+    Where no number of shards is given and the target holds just these samples already, none of them is read:
+    the number of shards is what it was.
+
+    Args:
+        source: Where the samples come from.
+        names: The samples, at least one.
+        split: Name of the split.
+        target: Where its shards go.
+        n_shards: How many shards, of at least one sample each; ``None`` for as many as their size asks for.
+        before: What the target holds.
+        progress: Called with the number of samples looked at.
+    """
+    same = None
+    per_sample = None
+    if n_shards is None:
+        if before is not None and before.n_samples == len(names) and len(before.shards) <= len(names):
+            same = _cut_into(len(before.shards), source, names, split=split, target=target, progress=progress)
+            if same.wanted == [(shard.name, shard.inputs) for shard in before.shards]:
+                return same
+        per_sample = estimate_bytes(source.reader, names) / len(names)
+        n_shards = default_n_shards(per_sample * len(names))
+    n_shards = min(n_shards, len(names))
+    if same is None or len(same.wanted) != n_shards:
+        same = _cut_into(n_shards, source, names, split=split, target=target, progress=progress)
+    return replace(same, bytes_per_sample=per_sample)
+
+
+def _cut_into(
+    n_shards: int,
+    source: Source,
+    names: Sequence[str],
+    *,
+    split: str,
+    target: Target,
+    progress: Callable[[int], object],
+) -> SplitPlan:
+    wanted, tasks, missing = [], [], []
+    for number, part in enumerate(cut(len(names), n_shards)):
+        members = names[part.start : part.stop]
+        prints = fingerprints(source.reader, members, writer=source.writer)
+        missing += [name for name, one in zip(members, prints or (), strict=False) if not one]
+        inputs = inputs_digest(source.recipe, members, source.encode, prints)
+        wanted.append((shard_name(target.prefix, number, n_shards), inputs))
+        tasks.append(
+            ShardTask(
+                reader=source.reader,
+                names=members,
+                encode=source.encode,
+                policy=source.policy,
+                codecs=source.codecs,
+                writer=source.writer,
+                split=split,
+                staging=target.staging,
+                recipe=source.recipe,
+                inputs=inputs,
+            )
+        )
+        progress(len(members))
+    return SplitPlan(
+        split=split,
+        target=target,
+        wanted=wanted,
+        tasks=tasks,
+        problems=[
+            _why_missing(source.reader, name) if number < LISTED else name for number, name in enumerate(missing)
+        ],
+        bytes_per_sample=None,
+    )
+
+
+def _why_missing(reader: SampleReader, name: str) -> str:
+    """Return what the reader says when it is asked for a sample that has no fingerprint."""
+    try:
+        for _ in reader([name]):
+            break
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what the user is told
+        return f"{name}: {describe(error)}"
+    return f"{name}: the source has no readable sample of that name"
+
+
+def as_json(value: Any) -> Any:
+    """Return options as JSON knows them: paths as text, other objects by their class."""
+    return json.loads(json.dumps(value, sort_keys=True, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    kind = value if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def check_n_shards(n_shards: Any, *, argument: str = "n_shards") -> int | None:
+    """Return a number of shards, or ``None`` for one that follows from the size of the data.
+
+    Raises:
+        ConfigError: If it is no positive whole number.
+    """
+    if n_shards is not None and (isinstance(n_shards, bool) or not isinstance(n_shards, int) or n_shards < 1):
+        raise ConfigError(f"{argument} must be a positive whole number or None, not {n_shards!r}")
+    return n_shards
+
+
+def cut(n_samples: int, n_shards: int) -> list[range]:
+    """Return the samples of each shard: all in order, sizes at most one apart.
+
+    The larger shards come last, so that samples appended to a data set change as few shards as possible.
+
+    Args:
+        n_samples: At least ``n_shards``.
+        n_shards: At least one.
+    """
+    size, larger = divmod(n_samples, n_shards)
+    sizes = [size] * (n_shards - larger) + [size + 1] * larger
+    ends = itertools.accumulate(sizes)
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def default_n_shards(n_bytes: float) -> int:
+    """Return how many shards of about :data:`SHARD_BYTES` hold that many bytes."""
+    return max(1, round(n_bytes / SHARD_BYTES))
+
+
+def estimate_bytes(reader: SampleReader, names: Sequence[str]) -> float:
+    """Return about how many bytes the tars of these samples take, from a few of them, evenly spread.
+
+    Samples that cannot be read do not count; that they cannot is found and told elsewhere.
+    """
+    step = max(1, len(names) // _PROBES)
+    sizes = []
+    with contextlib.suppress(Exception, SystemExit):
+        for sample in reader(names[::step][:_PROBES]):
+            sizes.append(sum(BLOCK * (2 + (len(data) - 1) // BLOCK) for data in sample.files.values()))  # noqa: PERF401 - keeps what came before an error
+    return len(names) * sum(sizes) / max(1, len(sizes))

@@ -1,0 +1,142 @@
+"""Runs the tasks of a conversion on an executor, shows how far they are, and gathers what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Sequence
+from concurrent import futures
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bionemo.webdatamodule._engine.writing import validate
+from bionemo.webdatamodule._engine.writing.staging import Staged, progress_path
+from bionemo.webdatamodule._engine.writing.tasks import Result, ShardTask
+from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginError, WebDataModuleError
+
+_REFRESH = 0.5  # seconds between two updates of the progress bar
+
+
+def run_tasks(
+    tasks: Sequence[ShardTask], executor: AbstractContextManager[futures.Executor], *, progress: bool
+) -> list[Staged]:
+    """Run all tasks and return their shards, in the order of the tasks.
+
+    Args:
+        tasks: One for each shard.
+        executor: Gives a standard executor, which is entered only if there is something to do.
+        progress: Whether to show a progress bar on standard error.
+
+    Raises:
+        InputError: If samples are bad. All tasks run to their end before, so that all problems are known.
+        ConversionError: If a shard could not be made.
+        ConfigError: If a task cannot be pickled for the executor.
+        PluginError: If the writer broke its contract.
+    """
+    if not tasks:
+        return []
+    n_samples = sum(len(task.names) for task in tasks)
+    with (
+        ExitStack() as entered,
+        tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
+    ):
+        pool = _enter(executor, entered)
+        running: dict[futures.Future[Result], ShardTask] = {}
+        try:
+            for task in tasks:
+                running[_submit(pool, task)] = task
+            _watch(running, bar)
+        except BaseException:
+            for future in running:
+                future.cancel()
+            raise
+        results = [_result(future) for future in running]
+    problems = [problem for result in results for problem in result.problems]
+    if problems:
+        raise validate.input_error(problems, sum(result.n_problems for result in results))
+    return [result.staged for result in results if result.staged is not None]
+
+
+def _enter(executor: AbstractContextManager[futures.Executor], entered: ExitStack) -> futures.Executor:
+    """Start an executor, which ends with the stack."""
+    name = f"{type(executor).__module__}.{type(executor).__qualname__}"
+    try:
+        pool = entered.enter_context(executor)
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        raise PluginError(f"the executor {name} cannot start: {type(error).__name__}: {error}") from error
+    if not callable(getattr(pool, "submit", None)):
+        raise PluginError(f"the executor {name} gives {type(pool).__name__}, which is no concurrent.futures.Executor")
+    return pool
+
+
+def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> None:
+    """Wait for all tasks, raising the first error that stops the conversion."""
+    waiting = set(running)
+    done = 0
+    while waiting:
+        finished, waiting = futures.wait(waiting, timeout=_REFRESH, return_when=futures.FIRST_COMPLETED)
+        for future in finished:
+            done += len(running[future].names)
+            if future.cancelled():
+                raise ConversionError("the executor cancelled a shard; run it again, finished shards are kept")
+            error = future.exception()
+            if isinstance(error, WebDataModuleError):
+                raise error
+            if error is not None:
+                raise _failure(error, running[future]) from error
+        bar.update(done + sum(_noted(running[future]) for future in waiting) - bar.n)
+
+
+def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:
+    try:
+        future = pool.submit(task)
+    except Exception as error:
+        raise _failure(error, task) from error
+    if not isinstance(future, futures.Future):
+        raise PluginError(f"the executor gives {type(future).__name__} for a task, which is no Future")
+    return future
+
+
+def _result(future: futures.Future[Result]) -> Result:
+    result = future.result()
+    if not isinstance(result, Result):
+        raise PluginError(f"the executor gives {type(result).__name__} as the result of a task, not what it returned")
+    return result
+
+
+def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
+    """Return what the user is told when a task fails."""
+    if isinstance(error, WebDataModuleError):
+        return error
+    if isinstance(error, futures.BrokenExecutor):
+        return ConversionError(
+            f"a process that made shards died, perhaps for want of memory ({error}); "
+            "run it again with fewer workers, finished shards are kept"
+        )
+    for what, part in (("writer", task.reader), ("key encoder", task.encode)):
+        reason = _why_unpicklable(part)
+        if reason:
+            return ConfigError(
+                f"the {what} {part!r} cannot be sent to another process ({reason}); "
+                "make it of module-level functions and classes, or use executor='serial'"
+            )
+    return ConversionError(f"a shard could not be made: {type(error).__name__}: {error}")
+
+
+def _why_unpicklable(value: object) -> str | None:
+    try:
+        pickle.dumps(value)
+    except Exception as error:  # noqa: BLE001 - pickling runs the object's own code
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _noted(task: ShardTask) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(progress_path(task.staging, task.inputs)).read_text())
+    return 0

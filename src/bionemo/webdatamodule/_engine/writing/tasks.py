@@ -1,0 +1,299 @@
+"""One shard as one task: read its samples, write its tar into the staging directory, say what was wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
+from bionemo.webdatamodule._engine.storage import filesystem
+from bionemo.webdatamodule._engine.writing import validate
+from bionemo.webdatamodule._engine.writing.staging import Progress, Staged, find_staged, keep, progress_path, tar_path
+from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
+from bionemo.webdatamodule.components import KeyFunction, SampleReader
+from bionemo.webdatamodule.errors import (
+    ConversionError,
+    DecodeError,
+    InputError,
+    PluginError,
+    WebDataModuleError,
+)
+from bionemo.webdatamodule.pickles import Policy
+
+PICKLES = frozenset({"pickle", "pkl", "pt", "pyd"})
+"""Last parts of suffixes whose fields are pickles, unless the reader says otherwise."""
+
+
+_TOGETHER = 1024  # samples whose names, keys and fingerprints are hashed at a time
+
+
+def codecs_of(reader: SampleReader, *, writer: str) -> Mapping[str, str]:
+    """Return the codec by suffix, as far as the reader declares them.
+
+    Raises:
+        PluginError: If it declares what no reader of shards understands.
+    """
+    found = getattr(reader, "codecs", {})
+    if not isinstance(found, Mapping):
+        raise PluginError(
+            f"codecs of the writer {writer} must map suffixes to codecs, not {found!r:.80}", plugin=writer
+        )
+    for suffix, codec in found.items():
+        if codec not in ("pickle", "bytes"):
+            raise PluginError(
+                f"the writer {writer} declares the codec {codec!r} for the suffix {suffix!r}; "
+                "there are 'pickle' and 'bytes'",
+                plugin=writer,
+            )
+    return dict(found)
+
+
+def codec_of(suffix: str, codecs: Mapping[str, str]) -> str:
+    """Return the codec of a suffix: what the reader declares, else by the suffix's last part."""
+    return codecs.get(suffix) or ("pickle" if suffix.rpartition(".")[2].lower() in PICKLES else "bytes")
+
+
+def fingerprints(reader: SampleReader, names: Sequence[str], *, writer: str) -> Sequence[str] | None:
+    """Return the reader's fingerprints of these samples, or ``None`` where it cannot tell.
+
+    Raises:
+        PluginError: If the reader gives something else, or fails.
+    """
+    function = getattr(reader, "fingerprints", None)
+    if function is None:
+        return None
+    try:
+        found = function(names)
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"fingerprints() of the writer {writer} fails with {type(error).__name__}: {error}", plugin=writer
+        ) from error
+    if (
+        not isinstance(found, Sequence)
+        or isinstance(found, str)
+        or len(found) != len(names)
+        or not all(isinstance(one, str) for one in found)
+    ):
+        raise PluginError(
+            f"fingerprints() of the writer {writer} must give one string a sample, not {found!r:.80}", plugin=writer
+        )
+    return found
+
+
+def inputs_digest(recipe: str, names: Sequence[str], encode: KeyFunction, prints: Sequence[str] | None) -> str:
+    """Return the hash of all that a shard is made from; it also names the shard's files while they are staged.
+
+    Args:
+        recipe: Text of what determines the bytes beside the samples.
+        names: The shard's samples, in order.
+        encode: Makes their keys.
+        prints: Their fingerprints, if the reader gives any.
+    """
+    digest = hashlib.sha256(recipe.encode("utf-8", "surrogatepass"))
+    for start in range(0, len(names), _TOGETHER):  # a whole shard's text at once would take much memory
+        some = names[start : start + _TOGETHER]
+        told = None if prints is None else list(prints[start : start + _TOGETHER])
+        digest.update(repr((list(some), [encode(name) for name in some], told)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a task came to: a finished shard, or problems of its samples.
+
+    Attributes:
+        staged: The shard; ``None`` where there were problems.
+        problems: The first problems, a line each.
+        n_problems: How many there were.
+    """
+
+    staged: Staged | None = None
+    problems: tuple[str, ...] = ()
+    n_problems: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Makes one shard. It pickles, and it can run on any machine that sees the staging directory.
+
+    Attributes:
+        reader: The writer plugin's reader.
+        names: The shard's samples, in order.
+        encode: The key encoder.
+        policy: What pickles may hold.
+        codecs: Codec by suffix as the reader declares them.
+        writer: Name of the writer, for messages.
+        split: Name of the split, for messages.
+        staging: The staging directory.
+        recipe: Text of what determines the bytes beside the samples.
+        inputs: :func:`inputs_digest` when the conversion was planned.
+    """
+
+    reader: SampleReader
+    names: Sequence[str]
+    encode: KeyFunction
+    policy: Policy
+    codecs: Mapping[str, str]
+    writer: str
+    split: str
+    staging: str
+    recipe: str
+    inputs: str
+
+    def __call__(self) -> Result:
+        """Make the shard, unless an earlier run has finished it.
+
+        Raises:
+            ConversionError: If it cannot be written, or the source changed meanwhile.
+            PluginError: If the reader breaks its contract.
+        """
+        staged = find_staged(self.staging, self.inputs)
+        if staged is not None:
+            return Result(staged=staged)
+        part = f"{tar_path(self.staging, self.inputs)}.{uuid.uuid4().hex}.part"
+        try:
+            return self._make(part)
+        except OSError as error:
+            raise ConversionError(
+                f"a shard cannot be written: {error.strerror or error}; mend this and run it again",
+                file=part,
+                split=self.split,
+            ) from error
+        finally:
+            for path in (part, progress_path(self.staging, self.inputs)):
+                with contextlib.suppress(OSError):
+                    filesystem.remove(path)
+
+    def _make(self, part: str) -> Result:
+        descriptor = filesystem.create(part)
+        try:
+            writer = ShardWriter(descriptor, path=part)
+            problems = self._copy(writer)
+            if problems.count:
+                return Result(problems=tuple(problems.first), n_problems=problems.count)
+            written = writer.finish()
+            filesystem.sync(descriptor)
+        finally:
+            filesystem.close(descriptor)
+        now = inputs_digest(
+            self.recipe,
+            self.names,
+            self.encode,
+            fingerprints(self.reader, self.names, writer=self.writer),
+        )
+        if now != self.inputs:
+            raise ConversionError(
+                "the source changed while it was read; run the conversion again. If it did not change, "
+                f"the fingerprints of the writer {self.writer} or the keys of the key encoder are not repeatable",
+                split=self.split,
+            )
+        return Result(staged=keep(self.staging, self.inputs, part, written))
+
+    def _copy(self, writer: ShardWriter) -> _Problems:
+        """Copy the samples into the tar, and after a first problem only go on looking for others."""
+        problems = _Problems()
+        progress = Progress(progress_path(self.staging, self.inputs))
+        layouts: dict[tuple[str, ...], list[tuple[str, bool]]] = {}
+        names, encode, recode = self.names, self.encode, recoder(self.policy)
+        position = 0
+        while position < len(names):
+            try:
+                for name, found in self._samples(position):
+                    suffixes = tuple(found)
+                    layout = layouts.get(suffixes) or layouts.setdefault(suffixes, self._layout(name, found))
+                    fields = []
+                    for suffix, is_pickle in layout:
+                        data = found[suffix]
+                        if not isinstance(data, bytes):
+                            raise self._breach(f"gives {type(data).__name__} instead of bytes", name, suffix)
+                        try:
+                            fields.append((suffix, recode(data) if is_pickle else data))
+                        except DecodeError as error:
+                            error.located(suffix=suffix)
+                            raise
+                    if not problems.count:
+                        writer.add(encode(name), fields)
+                    position += 1
+                    progress.note(position)
+            except (InputError, DecodeError, OSError) as error:  # noqa: PERF203 - the loop goes on behind a bad sample
+                problems.add(names[position], error)
+                position += 1
+        return problems
+
+    def _samples(self, start: int) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        """Yield what the reader reads, after checking that it is the right samples."""
+        expected = iter(self.names[start:])
+        for sample in self._read(self.names[start:]):
+            name = next(expected, None)
+            if name is None:
+                raise self._breach("gives more samples than it was asked for", repr(sample)[:80])
+            try:
+                given, found = sample
+            except (TypeError, ValueError):
+                raise self._breach(f"yields {type(sample).__name__} instead of Sample(name, files)", name) from None
+            if given != name:
+                raise self._breach(f"gives sample {given!r} where {name!r} is due", name)
+            if not isinstance(found, Mapping):
+                raise self._breach(f"gives {type(found).__name__} instead of a mapping from suffix to bytes", name)
+            yield name, found
+        missing = next(expected, None)
+        if missing is not None:
+            raise self._breach("ends before this sample", missing)
+
+    def _read(self, names: Sequence[str]) -> Iterator[Any]:
+        """Yield what the reader yields; errors that are no fault of a sample are the reader's own."""
+        done = 0
+        try:
+            for done, sample in enumerate(self.reader(names), 1):  # noqa: B007 - asked for below
+                yield sample
+        except (OSError, WebDataModuleError):
+            raise
+        except (Exception, SystemExit) as error:
+            name = names[min(done, len(names) - 1)]
+            raise self._breach(f"fails with {type(error).__name__}: {error}", name) from error
+
+    def _layout(self, name: str, found: Mapping[str, Any]) -> list[tuple[str, bool]]:
+        """Return the suffixes of a sample in their order in the tar, and which of them are pickles."""
+        if not found:
+            raise self._breach("gives no field", name)
+        for suffix in found:
+            problem = validate.suffix_problem(suffix)
+            if problem:
+                raise self._breach(f"gives the suffix {suffix!r}, which {problem}", name)
+        if len({suffix.lower() for suffix in found}) < len(found):
+            raise self._breach("gives suffixes that differ only in case", name, ", ".join(found))
+        return [(suffix, codec_of(suffix, self.codecs) == "pickle") for suffix in sorted(found)]
+
+    def _breach(self, what: str, sample: str | None, suffix: str | None = None) -> PluginError:
+        return PluginError(
+            f"the writer {self.writer} {what}", plugin=self.writer, sample=sample, suffix=suffix, split=self.split
+        )
+
+
+@dataclass(kw_only=True)
+class _Problems:
+    """The first problems of a shard's samples, and the count of all."""
+
+    first: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, sample: str, error: Exception) -> None:
+        self.count += 1
+        if len(self.first) < validate.LISTED:
+            self.first.append(f"{sample}: {describe(error)}")
+
+
+def describe(error: Exception) -> str:
+    """Return one line on what is wrong with a sample."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, WebDataModuleError):
+        place = ", ".join(f"{name}={value}" for name, value in error.where.items())
+        return f"{error.message}{f' ({place})' if place else ''}"
+    return str(error)

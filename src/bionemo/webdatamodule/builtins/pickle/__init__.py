@@ -1,0 +1,1 @@
+"""The default pickle plugin: the writer ``pickles`` and the codec ``pickle``."""

@@ -1,0 +1,1 @@
+"""Decoding by comparison with an accepted pickle."""

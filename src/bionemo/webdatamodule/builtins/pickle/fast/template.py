@@ -1,0 +1,281 @@
+"""A traced program as a template: the bytes that have to be equal, and what to do with the others.
+
+A template cuts the stream into chunks of fixed length.
+Most templates have one; a memory of varying length (:func:`compile_template`, ``opened``) ends a chunk, and the
+last number of the chunk says how long it is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from bionemo.webdatamodule.builtins.pickle.fast.batches import column_of
+from bionemo.webdatamodule.builtins.pickle.fast.match import (
+    IN_ROW,
+    Grid,
+    Number,
+    Part,
+    Sizes,
+    Span,
+    Stretch,
+    padded,
+    runs,
+)
+from bionemo.webdatamodule.builtins.pickle.fast.program import Block, Const, Leaf, Scalar, parts
+from bionemo.webdatamodule.builtins.pickle.fast.values import (
+    Slot,
+    array,
+    constant,
+    counted,
+    itemsize_of,
+    kind_of,
+    number_in,
+    operand,
+    scalar,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from bionemo.webdatamodule.builtins.pickle.fast.batches import Column
+    from bionemo.webdatamodule.builtins.pickle.fast.match import Streams
+    from bionemo.webdatamodule.builtins.pickle.fast.program import Node, Program
+    from bionemo.webdatamodule.builtins.pickle.fast.values import Values
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A program with holes.
+
+    Attributes:
+        grid: How streams are compared with them.
+        slots: How to make the parts of the value.
+        values: Makes the values of streams that follow the program.
+        column: Makes batches of streams whose templates are of one kind.
+        kind: What the value is like; equal for templates that differ in lengths and operand sizes only.
+    """
+
+    grid: Grid
+    slots: tuple[Slot, ...]
+    values: Values
+    column: Column
+    kind: Any
+
+    def fit(self, views: Sequence[memoryview], places: Any) -> Streams | None:
+        """Return those streams that follow the program, if any do; see :meth:`~.grids.Grid.fit`."""
+        return self.grid.fit(self, views, places)
+
+
+def memories(program: Program) -> list[Leaf]:
+    """Return the parts of a stream that may be of any length: text, bytes, and the memory of arrays and tensors."""
+    found = []
+    for part in parts(program.root):
+        if isinstance(part, Block):
+            found.append(part.data)
+        elif isinstance(part, Leaf) and part.count and not part.shared:
+            found.append(part)
+    return found
+
+
+def signature(data: bytes, program: Program) -> tuple[bytes, ...]:
+    """Return what streams have in common that differ in their data and in the lengths of memories only.
+
+    Raises:
+        ValueError: As :func:`compile_template`.
+    """
+    return _Layout(data, program, memories(program)).program()
+
+
+def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> Template:
+    """Make a template of a traced stream.
+
+    Args:
+        data: The stream.
+        program: What :func:`~bionemo.webdatamodule.builtins.pickle.fast.trace.trace` says of it.
+        opened: Numbers of the :func:`memories` that may have another length in other streams.
+
+    Raises:
+        ValueError: If numbers or lengths are of a kind that rows cannot hold.
+    """
+    layout = _Layout(data, program, [leaf for n, leaf in enumerate(memories(program)) if n in opened])
+    nodes = list(parts(program.root))
+    slots = tuple(map(layout.slot, nodes))
+    return Template(
+        grid=layout.grid(nodes),
+        slots=slots,
+        values=whole(program.root, iter(slots)),
+        column=column_of(program.root, iter(range(len(nodes)))),
+        kind=kind_of(program.root),
+    )
+
+
+class _Layout:
+    """Where everything lies: in which chunk, and in rows.
+
+    Positions are those of the stream that was traced.
+    """
+
+    def __init__(self, data: bytes, program: Program, opened: list[Leaf]) -> None:
+        opened = sorted(opened, key=lambda leaf: leaf.start)
+        self.data = data
+        self.opened = {leaf.start: chunk for chunk, leaf in enumerate(opened)}  # each ends a chunk
+        self.counts = [*opened, None]  # what ends each chunk
+        self.starts = [0, *(leaf.stop for leaf in opened)]  # of the chunks
+        self.ends = [*(leaf.start for leaf in opened), len(data)]
+        self.regions = [r for r in program.regions if any(r[2] <= leaf.start < r[3] for leaf in opened)]
+        self.holes = sorted(self.find_holes(program))
+        large = [m for m in memories(program) if m.start not in self.opened and m.stop - m.start > IN_ROW]
+        self.stretches, self.width = self.rows([(m.start, m.stop) for m in large])
+
+    def find_holes(self, program: Program) -> Iterator[tuple[int, int]]:
+        """Yield the position and width of all bytes that may differ."""
+        for position, width, _, _ in self.regions:
+            yield position, width
+        for part in parts(program.root):
+            if isinstance(part, Scalar):
+                yield _hole(part.data)
+            elif isinstance(part, Block):
+                yield from self.memory(part.data)
+                yield from map(_hole, part.keys)
+                if part.data.start in self.opened:
+                    yield from map(_hole, (*part.shape, *part.strides, *part.numels))
+            elif isinstance(part, Leaf) and _varies(part):
+                yield from self.memory(part) if part.count else [_hole(part)]
+
+    def memory(self, leaf: Leaf) -> Iterator[tuple[int, int]]:
+        """Yield what may differ of a memory: itself, or its count."""
+        if leaf.start not in self.opened:
+            yield _hole(leaf)
+        elif leaf.count:
+            yield leaf.count
+
+    def program(self) -> tuple[bytes, ...]:
+        """Return the bytes that have to be equal: those between the holes and open memories."""
+        places = sorted(
+            [*self.holes, *((end, start - end) for end, start in zip(self.ends, self.starts[1:], strict=False))]
+        )
+        begins = [0, *(position + width for position, width in places)]
+        ends = [*(position for position, _ in places), len(self.data)]
+        return tuple(self.data[begin:end] for begin, end in zip(begins, ends, strict=True))
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Return the chunk of a position, and how far into the chunk it is."""
+        chunk = bisect_right(self.starts, position) - 1
+        if position > self.ends[chunk]:
+            raise ValueError("a length ends inside a memory")
+        return chunk, position - self.starts[chunk]
+
+    def slot(self, part: Node) -> Slot:
+        """Say how a part of the value is made."""
+        if isinstance(part, Const) or (isinstance(part, Leaf) and not _varies(part)):
+            return Slot(constant(part.value))
+        if isinstance(part, Scalar):
+            return Slot(scalar(part.dtype, self.column(part.data.start)))
+        if isinstance(part, Leaf):
+            return Slot(counted(part.kind, self.span(part)) if part.count else operand(part, self.column(part.start)))
+        varies = part.data.start in self.opened
+        shape = [self.number(size) if varies else size.value for size in part.shape]
+        return array(part, self.span(part.data), shape)
+
+    def span(self, data: Leaf) -> Span:
+        """Return where a memory lies."""
+        if data.start in self.opened:
+            chunk = self.opened[data.start]
+            return Span(chunk, self.ends[chunk] - self.starts[chunk], chunk + 1, 0)
+        chunk, low = self.place(data.start)
+        return Span(chunk, low, chunk, low + data.stop - data.start, self.column(data.start))
+
+    def rows(self, skipped: Sequence[tuple[int, int]]) -> tuple[list[Stretch], int]:
+        """Return what of the stream is in a row, and the length of a row."""
+        gaps = [*skipped, *zip(self.ends, self.starts[1:], strict=False)]
+        begins = [0, *sorted(stop for _, stop in gaps)]
+        ends = [*sorted(start for start, _ in gaps), len(self.data)]
+        stretches = []
+        at = 0
+        for start, stop in zip(begins, ends, strict=True):
+            stretches.append(Stretch(start, stop, at))
+            at += stop - start
+        return stretches, padded(at)
+
+    def column(self, position: int) -> int:
+        """Return where a byte of the stream is in a row; -1 if it is not."""
+        return next((at + position - start for start, stop, at in self.stretches if start <= position < stop), -1)
+
+    def number(self, leaf: Leaf) -> Number:
+        """Return where rows have a number."""
+        number = number_in(leaf, self.column(leaf.start))
+        if number is None:
+            raise ValueError("a length of more than four bytes")
+        return number
+
+    def count(self, position: int, width: int) -> Number:
+        """Return where rows have the number that announces some bytes."""
+        return Number(self.column(position), _COUNTS[width])
+
+    def part(self, chunk: int) -> Part:
+        """Return a chunk as rows see it."""
+        first, end, leaf = self.starts[chunk], self.ends[chunk], self.counts[chunk]
+        expected, counting = np.zeros(self.width, np.uint8), np.zeros(self.width, np.bool_)
+        stretches = [stretch for stretch in self.stretches if first <= stretch.low < end]
+        for low, high, at in stretches:
+            expected[at : at + high - low] = np.frombuffer(self.data, np.uint8, high - low, low)
+            counting[at : at + high - low] = True
+        for position, width in self.holes:
+            if first <= position < end and (at := self.column(position)) >= 0:
+                counting[at : at + width] = False
+        return Part(
+            end - first,
+            [Stretch(low - first, high - first, at) for low, high, at in stretches],
+            runs(expected, counting),
+            self.count(*leaf.count) if leaf and leaf.count else None,
+            leaf.unit if leaf else 0,
+        )
+
+    def tie(self, position: int, width: int, start: int, stop: int) -> tuple[Number, int, int, int]:
+        """Return where rows say how far two places are apart: a constant, and two chunks whose distance is added."""
+        (first, low), (last, high) = self.place(start), self.place(stop)
+        return self.count(position, width), high - low, first, last
+
+    def grid(self, nodes: Iterable[Node]) -> Grid:
+        """Say how streams are compared."""
+        blocks = [part for part in nodes if isinstance(part, Block)]
+        return Grid(
+            width=self.width,
+            size=None if self.opened else len(self.data),
+            parts=[self.part(chunk) for chunk in range(len(self.starts))],
+            ties=[self.tie(*region) for region in self.regions],
+            twins=[
+                (self.column(one.start), self.column(other.start), one.stop - one.start)
+                for one, other in (block.keys for block in blocks if block.keys)
+            ],
+            bools=[
+                self.column(part.start)
+                for part in nodes
+                if isinstance(part, Leaf) and part.kind == "bool" and _varies(part)
+            ],
+            sizes=[
+                Sizes(
+                    self.span(block.data),
+                    itemsize_of(block),
+                    *([self.number(leaf) for leaf in leaves] for leaves in (block.shape, block.strides, block.numels)),
+                )
+                for block in blocks
+                if block.data.start in self.opened
+            ],
+        )
+
+
+_COUNTS: Final = {1: "u1", 4: "<u4", 8: "<u8"}
+
+
+def _varies(leaf: Leaf) -> bool:
+    return not leaf.shared and (leaf.count is not None or leaf.stop > leaf.start)
+
+
+def _hole(leaf: Leaf) -> tuple[int, int]:
+    return leaf.start, leaf.stop - leaf.start

@@ -1,0 +1,139 @@
+"""The default writer: one or several pickle files per sample, in one directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bionemo.webdatamodule._engine.writing.validate import check_suffixes
+from bionemo.webdatamodule.components import Sample, Writer
+from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.hookspecs import hookimpl
+
+_MOST_READ = 1 << 30  # bytes; Linux reads 2 GiB at most in one call, so a short read says nothing beyond that
+_SMALL = 1 << 16  # bytes of a first read; larger files are met only after one that was as large
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickleReader:
+    """Reads ``{directory}/{name}.{suffix}`` for each suffix.
+
+    Attributes:
+        directory: Where the pickle files lie. Names may lead into subdirectories, but not out of it.
+        suffixes: One suffix or several; each file's suffix is also its field in the shards.
+
+    Raises:
+        ConfigError: If a suffix cannot be stored.
+    """
+
+    directory: str
+    suffixes: tuple[str, ...]
+
+    def __init__(self, *, directory: str | os.PathLike[str], suffixes: str | Iterable[str]) -> None:
+        object.__setattr__(self, "directory", os.fspath(directory))
+        object.__setattr__(self, "suffixes", check_suffixes(suffixes))
+
+    @property
+    def codecs(self) -> Mapping[str, str]:
+        """All fields are pickles, whatever their suffixes look like."""
+        return dict.fromkeys(self.suffixes, "pickle")
+
+    def names(self) -> Sequence[str]:
+        """Return the sorted names of all samples in the directory and below that have every suffix.
+
+        Raises:
+            InputError: If the directory cannot be listed.
+        """
+        found: list[str] = []
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            here, pending_here = self._list(below)
+            found += here
+            pending += pending_here
+        return sorted(found)
+
+    def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
+        """Return size and modification time of each sample's files; ``""`` where one cannot be a pickle file."""
+        return [self._fingerprint(name) for name in names]
+
+    def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
+        """Yield the samples of these names.
+
+        Raises:
+            InputError: If a name leads out of the directory.
+            OSError: If a file cannot be read.
+        """
+        guess = _SMALL
+        for name in names:
+            if not _stays_inside(name):
+                raise InputError(f"the name {name!r} leads out of the directory {self.directory}")
+            files = {suffix: _read(f"{self.directory}/{name}.{suffix}", guess) for suffix in self.suffixes}
+            guess = max(_SMALL, 1 + max(map(len, files.values())))  # the next sample is often as large
+            yield Sample(name, files)
+
+    def _fingerprint(self, name: str) -> str:
+        if not _stays_inside(name):
+            return ""
+        found = []
+        for suffix in self.suffixes:
+            try:
+                status = os.stat(f"{self.directory}/{name}.{suffix}")  # noqa: PTH116 - a million of them
+            except (OSError, ValueError):
+                return ""
+            if not stat.S_ISREG(status.st_mode):
+                return ""
+            found.append(f"{status.st_size}@{status.st_mtime_ns}")
+        return found[0] if len(found) == 1 else " ".join(found)
+
+    def _list(self, below: str) -> tuple[list[str], list[str]]:
+        """Return the names in one directory and the directories in it, as paths below the top one."""
+        files: set[str] = set()
+        directories = []
+        try:
+            with os.scandir(os.path.join(self.directory, below)) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(f"{below}{entry.name}/")
+                    else:
+                        files.add(entry.name)
+        except OSError as error:
+            raise InputError(f"{self.directory} cannot be listed: {error.strerror}", file=below or None) from error
+        first, *others = (f".{suffix}" for suffix in self.suffixes)
+        bases = (file.removesuffix(first) for file in files if file.endswith(first))
+        names = [base for base in bases if base and all(base + other in files for other in others)]
+        return [below + name for name in names], directories
+
+
+def _stays_inside(name: str) -> bool:
+    if "\x00" in name or name.startswith("/"):
+        return False
+    return ".." not in name or ".." not in name.split("/")
+
+
+def _read(path: str, guess: int) -> bytes:
+    """Return a file's bytes, with a single read call if there are fewer than guessed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hang it
+    try:
+        data = os.read(descriptor, guess)
+        if len(data) < guess <= _MOST_READ:
+            return data
+        parts = [data]
+        while data:
+            data = os.read(descriptor, max(os.fstat(descriptor).st_size - sum(map(len, parts)), 0) + 1)
+            parts.append(data)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+@hookimpl
+def webdatamodule_writers() -> Iterable[Writer]:
+    """Register the writer ``pickles``."""
+    yield Writer(
+        name="pickles",
+        summary="pickle files in a directory, one or several per sample",
+        factory=PickleReader,
+    )

@@ -1,0 +1,1 @@
+"""The unpickler that runs no code."""

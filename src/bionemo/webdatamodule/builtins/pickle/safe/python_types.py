@@ -1,0 +1,287 @@
+"""What pickles may name of Python itself, and the checking constructor behind each name.
+
+A list of permitted names alone is not safe: ``bytearray(10**12)`` and ``set(range(10**12))`` are a few bytes in a
+file, and ``datetime`` takes an hour of 255.
+So every name leads to a function here that looks at each argument before Python sees it, takes exact types only,
+and never makes more than its arguments hold.
+"""
+
+from __future__ import annotations
+
+import array
+import datetime as dt
+import pathlib
+import re
+import uuid
+from collections import Counter, OrderedDict, defaultdict, deque
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final
+
+from bionemo.webdatamodule.builtins.pickle.safe.limits import Fresh, Global, Owned, check_keys, expect, names, table
+from bionemo.webdatamodule.errors import RefusedPickleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_EXPONENT: Final = 10_000  # of a Decimal: int(Decimal("1e999999999")) would need 400 MB
+
+
+# -- builtins and collections
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    # how protocols 0 to 2 spell bytes
+    expect(type(text) is str and encoding in ("latin1", "latin-1"), "bytes in an unknown encoding")
+    return text.encode("latin-1")
+
+
+def _bytes(*args: Any) -> bytes:
+    expect(args == (), "bytes made of something")
+    return b""
+
+
+def _bytearray(data: Any = b"", encoding: str = "latin-1") -> bytearray:
+    # bytearray(10**12) is an allocation that costs the file ten bytes
+    if type(data) is str:
+        data = _encode(data, encoding)
+    expect(type(data) is bytes, "a bytearray made of no bytes")
+    return bytearray(data)
+
+
+def _items(items: Any) -> Any:
+    # a range would be 100 bytes in the file and any number of items in memory
+    expect(type(items) in (list, tuple), "a set or sequence made of no list")
+    return items
+
+
+def _set(items: Any = ()) -> set[Any]:
+    check_keys(_items(items))
+    return set(items)
+
+
+def _frozenset(items: Any = ()) -> frozenset[Any]:
+    check_keys(_items(items))
+    return frozenset(items)
+
+
+def _complex(real: float, imag: float) -> complex:
+    expect({type(real), type(imag)} <= {int, float}, "a complex made of no numbers")
+    return complex(real, imag)
+
+
+def _range(start: int, stop: int, step: int) -> range:
+    expect(type(start) is type(stop) is type(step) is int, "a range of no integers")
+    return range(start, stop, step)
+
+
+def _slice(start: Any, stop: Any, step: Any) -> slice:
+    expect({type(start), type(stop), type(step)} <= {int, float, str, type(None)}, "a slice of objects")
+    return slice(start, stop, step)
+
+
+def _ordered_dict(pairs: Any = ()) -> Fresh:
+    expect(pairs in ([], ()), "an OrderedDict made of something")
+    return Fresh(OrderedDict(), _ordered_dict_state)
+
+
+def _ordered_dict_state(made: OrderedDict[Any, Any], state: Any) -> None:
+    # torch.nn.Module.state_dict() notes the version of each of its modules in an attribute
+    if type(state) is not dict or list(state) != ["_metadata"]:
+        raise RefusedPickleError("the pickle has an OrderedDict with attributes, which the safe codec does not build")
+    modules = state["_metadata"]
+    expect(type(modules) in (dict, OrderedDict), "a state_dict with unknown metadata")
+    for name, facts in modules.items():
+        expect(type(name) is str and type(facts) is dict, "a state_dict with unknown metadata")
+        kinds = {*map(type, facts), *map(type, facts.values())}
+        expect(kinds <= {str, int, float, bool, type(None)}, "a state_dict with unknown metadata")
+    made._metadata = modules  # type: ignore[attr-defined]  # noqa: SLF001  # as torch's own
+
+
+def _defaultdict(factory: Any = None) -> defaultdict[Any, Any]:
+    known = type(factory) is Global and isinstance(factory.real, type)
+    if factory is not None and not known:
+        raise RefusedPickleError("the pickle has a defaultdict whose factory is no plain type")
+    return defaultdict(factory.real if known else None)
+
+
+def _counter(counts: Any = None) -> Counter[Any]:
+    expect(counts is None or type(counts) is dict, "a Counter made of no dict")
+    return Counter(counts)
+
+
+def _deque(items: Any = (), maxlen: int | None = None) -> deque[Any]:
+    expect(maxlen is None or (type(maxlen) is int and maxlen >= 0), "a deque without a length")
+    return deque(_items(items), maxlen)
+
+
+def _array(cls: Any, code: str, machine_format: int, data: bytes) -> array.array[Any]:
+    # machine formats 0 to 15 are the integers and floats of known size; "u" may hold what is no text
+    expect(names(cls, "array.array") and type(code) is str and code in "bBhHiIlLqQfd", "an unknown array")
+    made = array.array(code)
+    native = made.__reduce_ex__(3)[1][2]  # of (type, code, machine format, bytes)
+    expect(machine_format == native and type(data) is bytes, "an array of another machine")
+    made.frombytes(data)
+    return made
+
+
+def _array_of_list(code: str, items: list[Any]) -> array.array[Any]:
+    expect(type(code) is str and code in "bBhHiIlLqQfd" and type(items) is list, "an unknown array")
+    return array.array(code, items)
+
+
+# -- numbers, times, paths
+
+_DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(E[+-]?\d{1,6})?|[+-]?(Infinity|s?NaN\d*)")
+
+
+def _decimal(text: str) -> Decimal:
+    expect(type(text) is str and len(text) <= MAX_EXPONENT and bool(_DECIMAL.fullmatch(text)), "a bad Decimal")
+    made = Decimal(text)
+    expect(not made.is_finite() or abs(made.adjusted()) <= MAX_EXPONENT, "a Decimal out of bounds")
+    return made
+
+
+def _fraction(numerator: Any, denominator: Any = 1) -> Fraction:
+    if type(numerator) is str:
+        expect(bool(re.fullmatch(r"[+-]?\d+(/\d+)?", numerator)), "a bad Fraction")
+        return Fraction(numerator)
+    expect(type(numerator) is type(denominator) is int, "a Fraction of no integers")
+    return Fraction(numerator, denominator)
+
+
+def _state(data: Any, size: int, what: str) -> bytes:
+    # Python's own constructors look at the month only and take an hour of 255
+    expect(type(data) is bytes and len(data) == size, f"a bad {what}")
+    return bytes(data)
+
+
+def _timezone_or_none(zone: Any) -> dt.tzinfo | None:
+    expect(zone is None or type(zone) is dt.timezone, "a time zone of an unknown type")
+    return zone  # type: ignore[no-any-return]
+
+
+def _datetime(data: bytes, zone: Any = None) -> dt.datetime:
+    year1, year2, month, day, hour, minute, second, *micro = _state(data, 10, "datetime")
+    return dt.datetime(
+        year1 << 8 | year2, month & 0x7F, day, hour, minute, second, int.from_bytes(micro, "big"),
+        _timezone_or_none(zone), fold=month >> 7,
+    )  # fmt: skip
+
+
+def _date(data: bytes) -> dt.date:
+    year1, year2, month, day = _state(data, 4, "date")
+    return dt.date(year1 << 8 | year2, month, day)
+
+
+def _time(data: bytes, zone: Any = None) -> dt.time:
+    hour, minute, second, *micro = _state(data, 6, "time")
+    return dt.time(hour & 0x7F, minute, second, int.from_bytes(micro, "big"), _timezone_or_none(zone), fold=hour >> 7)
+
+
+def _timedelta(days: int, seconds: int, microseconds: int) -> dt.timedelta:
+    expect(type(days) is type(seconds) is type(microseconds) is int, "a timedelta of no integers")
+    return dt.timedelta(days, seconds, microseconds)
+
+
+def _timezone(offset: dt.timedelta, *name: str) -> dt.timezone:
+    expect(type(offset) is dt.timedelta and all(type(part) is str for part in name), "a bad time zone")
+    return dt.timezone(offset, *name)
+
+
+def _uuid() -> Fresh:
+    return Fresh(uuid.UUID(int=0), _uuid_state)
+
+
+def _uuid_state(made: uuid.UUID, state: Any) -> None:
+    known = type(state) is dict and "int" in state and set(state) <= {"int", "is_safe"}
+    expect(known and all(type(value) is int for value in state.values()), "a bad UUID")
+    expect(0 <= state["int"] < 1 << 128, "a UUID out of bounds")
+    made.__setstate__(state)  # type: ignore[attr-defined]
+
+
+def _path(cls: type[pathlib.PurePath]) -> Callable[..., pathlib.PurePath]:
+    def make(*parts: str) -> pathlib.PurePath:
+        expect(all(type(part) is str for part in parts), "a path of no text")
+        return cls(*parts)
+
+    return make
+
+
+def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
+    # how protocols 0 and 1 spell NEWOBJ
+    expect(type(cls) is Global and type(base) is Global, "an object of no class")
+    if cls.allowed:
+        if base.real is object:
+            return Owned(object.__new__(cls.real))
+        made = base.real.__new__(cls.real, state)
+        base.real.__init__(made, state)
+        return Owned(made)
+    if cls.new is None:
+        raise RefusedPickleError(f"the pickle makes a {cls.name} in a way that the safe codec does not know")
+    return cls.new()
+
+
+def _newobj(cls: Any, *args: Any) -> Any:
+    return _newobj_ex(cls, args, {})
+
+
+def _newobj_ex(cls: Any, args: Any, kwargs: Any) -> Any:
+    if type(cls) is not Global or cls.new is None or not (cls.allowed or kwargs == {}):
+        raise RefusedPickleError("the pickle makes an object in a way that the safe codec does not know")
+    if cls.allowed:
+        return Owned(cls.new(*(arg.real if type(arg) is Global else arg for arg in args), **kwargs))
+    return cls.new(*args)
+
+
+_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "_codecs.encode": _encode,
+    "array._array_reconstructor": _array,
+    "array.array": _array_of_list,
+    "builtins.complex": _complex,
+    "builtins.range": _range,
+    "builtins.slice": _slice,
+    "collections.Counter": _counter,
+    "collections.defaultdict": _defaultdict,
+    "collections.deque": _deque,
+    "copyreg.__newobj__": _newobj,
+    "copyreg.__newobj_ex__": _newobj_ex,
+    "copyreg._reconstructor": _reconstructor,
+    "datetime.date": _date,
+    "datetime.datetime": _datetime,
+    "datetime.time": _time,
+    "datetime.timedelta": _timedelta,
+    "datetime.timezone": _timezone,
+    "decimal.Decimal": _decimal,
+    "fractions.Fraction": _fraction,
+    "pathlib.PurePosixPath": _path(pathlib.PurePosixPath),
+    "pathlib.PureWindowsPath": _path(pathlib.PureWindowsPath),
+    "pathlib._local.PurePosixPath": _path(pathlib.PurePosixPath),  # Python 3.13
+    "pathlib._local.PureWindowsPath": _path(pathlib.PureWindowsPath),
+}
+
+TABLE: Final[dict[tuple[str, str], Any]] = table(_FUNCTIONS.items())
+"""``(module, name)`` as pickles spell it, to a token or to a harmless constant."""
+
+# Types that may also be arguments, such as the factory of a defaultdict.
+for _type, _call in (
+    (OrderedDict, _ordered_dict),
+    (bool, None),
+    (bytearray, _bytearray),
+    (bytes, _bytes),
+    (dict, None),
+    (float, None),
+    (frozenset, _frozenset),
+    (int, None),
+    (list, None),
+    (object, None),
+    (set, _set),
+    (str, None),
+    (tuple, None),
+):
+    _module, _name = _type.__module__, _type.__name__
+    TABLE[_module, _name] = Global(name=f"{_module}.{_name}", call=_call, real=_type)
+
+TABLE["uuid", "UUID"] = Global(name="uuid.UUID", new=_uuid)
+TABLE["builtins", "Ellipsis"] = Ellipsis
+TABLE["builtins", "NotImplemented"] = NotImplemented

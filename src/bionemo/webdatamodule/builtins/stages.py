@@ -1,0 +1,150 @@
+"""Default stages for single samples: the pipeline steps that most data sets need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule.components import Stage
+from bionemo.webdatamodule.context import shuffled
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.hookspecs import hookimpl
+from bionemo.webdatamodule.options import function as as_function
+from bionemo.webdatamodule.options import whole_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untuple:
+    """Turn 1-tuples, which samples of one suffix are, into their only value.
+
+    Raises:
+        ConfigError: If a sample is no 1-tuple.
+    """
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield the value of each sample."""
+        for sample in samples:
+            if not isinstance(sample, tuple) or len(sample) != 1:
+                raise ConfigError(f"untuple takes samples of one suffix, got {type(sample).__name__} {sample!r:.80}")
+            yield sample[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffle:
+    """Shuffle a stream through a buffer, in an order that is new in each epoch and repeats between runs.
+
+    In global order the plan has shuffled already, and this stage passes samples on as they come.
+    In shards order the randomness comes from the data module's seed, the epoch, the rank and the worker.
+
+    Args:
+        size: Samples in the buffer.
+        initial: Samples in the buffer before the first is passed on; by default a full buffer.
+    """
+
+    size: int
+    initial: int | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("size", self.size, least=1)
+        if self.initial is not None:
+            whole_number("initial", self.initial, least=1)
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield the samples in another order."""
+        place = context.current()
+        return samples if place.order == "global" else shuffled(samples, self.size, self.initial, place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """Apply a function to each sample.
+
+    Args:
+        function: Takes a sample, gives a sample; or an import path, ``"package.module.function"``.
+    """
+
+    function: Callable[[Any], Any] | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", as_function("function", self.function))
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield what the function makes of each sample."""
+        function: Any = self.function
+        return map(function, samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapTuple:
+    """Apply one function to each value of a tuple.
+
+    Args:
+        functions: A function for each suffix, in their order; ``None`` keeps the value.
+    """
+
+    functions: Sequence[Callable[[Any], Any] | str | None]
+
+    def __post_init__(self) -> None:
+        functions = tuple(f if f is None else as_function("functions", f) for f in self.functions)
+        object.__setattr__(self, "functions", functions)
+
+    def __call__(self, samples: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Yield the new tuples."""
+        functions: Any = self.functions
+        for sample in samples:
+            if len(sample) != len(functions):
+                raise ConfigError(f"map_tuple has {len(functions)} functions for {len(sample)} values")
+            yield tuple(value if f is None else f(value) for f, value in zip(functions, sample, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Keep the samples for which a function says so.
+
+    In global order a share that loses all its samples is an error, since ranks must take equal steps.
+
+    Args:
+        predicate: Takes a sample, gives true or false; or an import path.
+    """
+
+    predicate: Callable[[Any], Any] | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "predicate", as_function("predicate", self.predicate))
+
+    def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Yield the samples that are kept."""
+        predicate: Any = self.predicate
+        return filter(predicate, samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """Turn tuples into dictionaries.
+
+    Args:
+        names: A name for each suffix, in their order.
+    """
+
+    names: Sequence[str]
+
+    def __call__(self, samples: Iterator[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+        """Yield the dictionaries."""
+        names = tuple(self.names)
+        for sample in samples:
+            if len(sample) != len(names):
+                raise ConfigError(f"named has {len(names)} names for {len(sample)} values")
+            yield dict(zip(names, sample, strict=True))
+
+
+@hookimpl
+def webdatamodule_stages() -> Iterable[Stage]:
+    """Register the default stages."""
+    yield Stage(name="untuple", summary="1-tuples become their only value", factory=Untuple)
+    yield Stage(name="shuffle", summary="shuffle a stream through a buffer (shards order)", factory=Shuffle)
+    yield Stage(name="map", summary="apply a function to each sample", factory=Map)
+    yield Stage(name="map_tuple", summary="apply a function to each value", factory=MapTuple)
+    yield Stage(name="select", summary="keep the samples that a function likes", factory=Select)
+    yield Stage(name="named", summary="tuples become dictionaries", factory=Named)

@@ -1,0 +1,1 @@
+"""The default loader: torch worker processes with shared memory."""

@@ -1,0 +1,53 @@
+"""The default loader: torch's worker processes, with our transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bionemo.webdatamodule.components import Loader
+from bionemo.webdatamodule.hookspecs import hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebLoader:
+    """Read items in worker processes and move them to the main one through shared memory.
+
+    The options are those of ``torch.utils.data.DataLoader`` that make sense for a stream of items.
+
+    Args:
+        num_workers: Worker processes; 0 reads in the main process.
+        pin_memory: Copy tensors to page-locked memory, for faster transfer to a GPU.
+        prefetch_factor: Items that each worker prepares ahead; torch's default is 2.
+        persistent_workers: Keep the workers from one epoch to the next.
+        timeout: Seconds without an item after which the workers count as hung; ``None`` for nine minutes,
+            0 for never.
+        multiprocessing_context: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default fork where there is one,
+            so that stages need not pickle.
+        worker_init_fn: Called in each worker with its number.
+        generator: Torch's generator for the workers' base seed.
+        in_order: Take items from the workers in turn; ``False`` is refused in global order.
+    """
+
+    num_workers: int = 0
+    pin_memory: bool = False
+    prefetch_factor: int | None = None
+    persistent_workers: bool = False
+    timeout: float | None = None
+    multiprocessing_context: Any = None
+    worker_init_fn: Callable[[int], None] | None = None
+    generator: Any = None
+    in_order: bool = True
+
+    def __call__(self, dataset: Iterable[Any]) -> Iterable[Any]:
+        """Return a loader of the dataset's items."""
+        from bionemo.webdatamodule.builtins.webloader.loader import make_loader
+
+        return make_loader(dataset, self)
+
+
+@hookimpl
+def webdatamodule_loaders() -> Iterable[Loader]:
+    """Register the default loader."""
+    yield Loader(name="webloader", summary="worker processes and shared memory", factory=WebLoader)

@@ -1,1 +1,0 @@
-"""Is this machine fit for a run: :mod:`.machine` looks, :mod:`.trial` tries, :mod:`.findings` judges."""

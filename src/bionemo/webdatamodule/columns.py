@@ -1,0 +1,160 @@
+"""The columnar form: fields of many samples that become a batch without a sample in between.
+
+A codec gives a :class:`Column` for the bytes of one field of many samples.
+Stages that have ``columns(fields)`` pass columns on or make a batch of them.
+``fields`` has the structure of a sample, with a column for each value:
+
+```text
+a sample                      its fields
+(a, b)                        (Column, Column)        what the first stage gets
+a                             Column                  after ``untuple``
+{"x": a, "y": b}              {"x": Column, "y": Column}    after ``named``
+```
+
+From the first stage on that has no ``columns``, or whose ``columns`` returns ``NotImplemented``,
+samples are made and every stage is called with an iterator of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+
+@runtime_checkable
+class Column(Protocol):
+    """One field of several samples, in their order, not decoded yet.
+
+    A column may also have ``__getitem__(slice) -> Column``, see :class:`SliceableColumn`.
+    Any method may raise what the codec raises for a field that cannot be decoded. The engine then decodes the
+    fields one by one and names the sample.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def values(self) -> list[Any]:
+        """Return the value of each sample. Arrays and tensors own their memory."""
+        ...
+
+    def stack(self) -> Any:
+        """Return the batch that :func:`torch.utils.data.default_collate` makes of the values."""
+        ...
+
+    def pad(self) -> Any:
+        """Return the same after filling tensors with zeros to the longest in the batch, see :func:`pad_values`."""
+        ...
+
+
+@runtime_checkable
+class SliceableColumn(Column, Protocol):
+    """A column that gives part of itself.
+
+    The engine then asks a codec once for the fields of several batches, and slices.
+    """
+
+    def __getitem__(self, where: slice, /) -> Column:
+        """Return the column of consecutive samples."""
+        ...
+
+
+Fields: TypeAlias = "Column | tuple[Column, ...] | dict[str, Column]"
+"""The columns of samples, in the structure that the samples have."""
+
+
+@dataclass(frozen=True)
+class ValueColumn:
+    """A column of values that are decoded already, or decoded one by one.
+
+    Attributes:
+        fields: The values, or what ``decode`` makes values of.
+        decode: Returns the value of one field; ``None`` where ``fields`` are the values.
+    """
+
+    fields: Sequence[Any]
+    decode: Callable[[Any], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __getitem__(self, where: slice) -> ValueColumn:
+        return ValueColumn(self.fields[where], self.decode)
+
+    def values(self) -> list[Any]:
+        """Return the values."""
+        return list(self.fields if self.decode is None else map(self.decode, self.fields))
+
+    def stack(self) -> Any:
+        """Return torch's ``default_collate`` of the values."""
+        from torch.utils.data import default_collate
+
+        return default_collate(self.values())
+
+    def pad(self) -> Any:
+        """Return :func:`pad_values` of the values."""
+        return pad_values(self.values())
+
+
+def is_fields(value: object) -> bool:
+    """Tell whether a value is a column, or a tuple or dictionary of columns."""
+    if isinstance(value, tuple):
+        return bool(value) and all(isinstance(column, Column) for column in value)
+    if isinstance(value, dict):
+        return bool(value) and all(isinstance(column, Column) for column in value.values())
+    return isinstance(value, Column)
+
+
+def samples_of(fields: Fields) -> list[Any]:
+    """Return the samples whose columns these are."""
+    if isinstance(fields, tuple):
+        return list(zip(*[column.values() for column in fields], strict=True))
+    if isinstance(fields, dict):
+        names, columns = list(fields), [column.values() for column in fields.values()]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return fields.values()
+
+
+def stack_fields(fields: Fields) -> Any:
+    """Return the batch that torch's ``default_collate`` makes of the samples: a list for tuples, a dict for dicts."""
+    if isinstance(fields, tuple):
+        return [column.stack() for column in fields]
+    if isinstance(fields, dict):
+        return {name: column.stack() for name, column in fields.items()}
+    return fields.stack()
+
+
+def pad_fields(fields: Fields) -> Any:
+    """Return the batch that :func:`pad_values` makes of the samples."""
+    if isinstance(fields, tuple):
+        return [column.pad() for column in fields]
+    if isinstance(fields, dict):
+        return {name: column.pad() for name, column in fields.items()}
+    return fields.pad()
+
+
+def pad_values(values: Sequence[Any]) -> Any:
+    """Collate values as torch's ``default_collate`` does, after filling tensors with zeros to the longest.
+
+    Args:
+        values: At least one value; all of one structure: tensors, arrays, numbers, strings, or tuples, lists and
+            dictionaries of them. Tensors may differ in their first dimension.
+
+    Returns:
+        The batch; a tensor of shape ``(n, longest, ...)`` where lengths differ.
+    """
+    import numpy as np
+    import torch
+    from torch.utils.data import default_collate
+
+    first = values[0]
+    if isinstance(first, np.ndarray):
+        return pad_values([torch.as_tensor(value) for value in values])
+    if isinstance(first, torch.Tensor) and first.ndim:
+        return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+    if isinstance(first, Mapping):
+        return {name: pad_values([value[name] for value in values]) for name in first}
+    if isinstance(first, tuple | list):
+        return [pad_values(list(column)) for column in zip(*values, strict=True)]
+    return default_collate(list(values))

@@ -1,1 +1,0 @@
-"""The plugins that come with the core: ordinary plugins whose names are reserved."""

@@ -1,1 +1,0 @@
-"""Who reads what, when: plans of epochs, and the datasets and callbacks that follow them."""

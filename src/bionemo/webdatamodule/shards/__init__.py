@@ -1,1 +1,0 @@
-"""Tar shards on disk: writing, publishing, indexing, reading, verifying."""

@@ -1,0 +1,88 @@
+"""Batches filled up with zeros: the same whether values are joined or read straight into the batch."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bionemo.webdatamodule import PickledDataWDS, Split, Use
+from bionemo.webdatamodule.builtins.padding import fill
+from bionemo.webdatamodule.builtins.pickle.decoder import Decoder
+from bionemo.webdatamodule.pickles import Policy, dumps, loads
+
+MAKERS = {
+    "tensors": lambda n, size: torch.arange(n, n + size),
+    "matrices": lambda n, size: torch.arange(3 * size).reshape(size, 3) + n,
+    "bfloat16": lambda n, size: torch.full((size,), n, dtype=torch.bfloat16),
+    "arrays": lambda n, size: np.arange(size) + n,
+    "numbers": lambda n, _size: n,
+    "records": lambda n, size: {"tokens": torch.arange(size), "embedding": torch.full((4,), n / 3), "label": n},
+    "tuples": lambda n, size: (torch.arange(size), f"name {n}", [n, torch.tensor(n)], b"x" * size),
+}
+
+
+def same(one, other):
+    """Whether two batches have the same structure, types and values."""
+    if isinstance(one, torch.Tensor):
+        return type(other) is torch.Tensor and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+@pytest.mark.parametrize("encode", [pickle.dumps, dumps])
+@pytest.mark.parametrize("kind", MAKERS)
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=8))
+def test_reading_into_the_batch_is_the_same_as_joining(kind, encode, sizes):
+    """Also while the decoder is still learning which lengths vary."""
+    decoder = Decoder(Policy())
+    for _ in range(3):
+        streams = [encode(MAKERS[kind](number, size)) for number, size in enumerate(sizes)]
+        expected = fill(list(map(loads, streams)))
+        assert same(expected, decoder.batch([memoryview(stream) for stream in streams], pad=True))
+
+
+def test_padding_is_zero_in_memory_that_was_used_before():
+    """What an earlier batch left in the memory does not show."""
+    decoder = Decoder(Policy())
+    views = [memoryview(dumps(torch.ones(size))) for size in (5, 3, 5, 1)]
+    for _ in range(3):
+        batch = decoder.batch(views, empty=lambda shape, dtype: torch.full(shape, 7, dtype=dtype), pad=True)
+    assert [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]] == batch.tolist()
+
+
+def test_other_dimensions_have_to_agree():
+    """The error is that of torch, as for any batch that does not fit together."""
+    views = [memoryview(dumps(torch.ones(2, width))) for width in (3, 4)]
+    with pytest.raises(RuntimeError, match="size"):
+        Decoder(Policy()).batch(views, pad=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_padded_batches_of_a_module_are_those_of_its_samples(tmp_path, workers):
+    """``batch`` with ``collate="pad"`` gives the same batches when workers make them as when the user does."""
+    names = [f"s{number:02d}" for number in range(20)]
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.pyd").write_bytes(pickle.dumps(MAKERS["records"](number, number * 7 % 11 + 1)))
+    batches = []
+    for stage in (Use("batch", collate="pad"), Use("batch", collate=fill)):
+        module = PickledDataWDS(
+            tmp_path,
+            "pyd",
+            {Split.train: names},
+            tmp_path / "tars-",
+            6,
+            n_tars_wds=3,
+            pipeline_prebatch_wld={Split.train: stage},
+            kwargs_wld={Split.train: {"num_workers": workers}},
+        )
+        module.prepare_data()
+        module.setup("fit")
+        batches.append(list(module.train_dataloader()))
+    assert len(batches[0]) == 4
+    assert same(batches[1], batches[0])

@@ -1,0 +1,171 @@
+"""The bench command: it measures every part and worker count of any data set, and draws the right conclusions."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import pytest
+import torch
+
+from bionemo.webdatamodule._cli.bench.measure import PARTS, Rate, advice
+from bionemo.webdatamodule._cli.main import main
+from bionemo.webdatamodule._engine.writing.adopt import adopt
+
+FAST = ["--seconds", "0.02", "--batch-size", "4"]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Return a function that writes two shards of samples with these fields."""
+
+    def write(fields, samples=10, prefix="wdshards"):
+        for shard in range(2):
+            with tarfile.open(tmp_path / f"{prefix}-{shard:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+                for sample in range(samples // 2):
+                    for suffix, value in fields(shard * samples // 2 + sample).items():
+                        member = tarfile.TarInfo(f"{shard}{sample:04d}.{suffix}")
+                        member.size = len(value)
+                        tar.addfile(member, io.BytesIO(value))
+        return str(tmp_path)
+
+    return write
+
+
+def tensors(number):
+    """Return a tensor and a label."""
+    return {"x.pyd": pickle.dumps(torch.full((100,), float(number))), "y.cls": str(number).encode()}
+
+
+def ragged(number):
+    """Return a tensor of a length of its own."""
+    return {"x.pyd": pickle.dumps(torch.ones(number + 1))}
+
+
+def twice(samples):
+    """Do something with samples."""
+    for (sample,) in samples:
+        yield sample * 2
+
+
+def report(capsys, *arguments):
+    """Run the command and return what it prints as JSON."""
+    assert 0 == main(["bench", "--json", *arguments, *FAST])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_part_and_worker_count_is_measured(shards, capsys):
+    """The report has a figure for each, consistent in its units, and the machine-readable output nothing else."""
+    directory = shards(tensors)
+    adopt(directory, "wdshards")
+    found = report(capsys, directory, "--workers", "0", "1")
+    expected = [part for part in PARTS if part != "stages"]
+    assert (10, expected, ["0", "1"]) == (
+        found["samples"],
+        [part["name"] for part in found["parts"]],
+        [rate["name"] for rate in found["workers"]],
+    )
+    size = sum(map(len, tensors(0).values()))
+    assert size == found["bytes_per_sample"]
+    for rate in found["parts"] + found["workers"]:
+        assert 1e6 == pytest.approx(rate["samples"] * rate["microseconds"])
+        assert rate["samples"] * size / 1e6 == pytest.approx(rate["megabytes"])
+    assert [True, True] == [rate["start"] > 0 for rate in found["workers"]]
+    assert "samples a second" in found["advice"][0]
+
+
+def test_one_field_and_a_stage_can_be_chosen(shards, capsys):
+    """Stages are registered names, with options if need be, or module:function, and are measured as a part."""
+    directory = shards(tensors)
+    json_stage = json.dumps({"name": "map", "options": {"function": "operator.neg"}})
+    for stages in (
+        ["--stage", "untuple"],
+        ["--stage", f"{__name__}:twice"],
+        ["--stage", "shuffle:size=4,initial=2"],
+        ["--stage", "untuple", "--stage", "map:function=operator.neg"],
+        ["--stage", "untuple", "--stage", json_stage],
+    ):
+        found = report(capsys, directory, "--suffix", "x.pyd", "--workers", "0", *stages)
+        assert "stages" in [part["name"] for part in found["parts"]]
+        assert len(tensors(0)["x.pyd"]) == found["bytes_per_sample"]
+
+
+def test_samples_that_fit_into_no_tensor_are_measured_as_lists(shards, capsys):
+    """Batching is left out where samples have shapes of their own."""
+    found = report(capsys, shards(ragged), "--workers", "0")
+    assert ["read", "decode", "transport"] == [part["name"] for part in found["parts"]]
+    assert 0 < found["workers"][0]["samples"]
+
+
+def test_people_get_a_table(shards, capsys):
+    """Parts, worker counts and advice are printed for reading."""
+    assert 0 == main(["bench", shards(tensors), "--workers", "0", *FAST])
+    lines = capsys.readouterr().out.splitlines()
+    assert "wdshards: 10 samples of " in lines[0]
+    assert ["read", "decode", "batch", "direct", "transport"] == [line.split()[0] for line in lines[3:8]]
+    assert lines[10].startswith("0 workers")
+    assert lines[11].startswith("* num_workers=0 is the fastest")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prefix", "other"], "other"),
+        (["--stage", "no_such_stage"], "no_such_stage"),
+        (["--stage", "json:no_such_function"], "--stage json:no_such_function cannot be imported"),
+        (["--stage", "shuffle:size=4,4"], "--stage shuffle: takes K=V, not '4'"),
+        (["--stage", "shuffle:size=0"], "size"),
+        (["--stage", "{shuffle}"], "--stage {shuffle} is no JSON"),
+        (["--batch-size", "0"], "--batch-size takes a number from 1"),
+        (["--workers", "-1"], "--workers numbers from 0"),
+        (["--suffix", "z.pyd"], "z.pyd"),
+    ],
+)
+def test_wrong_arguments_are_one_line(shards, capsys, arguments, message):
+    """No traceback, and exit code 2."""
+    assert 2 == main(["bench", shards(tensors), *FAST, *arguments])
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert 1 == len(captured.err.splitlines())
+
+
+def test_a_field_that_samples_lack_is_told_with_its_place(shards, capsys):
+    """Shard, key and suffix are named, and the way out."""
+    directory = shards(lambda number: {"x.pyd": pickle.dumps(number), **({"y.cls": b"1"} if number != 7 else {})})
+    assert 2 == main(["bench", directory, "--workers", "0", *FAST])
+    error = capsys.readouterr().err
+    assert "has only the suffixes x.pyd; choose fields that all samples have, with --suffix" in error
+    assert f"shard={directory}/wdshards-000001.tar, key=10002, suffix=y.cls" in error
+    assert 0 == main(["bench", directory, "--workers", "0", "--suffix", "x.pyd", *FAST])
+
+
+def rates(**costs):
+    """Return rates of parts from microseconds a sample, for samples of 1 kB."""
+    return [
+        Rate(name=name, samples=1e6 / cost, megabytes=1e3 / cost, microseconds=cost) for name, cost in costs.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"read": 50, "decode": 60, "batch": 1, "direct": 52}, "reading takes most of the time"),
+        ({"read": 1, "decode": 90, "batch": 1, "direct": 50}, "decoding takes most of the time"),
+        ({"read": 1, "decode": 5, "stages": 90, "batch": 1, "direct": 3}, "your stages take most of the time"),
+        ({"read": 0.5, "decode": 10, "stages": 1, "batch": 4, "direct": 2}, "without stages fields would be read"),
+        ({"read": 0.5, "decode": 3, "batch": 1, "direct": 2}, "a model that needs fewer samples"),
+    ],
+    ids=["read", "decode", "stages", "direct", "all well"],
+)
+def test_advice_names_the_dearest_part(parts, expected):
+    """One sentence about the part from which most is to be gained."""
+    words = advice(rates(**parts), rates(**{"0": 10}), cpus=8)
+    assert words[1].startswith(expected)
+
+
+def test_advice_on_workers():
+    """It names the best number, says where workers gain nothing and where there are too few processors."""
+    parts = rates(read=1, decode=3, batch=1, direct=2)
+    assert "num_workers=2 is the fastest" in advice(parts, rates(**{"0": 10, "2": 5}), cpus=2)[0]
+    words = advice(parts, rates(**{"0": 5, "4": 10}), cpus=2)
+    assert ["num_workers=0 is", "workers gain not", "there are 2 proc"] == [word[:16] for word in words[:3]]

@@ -1,0 +1,114 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bionemo.webdatamodule._cli import main
+from bionemo.webdatamodule._cli.new_plugin.command import KINDS, new_plugin
+from bionemo.webdatamodule.errors import ConfigError
+
+
+def pretend_to_install(folder, site):
+    """Make the metadata that installing a package would, for its name and entry points."""
+    project = (folder / "pyproject.toml").read_text()
+    distribution = re.search(r'^name = "(.+)"$', project, re.MULTILINE)[1]
+    entry = re.search(r'^\[project\.entry-points\."(.+)"\]\n"(.+)" = "(.+)"$', project, re.MULTILINE)
+    metadata = site / f"{distribution.replace('-', '_')}-0.1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{entry[1]}]\n{entry[2]} = {entry[3]}\n")
+
+
+def test_new_plugins_of_every_kind_pass_the_kit(tmp_path):
+    """What the command writes passes its own tests: the conformance kit, and the example of its README."""
+    folders = [new_plugin(f"my-{kind}2", kind, str(tmp_path)) for kind in KINDS]
+    for folder in folders:
+        pretend_to_install(folder, tmp_path / "site")
+    path = os.pathsep.join([str(tmp_path / "site"), *(str(folder / "src") for folder in folders)])
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", folders[0] / "pyproject.toml"),
+            *("--rootdir", tmp_path, *(folder / "tests" for folder in folders)),
+        ],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert re.search(r"\d+ passed in", done.stdout)
+    assert "skipped" not in done.stdout
+
+
+def test_a_new_plugin_is_a_whole_package(tmp_path):
+    """Names line up, and no placeholder is left."""
+    folder = new_plugin("two-words", "key-encoder", str(tmp_path))
+
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    assert tmp_path / "webdatamodule-two-words" == folder
+    assert [
+        ".gitignore",
+        "CHANGELOG.md",
+        "README.md",
+        "pyproject.toml",
+        "src/webdatamodule_two_words/__init__.py",
+        "src/webdatamodule_two_words/py.typed",
+        "tests/test_conformance.py",
+        "tests/test_readme.py",
+    ] == files
+    assert '"two-words" = "webdatamodule_two_words"' in (folder / "pyproject.toml").read_text()
+    assert 'name="two-words"' in (folder / "src" / "webdatamodule_two_words" / "__init__.py").read_text()
+    assert [] == [path for path in files if "$" in (folder / path).read_text()]
+
+
+def test_command_says_what_to_do_next(tmp_path, capsys):
+    """The command prints the two commands that come next."""
+    assert 0 == main.main(["new-plugin", "mine", "--kind", "stage", "--directory", str(tmp_path)])
+
+    folder = tmp_path / "webdatamodule-mine"
+    expected = (
+        f"{folder} is a plugin with the stage 'mine'. Next:\n\n"
+        f'  pip install -e "{folder}[test]"\n  cd {folder} && pytest\n'
+    )
+    assert expected == capsys.readouterr().out
+
+
+def test_command_shows_errors_in_a_line(tmp_path, capsys):
+    """A refusal is one line, and the exit code says so."""
+    arguments = ["new-plugin", "pickles", "--kind", "writer", "--directory", str(tmp_path)]
+
+    assert 2 == main.main(arguments)
+    assert "'pickles' is the name of a default writer; take another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Mine", "my_plugin", "1st", "-x", "x-", "a--b", "a.b", "a/b", "../x", "é", "a b", "a\n", "$name"]
+)
+def test_names_that_make_no_package_are_refused(tmp_path, name):
+    """A name must do as a component, a distribution and, with underscores, a module."""
+    with pytest.raises(ConfigError, match="cannot be used; take lower-case letters"):
+        new_plugin(name, "writer", str(tmp_path))
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path):
+    """A folder of that name stays as it is, whatever it holds."""
+    folder = new_plugin("mine", "writer", str(tmp_path))
+    (folder / "README.md").write_text("my words")
+
+    with pytest.raises(ConfigError, match="is there already; take another name or directory, or remove it"):
+        new_plugin("mine", "stage", str(tmp_path))
+    assert "my words" == (folder / "README.md").read_text()
+
+
+def test_missing_directory_is_an_error(tmp_path):
+    """The directory for the new folder has to be there."""
+    with pytest.raises(ConfigError, match="--directory is a directory that exists"):
+        new_plugin("mine", "writer", str(tmp_path / "none"))
+    assert not Path(tmp_path, "none").exists()

@@ -1,0 +1,477 @@
+"""The report: what it tells, that nothing on it is taken for markup, and how it looks in a real browser."""
+
+import argparse
+import dataclasses
+import io
+import itertools
+import json
+import math
+import pickle
+import re
+import shutil
+import subprocess
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bionemo.webdatamodule._cli.main import main
+from bionemo.webdatamodule._cli.report import facts
+from bionemo.webdatamodule._cli.report.markup import element
+from bionemo.webdatamodule._cli.report.parts import Part, parts_of
+from bionemo.webdatamodule._cli.report.spread import Spread
+from bionemo.webdatamodule._cli.report.survey import evenly
+from bionemo.webdatamodule._engine.format.manifest import manifest_path, read_manifest
+from bionemo.webdatamodule._engine.writing.convert import convert
+from bionemo.webdatamodule.builtins.executors import Serial
+from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
+from bionemo.webdatamodule.components import Sample
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\u202e"
+N = 60
+
+
+class Proteins:
+    """A writer plugin: dictionaries with a tensor of varying length and a label, a class, and sometimes JSON."""
+
+    def __call__(self, names):
+        """Yield the samples."""
+        for name in names:
+            number = int(name[1:])
+            tensor = torch.zeros(10 + number % 7, 4)
+            if number == 3:
+                tensor[0, 0] = math.nan
+            files = {
+                "protein.pyd": pickle.dumps({"embedding": tensor, "label": number % 3, HOSTILE: None}),
+                "cls": str(number % 5).encode(),
+            }
+            yield Sample(name, {**files, "json": b'{"score": 0.5}'} if number % 2 else files)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Four shards of fifteen proteins each."""
+    directory = tmp_path_factory.mktemp("report") / "proteins-train"
+    convert(
+        reader=Proteins(),
+        names={"train": [f"s{number}" for number in range(N)]},
+        directories={"train": str(directory)},
+        prefix="p",
+        n_shards=4,
+        key_encoder=encode_dashes,
+        executor=Serial(),
+    )
+    return directory
+
+
+@pytest.fixture
+def shards(written, tmp_path):
+    """A copy of the shards that a test may damage."""
+    return shutil.copytree(written, tmp_path / "proteins-train")
+
+
+@pytest.fixture
+def report(tmp_path, capsys):
+    """Return a function that makes a report and returns its exit code and the page."""
+
+    def make(directory, *words):
+        output = tmp_path / "report.html"
+        code = main(["report", str(directory), "-o", str(output), *words])
+        return code, output.read_text("utf-8")
+
+    return make
+
+
+class Reader(HTMLParser):
+    """Collects the elements, attributes and text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.attributes, self.words = set(), [], []
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        """Note an element."""
+        self.elements.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        """Note text."""
+        if self.lasttag != "style":
+            self.words.append(data)
+
+
+def test_the_page_tells_what_is_there(written, report):
+    """Samples, shards, fields, shapes, labels, verification and provenance are on it."""
+    code, page = report(written)
+    text = Reader(page).text
+
+    assert 0 == code
+    for expected in (
+        "Samples 60 Shards 4",
+        "Verified: every byte is as it was written",
+        "4 shards of 15 samples",
+        "cls integer 60 60 B 1 B 1 B each",
+        "json json 30",
+        "protein.pyd['embedding'] tensor of float32 10 to 16 \u00d7 4 0 60",
+        "protein.pyd['embedding'] holds NaN or infinity in 1 sample",
+        "json['score'] float 0.5 30",
+        "All 60 samples were decoded.",
+        "Labels",
+        "5 values; the most frequent is 1 times as frequent as the rarest",
+        "3 values; the most frequent is 1 times as frequent as the rarest",
+        "The SHA-256 hashes of 4 shards and of their indexes",
+        f"digest {read_manifest(str(written), 'p').digest}",
+        "key encoder custom",
+    ):
+        assert expected in text
+
+
+def test_labels_are_counted(written, report):
+    """Each value of a class stands with its count and share, in order."""
+    _, page = report(written)
+    text = Reader(page).text
+    assert "value samples share 0 12 20.0% 1 12 20.0% 2 12 20.0% 3 12 20.0% 4 12 20.0%" in text
+    assert "value samples share 0 20 33.3% 1 20 33.3% 2 20 33.3%" in text
+
+
+def test_the_plan_of_a_topology_is_shown_when_asked_for(written, report):
+    """It is the one that ``webdatamodule plan`` prints; without a global batch there is none."""
+    assert "Plan" not in Reader(report(written)[1]).text
+    code, page = report(written, "--ranks", "3", "--workers", "2", "--global-batch", "8")
+    text = Reader(page).text
+    assert 0 == code
+    assert "3 ranks with 2 workers each, in global batches of 8 samples. An epoch has 8 steps" in text
+    assert "rank batches samples in a batch in the last 0 8 22 3 2 1 8 22 3 2 2 8 16 2 2" in text
+    assert "8 is no multiple of 3 ranks: shares differ by one sample" in text
+
+
+def test_a_plan_that_cannot_be_done_is_a_finding(written, report):
+    """The exit code says so."""
+    code, page = report(written, "--ranks", "61", "--global-batch", "64")
+    assert 1 == code
+    assert "60 samples cannot serve 61 ranks" in Reader(page).text
+
+
+def test_damage_is_on_the_page(shards, report):
+    """What was flipped is named, and the rest is told all the same."""
+    path = shards / "p-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    code, page = report(shards)
+    text = Reader(page).text
+    assert 1 == code
+    assert "p-000001.tar: it has other bytes than were written" in text
+    assert "Labels" in text
+
+
+def test_missing_shards_leave_what_the_manifest_says(shards, report):
+    """Samples, bytes and provenance are known without the data."""
+    (shards / "p-000002.tar").unlink()
+    code, page = report(shards)
+    text = Reader(page).text
+    assert 1 == code
+    assert "p-000002.tar: it is missing" in text
+    assert "Samples 60 Shards 4" in text
+    assert "The data were not read:" in text
+
+
+def test_samples_are_spread_over_all_shards(written, report):
+    """Few samples are taken from everywhere, and the page says how many."""
+    _, page = report(written, "--sample", "10")
+    assert "10 of 60 samples were decoded, spread evenly" in Reader(page).text
+    assert "All 60 samples were decoded." in Reader(report(written, "--sample", "10", "--deep")[1]).text
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=12), st.integers(1, 60))
+def test_evenly_takes_as_many_as_wanted_wherever_shards_begin(counts, wanted):
+    """Together the shards give so many different numbers, each at most one step from the next."""
+    total, first, taken = sum(counts), 0, []
+    for count in counts:
+        taken += [first + row for row in evenly(first, first + count, total, wanted)]
+        first += count
+    assert min(wanted, total) == len(set(taken)) == len(taken)
+    assert sorted(taken) == taken
+    steps = np.diff(taken)
+    assert not len(steps) or max(steps) - min(steps) <= 1
+
+
+def test_shards_of_another_tool_are_reported_without_a_manifest(tmp_path, report):
+    """There is nothing to verify against, and the page says what makes a manifest."""
+    directory = tmp_path / "foreign"
+    directory.mkdir()
+    with tarfile.open(directory / "wdshards-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(8):
+            member = tarfile.TarInfo(f"{number:05d}.cls")
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"%d" % (number % 2)))
+    code, page = report(directory)
+    text = Reader(page).text
+    assert 0 == code
+    assert "Not verified" in text
+    assert "webdatamodule index" in text
+    assert "value samples share 0 4 50.0% 1 4 50.0%" in text
+
+
+def test_fields_that_cannot_be_decoded_are_named_with_their_keys(tmp_path, report):
+    """The first of them with the reason; the exit code says so."""
+    directory = tmp_path / "foreign"
+    directory.mkdir()
+    with tarfile.open(directory / "wdshards-000000.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in (("a.json", b"{}"), ("<b>b</b>.json", b"{"), ("c.<i>x</i>", b"")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    code, page = report(directory)
+    found = Reader(page)
+    assert 1 == code
+    assert "json: 1 of 2 cannot be decoded" in found.text
+    assert "json: <b>b</b>: " in found.text
+    assert "i" not in found.elements
+
+
+def test_pickles_are_read_safely_unless_they_are_trusted(tmp_path, report):
+    """A class that is not known is a finding; allowing it by name reads it."""
+    directory = tmp_path / "foreign"
+    directory.mkdir()
+    data = pickle.dumps(argparse.Namespace(a=1))
+    with tarfile.open(directory / "wdshards-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        member = tarfile.TarInfo("a.pyd")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+    assert 1 == report(directory)[0]
+    assert 0 == report(directory, "--allow-pickle", "argparse.Namespace")[0]
+    assert 0 == report(directory, "--trusted")[0]
+
+
+def test_hostile_texts_do_not_become_markup(shards, report):
+    """Keys of dictionaries and everything in a manifest may be anything; the page shows them as text."""
+    manifest = read_manifest(str(shards), "p")
+    told = {"name": HOSTILE, "distribution": HOSTILE, "version": HOSTILE, "options": {HOSTILE: [HOSTILE]}}
+    changed = dataclasses.replace(manifest, writer=told, key_encoder=told, versions={HOSTILE: HOSTILE})
+    Path(manifest_path(str(shards), "p")).write_text(changed.to_json(), encoding="utf-8")
+    moved = shards.with_name("<b onclick=alert(3)>")
+    shards.rename(moved)
+    code, page = report(moved, "--global-batch", "8")
+    found = Reader(page)
+
+    assert 0 == code
+    assert "script" not in found.elements
+    assert not found.elements & {"img", "b onclick=alert(3)", "link", "iframe", "object"}
+    assert [] == [name for name, _ in found.attributes if name.startswith("on")]
+    assert 5 <= found.text.count("<script>alert(1)</script>")
+    assert "\u202e" not in page
+    assert "\\u202e" in page
+
+
+@given(st.text(), st.text())
+def test_text_and_attributes_come_back_from_markup_as_they_are(text, attribute):
+    """An HTML parser reads what was given, but for characters that cannot be seen, which are spelt out."""
+    found = Reader(element("p", text, title=attribute))
+    spelt = [
+        "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in given_)
+        for given_ in (text, attribute)
+    ]
+    assert spelt[0] == "".join(found.words)
+    assert [("title", spelt[1])] == found.attributes
+
+
+def test_names_of_files_that_are_no_text_are_shown(shards, report):
+    """Half a surrogate pair stands for a byte that is not UTF-8; the page says which."""
+    moved = shards.with_name("\udcff-train")
+    shards.rename(moved)
+    assert "\\udcff-train" in report(moved)[1]
+
+
+def test_nothing_is_fetched(written, report):
+    """No address, no script, no style sheet or picture from elsewhere, and a policy that forbids them."""
+    page = report(written)[1]
+    assert [] == re.findall(r"https?:|url\(|@import", page)
+    assert [] == [name for name, _ in Reader(page).attributes if name in ("src", "srcset", "data", "action")]
+    assert "default-src 'none'" in page
+
+
+def test_the_page_is_accessible(written, report):
+    """Language, one main heading, headings in order, captions, scopes, and pictures with words."""
+    page = report(written, "--global-batch", "8")[1]
+    assert '<html lang="en">' in page
+    assert 1 == page.count("<h1>")
+    levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+    assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
+    assert page.count("<table") == page.count("<caption>") > 5
+    assert page.count("<svg") == page.count('role="img" aria-label=') + page.count('class="share"')
+    assert page.count("<th ") == page.count('scope="row"') + page.count('scope="col"')
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ranks", "2"], "which needs --global-batch"),
+        (["-o", "/nowhere/at/all.html"], "--output is a file in a directory that is there"),
+        (["--prefix", "q"], "has no q-*.tar"),
+    ],
+)
+def test_wrong_words_are_explained(written, capsys, words, message):
+    """Before anything is read, in one line."""
+    assert 2 == main(["report", str(written), *words])
+    assert message in capsys.readouterr().err
+
+
+def test_large_samples_are_decoded_in_smaller_numbers(written, monkeypatch):
+    """However large samples are, about so many bytes are read."""
+    monkeypatch.setattr(facts, "MOST_BYTES", sum(path.stat().st_size for path in written.glob("*.tar")) // 6 + 1)
+    assert N // 6 == facts.gather(str(written), "p").survey.samples
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=200))
+@example([0, 40])  # small numbers lie further apart than classes
+def test_a_spread_keeps_count(numbers):
+    """Its classes hold all numbers between the smallest and the largest, at most so many, without gap or overlap."""
+    spread = Spread()
+    for start in range(0, len(numbers), 7):
+        spread.add(numbers[start : start + 7])
+    bins = spread.bins(16)
+    assert len(bins) <= 16
+    assert len(numbers) == spread.n == sum(count for _, _, count in bins)
+    assert (min(numbers), max(numbers), sum(numbers)) == (spread.low, spread.high, spread.total)
+    assert (spread.low, spread.high) == (bins[0][0], bins[-1][1])
+    assert all(earlier[1] < later[0] for earlier, later in itertools.pairwise(bins))
+
+
+def test_values_are_taken_apart():
+    """Mappings and short tuples have parts; lists and everything else are taken as they are."""
+    value = {"a": (1, [2, 3]), "b": {}, 4: {"c": None}}
+    expected = [("['a'][0]", 1), ("['a'][1]", [2, 3]), ("['b']", {}), ("[4]['c']", None)]
+    assert expected == list(parts_of(value))
+    assert [("", 5)] == list(parts_of(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("x.cls", range(1000), True),
+        ("x.pyd['label']", [torch.tensor(n) for n in range(5)], True),
+        ("x.pyd['species']", ["mouse", "human"] * 5, True),
+        ("x.pyd['n']", range(100), False),
+        ("x.pyd['n']", [7] * 10, False),
+        ("x.pyd['label']", [0.5] * 10, False),
+        ("x.pyd['label']", [None, 1], False),
+        ("x.cls", range(1002), False),
+    ],
+)
+def test_labels_are_known_by_name_or_by_coming_again(name, values, expected):
+    """Whole numbers and short texts, as far as they can be counted."""
+    part = Part(name=name)
+    for value in values:
+        part.add(value)
+    assert expected == part.is_label
+
+
+_MEASURE = """
+<!doctype html><meta charset="utf-8"><body><iframe id="f" src="report.html"></iframe><pre id="out"></pre><script>
+const frame = document.getElementById('f');
+frame.style.cssText = 'border:0;height:900px;width:' + location.hash.slice(1) + 'px';
+const rgb = text => text.match(/[\\d.]+/g).map(Number);
+const luminance = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const behind = (win, e) => { for (; e; e = e.parentElement) { const c = rgb(win.getComputedStyle(e).backgroundColor);
+  if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+frame.onload = () => {
+  const doc = frame.contentDocument, win = frame.contentWindow, found = {};
+  doc.querySelectorAll('details').forEach(d => { d.open = true; });
+  found.width = win.innerWidth;
+  found.scrollWidth = doc.documentElement.scrollWidth;
+  found.bars = [...doc.querySelectorAll('.drawing rect.bar')].filter(
+    r => r.getBoundingClientRect().width > 0 && r.getBoundingClientRect().height > 0).length;
+  found.background = win.getComputedStyle(doc.body).backgroundColor;
+  found.smallest = Infinity; found.contrast = Infinity;
+  const walker = doc.createTreeWalker(doc.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const e = node.parentElement;
+    if (!node.textContent.trim() || e.closest('svg')) continue;
+    const style = win.getComputedStyle(e), a = luminance(rgb(style.color)), b = luminance(behind(win, e));
+    found.contrast = Math.min(found.contrast, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+    found.smallest = Math.min(found.smallest, parseFloat(style.fontSize));
+  }
+  found.text = doc.body.innerText;
+  found.foreign = doc.querySelectorAll('script, img, link, iframe').length;
+  document.getElementById('out').textContent = JSON.stringify(found);
+};
+</script></body>
+"""
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+@pytest.fixture
+def browse(written, report, tmp_path):
+    """Return a function that runs a headless browser on a report, away from the network and from any profile."""
+    report(written, "--ranks", "3", "--workers", "2", "--global-batch", "8")
+    (tmp_path / "measure.html").write_text(_MEASURE, encoding="utf-8")
+
+    def run(page, *flags):
+        command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--allow-file-access-from-files",
+            "--hide-scrollbars",
+            "--virtual-time-budget=5000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            *flags,
+            f"file://{tmp_path}/{page}",
+        ]
+        return subprocess.run(command, check=True, capture_output=True, timeout=200, text=True).stdout
+
+    return run
+
+
+def measured(dom):
+    """Return what the measuring page found."""
+    (text,) = re.findall(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
+    return json.loads(text.replace("&lt;", "<").replace("&gt;", ">").replace("&nbsp;", " ").replace("&amp;", "&"))
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1200, True)])
+def test_a_browser_shows_it_on_phones_and_in_the_dark(browse, width, dark):
+    """Nothing is wider than the screen, charts have bars, text is large enough and stands out."""
+    found = measured(
+        browse(f"measure.html#{width}", "--dump-dom", "--window-size=1300,1000", *["--force-dark-mode"] * dark)
+    )
+    assert (width, width) == (found["width"], found["scrollWidth"])
+    assert found["bars"] >= 8 + 7
+    assert found["contrast"] >= 4.5
+    assert found["smallest"] >= 12
+    assert 0 == found["foreign"]
+    assert dark == (max(map(int, re.findall(r"\d+", found["background"])[:3])) < 64)
+    for expected in ("proteins-train", "Samples by shard", "protein.pyd['embedding']", "<script>alert(1)</script>"):
+        assert expected in found["text"]
+
+
+@needs_chromium
+def test_a_screenshot_has_content_everywhere(browse, tmp_path):
+    """The heading, the charts and the tables are painted: no part of the page is blank, and bars are blue."""
+    image = pytest.importorskip("matplotlib.image")
+    picture = tmp_path / "page.png"
+    browse("report.html", f"--screenshot={picture}", "--window-size=1200,1800")
+    pixels = (image.imread(picture)[..., :3] * 255).round().astype(int)
+    assert (1800, 1200, 3) == pixels.shape
+    for top in range(0, 1800, 300):
+        band = pixels[top : top + 300].reshape(-1, 3)
+        assert len(np.unique(band, axis=0)) > 20, f"nothing is painted at {top}"
+    blue = (pixels == (0x2A, 0x6F, 0x97)).all(axis=-1)
+    assert blue[300:1000].sum() > 20_000

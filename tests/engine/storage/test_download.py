@@ -1,0 +1,401 @@
+import contextlib
+import fcntl
+import hashlib
+import http.server
+import logging
+import os
+import pathlib
+import pickle
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+
+from bionemo.webdatamodule._engine.format.index import index_name
+from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
+from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
+from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
+from bionemo.webdatamodule._engine.storage import download
+from bionemo.webdatamodule._engine.storage.shard_cache import Store
+from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
+from bionemo.webdatamodule.pickles import dumps
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(download, "FIRST_WAIT", 0.001)
+
+
+def write_set(directory, first=0, n=9, n_shards=3):
+    """Write numbers as samples to a directory, as a conversion does."""
+    directory.mkdir(parents=True)
+    entries = []
+    for number in range(n_shards):
+        path = directory / f"t-{number:06d}.tar"
+        with path.open("wb") as file:
+            writer = ShardWriter(file.fileno(), path=str(path))
+            for sample in range(number, n, n_shards):
+                writer.add(f"s{sample}", [("x.pyd", dumps(first + sample))])
+            written = writer.finish()
+        pathlib.Path(index_name(str(path))).write_bytes(written.index)
+        entries.append(
+            ShardEntry(
+                name=path.name,
+                bytes=written.bytes,
+                samples=written.samples,
+                sha256=written.sha256,
+                index_sha256=hashlib.sha256(written.index).hexdigest(),
+            )
+        )
+    manifest = Manifest(prefix="t", suffixes=("x.pyd",), codecs={"x.pyd": "pickle"}, shards=tuple(entries))
+    pathlib.Path(manifest_path(str(directory), "t")).write_text(manifest.to_json())
+    return directory
+
+
+ALL = [0, 3, 6, 1, 4, 7, 2, 5, 8]
+
+
+def read_all(found):
+    """Return all samples of a set."""
+    reader = SampleReader([found], ["x.pyd"])
+    return [value for (value,) in reader.read(np.arange(reader.n_samples))]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a directory, and misbehaves as often as it is told to.
+
+    Attributes:
+        faults: For each path a list of what happens to its next requests: a status, or ("cut", bytes).
+        seen: The paths asked for.
+    """
+
+    def __init__(self, root):
+        self.root, self.faults, self.seen = root, {}, []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def handle_error(self, *_):
+        """Say nothing of clients that went away."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    def do_GET(self):
+        """Send a file, part of it, or an error."""
+        path = self.path.partition("?")[0].lstrip("/")
+        self.server.seen.append(self.path.lstrip("/"))
+        faults = self.server.faults.get(path, [])
+        fault = faults.pop(0) if faults else None
+        file = self.server.root / path
+        if isinstance(fault, int) or not file.is_file():
+            self.send_error(fault or 404)
+            return
+        data = file.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if fault == "flip":
+            data = bytes([data[0] ^ 1]) + data[1:]
+        self.wfile.write(data if not isinstance(fault, tuple) else data[: fault[1]])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        """Keep the tests' output clean."""
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serve the directory ``www``."""
+    found = Server(tmp_path / "www")
+    thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+    thread.start()
+    found.url = f"http://127.0.0.1:{found.server_port}"
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+def test_shards_come_down_once(server):
+    """A second reader, also in another epoch or process, finds them in the store and only asks for the manifest."""
+    write_set(server.root / "data")
+    first = ShardSet.open(f"{server.url}/data", "t")
+    assert 9 == first.n_samples
+    assert ALL == read_all(first)
+    server.seen.clear()
+    assert ALL == read_all(pickle.loads(pickle.dumps(first)))
+    assert [] == server.seen
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data/", "t"))
+    assert ["data/t.manifest.json", "data/t.manifest.next.json"] == server.seen
+
+
+@pytest.mark.parametrize("part", [0, 0.2, 0.4, 0.6, 0.8, 0.99])
+def test_cut_downloads_are_repeated(server, part, caplog):
+    """A connection that closes early never gives short data, wherever it is cut."""
+    caplog.set_level(logging.WARNING, "bionemo.webdatamodule")
+    size = (write_set(server.root / "data") / "t-000001.tar").stat().st_size
+    server.faults["data/t-000001.tar"] = [("cut", int(size * part))] * 2
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t"))
+    assert 2 == caplog.text.count("trying again")
+
+
+def test_busy_servers_and_changed_bytes_are_tried_again(server):
+    """Status 503 and a file that came down with other bytes are repeated, manifest and index included."""
+    write_set(server.root / "data")
+    server.faults = {
+        "data/t.manifest.json": [503, 500],
+        "data/t-000000.tar": [503, "flip", ("cut", 1000)],
+        "data/t-000002.tar.idx": ["flip"],
+    }
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t"))
+
+
+def test_what_does_not_work_is_an_error_with_the_url(server, tmp_path):
+    """After all attempts the error names the URL, keeps the cause, and nothing is left behind."""
+    write_set(server.root / "data")
+    server.faults["data/t-000001.tar"] = [503] * 100
+    found = ShardSet.open(f"{server.url}/data", "t", split="val", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(RemoteError, match=r"/data/t-000001.tar cannot be fetched, tried 5 times; .*503") as caught:
+        read_all(found)
+    assert caught.value.__cause__ is not None
+    assert download.ATTEMPTS == 100 - len(server.faults["data/t-000001.tar"])
+    (server.root / "data" / "t-000001.tar").unlink()
+    server.faults.clear()
+    with pytest.raises(RemoteError, match=r"t-000001.tar is not there"):
+        read_all(found)
+    wait_for_background()
+    names = sorted(path.name for path in (tmp_path / "cache").rglob("*.*"))
+    assert [] == [name for name in names if name.startswith((".", "t-000001.tar.lock"))]
+
+
+def test_a_shard_that_never_fits_the_manifest_is_refused(server):
+    """A shard replaced on the server is not read in place of the one that the manifest lists."""
+    data = write_set(server.root / "data")
+    shutil.copy(write_set(server.root / "other", first=100) / "t-000001.tar", data)
+    with pytest.raises(RemoteError, match="whose hash is not in the manifest"):
+        read_all(ShardSet.open(f"{server.url}/data", "t"))
+
+
+def test_a_missing_index_is_made_anew(server):
+    """A shard whose index is not on the server is hashed and indexed here."""
+    (write_set(server.root / "data") / "t-000001.tar.idx").unlink()
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t"))
+
+
+def test_no_manifest_says_what_to_do(server):
+    """Without a manifest, or while a conversion is published, remote shards are not read."""
+    with pytest.raises(NoShardsError, match=r"no manifest at http.*; .*webdatamodule index") as caught:
+        ShardSet.open(f"{server.url}/data", "t", split="val")
+    assert "val" == caught.value.where["split"]
+    data = write_set(server.root / "data")
+    pathlib.Path(journal_path(str(data), "t")).write_text("{}")
+    with pytest.raises(ManifestError, match="being published"):
+        ShardSet.open(f"{server.url}/data", "t")
+
+
+def test_splits_do_not_share_names_in_the_store(server):
+    """Shards of one name in two directories stay apart, and so do two states of one directory."""
+    write_set(server.root / "data-train")
+    write_set(server.root / "data-val", first=100)
+    train, val = (ShardSet.open(f"{server.url}/data-{split}", "t") for split in ("train", "val"))
+    assert ALL == read_all(train)
+    assert [100 + number for number in ALL] == read_all(val)
+    shutil.rmtree(server.root / "data-train")
+    write_set(server.root / "data-train", first=500)
+    assert [500 + number for number in ALL] == read_all(ShardSet.open(f"{server.url}/data-train", "t"))
+    assert ALL == read_all(train)
+
+
+def test_secrets_in_a_url_are_used_and_not_shown(server, caplog):
+    """Signatures stay at the end of each URL; user names, passwords and signatures are in no message."""
+    caplog.set_level(logging.INFO, "bionemo.webdatamodule")
+    write_set(server.root / "data")
+    url = f"{server.url}/data?token=geheim"
+    server.faults["data/t-000001.tar"] = [503]
+    assert ALL == read_all(ShardSet.open(url, "t"))
+    assert all(path.endswith("?token=geheim") for path in server.seen)
+    with pytest.raises(NoShardsError) as caught:
+        ShardSet.open(url, "u")
+    assert "503" in caplog.text
+    assert "geheim" not in caplog.text + str(caught.value)
+    assert "https://host/a" == download.shown("https://me:geheim@host/a?b")
+
+
+def test_quotes_in_a_url_run_nothing(server, tmp_path):
+    """A URL is never part of a command."""
+    with pytest.raises(NoShardsError):
+        ShardSet.open(f"{server.url}/x'; touch {tmp_path}/ran; '", "t")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("url", ["nothing://data", "gopher+x://data"])
+def test_unknown_kinds_of_urls_are_refused(url):
+    """A scheme that fsspec does not know is an error of configuration."""
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        ShardSet.open(url, "t")
+
+
+def test_any_file_system_of_fsspec_works(tmp_path):
+    """memory:// stands for all the others."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(write_set(tmp_path / "data")), "/remote", recursive=True)
+    assert ALL == read_all(ShardSet.open("memory://remote", "t"))
+    memory.rm("/remote", recursive=True)
+
+
+def test_s3_works(tmp_path, monkeypatch):
+    """Shards in a bucket are read through fsspec, with keys and endpoint from the environment."""
+    from moto.server import ThreadedMotoServer
+
+    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        bucket = fsspec.filesystem("s3")
+        bucket.mkdir("bucket")
+        bucket.put(str(write_set(tmp_path / "data")), "bucket/some/data", recursive=True)
+        found = ShardSet.open("s3://bucket/some/data", "t")
+        assert ALL == read_all(found)
+        with pytest.raises(NoShardsError):
+            ShardSet.open("s3://bucket/nowhere", "t")
+    finally:
+        server.stop()
+        with contextlib.suppress(AttributeError):
+            bucket.clear_instance_cache()
+
+
+def test_the_store_is_bounded(server, tmp_path):
+    """What was used longest ago goes first; readers go on, and fetch again what is gone."""
+    shard = write_set(server.root / "data", n=90, n_shards=9) / "t-000000.tar"
+    room = 4 * shard.stat().st_size
+    cache = tmp_path / "cache"
+    found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(cache), cache_size=room)
+    reader = SampleReader([found], ["x.pyd"])
+    for _ in range(2):
+        for number in range(0, 90, 10):
+            assert 10 == len(reader.read(np.arange(number, number + 10)))
+            wait_for_background()
+            used = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+            assert used <= room + shard.stat().st_size
+    assert sorted(range(90)) == sorted(read_all(found))
+
+
+def wait_for_background():
+    """Wait until nothing is fetched ahead any more."""
+    for thread in threading.enumerate():
+        if thread.name == "webdatamodule-ahead":
+            thread.join()
+
+
+def test_files_removed_from_the_store_are_fetched_again(server, tmp_path):
+    """The store may be deleted at any time, also in part, also while it is used."""
+    write_set(server.root / "data")
+    found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache"))
+    reader = SampleReader([found], ["x.pyd"])
+    assert [(0,)] == reader.read(np.array([0]))
+    wait_for_background()
+    shutil.rmtree(tmp_path / "cache")
+    assert ALL == [value for (value,) in reader.read(np.arange(9))]
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    assert ALL == read_all(found)
+
+
+def test_cut_files_in_the_store_are_fetched_again(server, tmp_path):
+    """A file of the wrong size, as a full disk leaves it, is not taken for the shard."""
+    write_set(server.root / "data")
+    found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache"))
+    path = pathlib.Path(found.paths[1])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half")
+    assert ALL == read_all(found)
+
+
+def test_shards_in_order_are_fetched_ahead(server):
+    """While one shard is read in order the next one comes; a hint fetches any."""
+    write_set(server.root / "data", n=12, n_shards=6)
+    found = ShardSet.open(f"{server.url}/data", "t")
+    reader = SampleReader([found], ["x.pyd"])
+    reader.read(np.array([0]))
+    until(lambda: pathlib.Path(found.paths[1]).exists())
+    reader.prefetch([4, 3])
+    until(lambda: all(pathlib.Path(found.paths[number]).exists() for number in (4, 3)))
+    assert not pathlib.Path(found.paths[5]).exists()
+
+
+def until(true, seconds=20):
+    """Wait until something becomes true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_many_readers_fetch_a_shard_once(server):
+    """Whoever needs a shard that is on its way waits for it."""
+    write_set(server.root / "data")
+    found = ShardSet.open(f"{server.url}/data", "t")
+    server.seen.clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert [ALL] * 8 == list(pool.map(read_all, [found] * 8))
+    assert 6 == len(server.seen)
+    assert 6 == len(set(server.seen))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # as workers of loaders are
+def test_readers_in_forked_processes_fetch_a_shard_once(server):
+    """Processes agree through the store; what a parent had open does not disturb its children."""
+    write_set(server.root / "data")
+    found = ShardSet.open(f"{server.url}/data", "t")
+    read_all(ShardSet.open(f"{server.url}/data", "t", cache_dir=os.environ["XDG_CACHE_HOME"] + "/other"))
+    server.seen.clear()
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            code = 1
+            with contextlib.suppress(BaseException):
+                code = int(read_all(found) != ALL)
+            os._exit(code)
+        children.append(child)
+    assert [0, 0, 0] == [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert 6 == len(server.seen)
+
+
+def test_what_a_dead_process_left_is_removed(tmp_path):
+    """A half written file of a killed download goes with the next one, and its lock does not last."""
+    store = Store.of("x", root=str(tmp_path))
+    directory = pathlib.Path(store.path("a")).parent
+    directory.mkdir()
+    (directory / ".a.dead").write_bytes(b"half")
+    (directory / "a.lock").write_bytes(b"")
+    path = store.fetch("a", 3, lambda target: pathlib.Path(target).write_bytes(b"abc"))
+    assert b"abc" == pathlib.Path(path).read_bytes()
+    assert ["a"] == [found.name for found in directory.iterdir()]
+
+
+def test_a_failed_download_leaves_nothing(tmp_path):
+    """An error while a file is written removes what there is of it."""
+    store = Store.of("x", root=str(tmp_path))
+
+    def fail(target):
+        pathlib.Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch("a", 3, fail)
+    assert [] == list(pathlib.Path(store.path("a")).parent.iterdir())
+
+
+def test_a_store_without_locks_works(tmp_path, monkeypatch):
+    """Some network file systems cannot lock; then two may fetch, and the result is the same."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
+    store = Store.of("x", root=str(tmp_path))
+    path = store.fetch("a", 3, lambda target: pathlib.Path(target).write_bytes(b"abc"))
+    assert b"abc" == pathlib.Path(path).read_bytes()
