@@ -19,9 +19,8 @@ from bionemo.webdatamodule.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.clock import Clock
-    from bionemo.webdatamodule._engine.loading.dataset import Item
     from bionemo.webdatamodule._engine.sampling.plan import EpochPlan
-    from bionemo.webdatamodule.components import LoaderFunction
+    from bionemo.webdatamodule.components import Item, LoaderFunction
 
 
 class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed

@@ -13,9 +13,10 @@ from webdataset.compat import FluidInterface
 from webdataset.shardlists import split_by_node, split_by_worker
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import ALONE, Item, Position, Topology
+from bionemo.webdatamodule._engine.loading.dataset import ALONE, Position, Topology
 from bionemo.webdatamodule._engine.sampling.partition import CHUNK_BYTES
 from bionemo.webdatamodule._engine.stages import chain
+from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.context import shuffled
 from bionemo.webdatamodule.errors import PlanError
 
