@@ -7,13 +7,14 @@ import pytest
 import torch
 import webdataset as wds
 
-from bionemo.webdatamodule._engine.loading.dataset import Item, Topology
+from bionemo.webdatamodule._engine.loading.dataset import Topology
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader, interleave
 from bionemo.webdatamodule._engine.sampling.plan import Cursor
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Shuffle, Untuple
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader
+from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import PlanError, ResumeError
 
 
