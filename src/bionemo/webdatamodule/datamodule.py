@@ -22,9 +22,9 @@ from bionemo.webdatamodule._engine.loading.assemble import Settings, SplitSettin
 from bionemo.webdatamodule._engine.stages import resolve_stages
 from bionemo.webdatamodule._engine.writing import conversion
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, materialised
-from bionemo.webdatamodule._engine.writing.validate import check_prefix
 from bionemo.webdatamodule.components import Executor, KeyEncoder, Ref, Use, Writer
 from bionemo.webdatamodule.errors import ConfigError, UsageError
+from bionemo.webdatamodule.names import check_prefix
 from bionemo.webdatamodule.options import one_of, whole_number
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins, resolve

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from bionemo.webdatamodule._engine.format.grouping import group
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index, index_name
-from bionemo.webdatamodule._engine.format.tar_headers import member_name, split_name
+from bionemo.webdatamodule._engine.format.tar_headers import member_name
 from bionemo.webdatamodule._engine.format.tar_scan import walk
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
 from bionemo.webdatamodule.errors import CorruptShardError
+from bionemo.webdatamodule.names import split_member
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 FIVE = [(f"s{number}.{suffix}", bytes([number]) * 700 * number) for number in range(5) for suffix in ("x.pyd", "y.txt")]
@@ -45,7 +46,7 @@ def fields(path):
     index, data = build_index(path), path.read_bytes()
     found = []
     for row, header in enumerate(index.headers.tolist()):
-        key = split_name(member_name(data, header))[0].decode("utf-8", "surrogateescape")
+        key = split_member(member_name(data, header))[0].decode("utf-8", "surrogateescape")
         places = zip(index.suffixes, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True)
         found.append((key, {suffix: data[at : at + size] for suffix, at, size in places if at >= 0}))
     return found
@@ -423,7 +424,7 @@ def test_damaged_tars_give_documented_errors_only(tmp_path):
 @given(st.text(max_size=12, alphabet=st.sampled_from("a./_ü-")))
 def test_names_split_where_webdataset_splits_them(name):
     """Key and suffix are webdataset's, except for names that begin with a dot, which are no fields here."""
-    parts = split_name(name.encode())
+    parts = split_member(name.encode())
     if parts is None:
         base = name.rpartition("/")[2]
         assert "." not in base or base.startswith(".")

@@ -10,8 +10,9 @@ from bionemo.webdatamodule.errors import DecodeError
 from bionemo.webdatamodule.hookspecs import hookimpl
 
 # What cannot stand in a key: the escape sign itself, dots (webdataset finds the suffix by them), control
-# characters, surrogates (no UTF-8), and two underscores or a slash at the beginning (metadata, absolute paths).
-_UNSAFE = re.compile(r"[%.\x00-\x1f\x7f\ud800-\udfff]|\A/|\A_(?=_)")
+# characters, surrogates (no UTF-8), two underscores or a slash at the
+# beginning (metadata, absolute paths), and a slash at the end (no file name).
+_UNSAFE = re.compile(r"[%.\x00-\x1f\x7f\ud800-\udfff]|\A/|/\Z|\A_(?=_)")
 _ESCAPED = re.compile(r"%([0-9a-f]{2}|u[0-9a-f]{4}|-)")
 _EMPTY = "%-"
 

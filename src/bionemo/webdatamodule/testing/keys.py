@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from bionemo.webdatamodule._engine.writing.validate import key_problem
 from bionemo.webdatamodule.components import KeyEncoder
+from bionemo.webdatamodule.names import key_problem
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 from bionemo.webdatamodule.testing.processes import ProcessError, in_fresh_process
 

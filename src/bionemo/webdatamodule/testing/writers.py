@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bionemo.webdatamodule._engine.writing.validate import suffix_problem
 from bionemo.webdatamodule.components import Sample, Writer
 from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.names import suffix_problem
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 from bionemo.webdatamodule.testing.conversion import convert_samples, raw_samples
 from bionemo.webdatamodule.testing.processes import ProcessError, in_fresh_process

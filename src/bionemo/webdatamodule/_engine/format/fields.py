@@ -14,10 +14,10 @@ from bionemo.webdatamodule._engine.format.tar_headers import (
     member_name,
     number,
     padded,
-    split_name,
 )
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard
 from bionemo.webdatamodule.errors import CorruptShardError, MissingFieldError
+from bionemo.webdatamodule.names import decode_key, split_member
 
 Place: TypeAlias = tuple[OpenShard, int]
 """Where a sample is: the shard, and its number in it."""
@@ -77,10 +77,10 @@ def key_of(place: Place) -> str:
         CorruptShardError: If the header is damaged.
     """
     shard, row = place
-    parts = split_name(member_name(shard.map, int(shard.index.headers[row])))
+    parts = split_member(member_name(shard.map, int(shard.index.headers[row])))
     if parts is None:
         raise CorruptShardError("the sample's name has no key; restore the shard")
-    return parts[0].decode("utf-8", "surrogateescape")
+    return decode_key(parts[0])
 
 
 def suffixes_of(place: Place) -> Sequence[str]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bionemo.webdatamodule._engine.format.tar_headers import split_name
 from bionemo.webdatamodule._engine.format.tar_scan import Members
 from bionemo.webdatamodule.errors import CorruptShardError
+from bionemo.webdatamodule.names import split_member
 
 _SPARSEST = 64  # cells for each member, at most
 _SLASH = ord("/")
@@ -45,7 +45,7 @@ def group(members: Members) -> Grouped:
     seen: set[bytes] = set()
     current = None
     for number, name in enumerate(members.names):
-        dot = name.find(b".", name.rfind(b"/") + 1)  # as split_name, whose call would double the cost
+        dot = name.find(b".", name.rfind(b"/") + 1)  # as split_member, whose call would double the cost
         if dot <= 0 or name[dot - 1] == _SLASH:
             continue
         key, suffix = name[:dot], name[dot + 1 :]
@@ -71,7 +71,7 @@ def group(members: Members) -> Grouped:
         _log.warning(
             "%d members of a tar are left out, since their names have no key and suffix; the first is %r",
             len(members.names) - len(kept),
-            next(name for name in members.names if split_name(name) is None),
+            next(name for name in members.names if split_member(name) is None),
         )
     _check_suffixes(columns, n_samples=len(firsts), n_members=len(kept))
     order = sorted(columns, key=_text)

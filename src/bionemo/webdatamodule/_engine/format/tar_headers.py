@@ -154,17 +154,6 @@ def member_name(data: Tar, position: int) -> bytes:
         position = records.take(data, position, kind, number(header[124:136], position))
 
 
-def split_name(path: bytes) -> tuple[bytes, bytes] | None:
-    """Split a member's name into key and suffix where webdataset does: at the first dot of its last part.
-
-    Returns:
-        Key and suffix, or ``None`` for names without a dot and those that begin with one, which are no fields.
-    """
-    base = path.rfind(b"/") + 1
-    dot = path.find(b".", base)
-    return (path[:dot], path[dot + 1 :]) if dot > base else None
-
-
 def padded(size: int) -> int:
     """Return the bytes that a payload fills up to the next header."""
     return (size + BLOCK - 1) & -BLOCK

@@ -19,11 +19,12 @@ from bionemo.webdatamodule._engine.format.manifest import (
     read_manifest,
     staging_path,
 )
-from bionemo.webdatamodule._engine.format.tar_headers import member_name, split_name
+from bionemo.webdatamodule._engine.format.tar_headers import member_name
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.storage.targets import LocalTarget
 from bionemo.webdatamodule.builtins.codecs import Codec, codec_name, make_codec
 from bionemo.webdatamodule.errors import CorruptShardError, ManifestError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule.names import split_member
 from bionemo.webdatamodule.pickles import Policy
 
 _ENDING = manifest_path("", "")
@@ -173,7 +174,7 @@ def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress
 def _key(tar: mmap.mmap, index: ShardIndex, sample: int) -> str:
     """Return the key of a sample, or which one it is where its header is damaged."""
     try:
-        parts = split_name(member_name(tar, int(index.headers[sample])))
+        parts = split_member(member_name(tar, int(index.headers[sample])))
     except CorruptShardError:
         parts = None
     return f"sample {sample}" if parts is None else parts[0].decode("utf-8", "backslashreplace")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.writing.validate import key_problem
 from bionemo.webdatamodule.errors import PluginError
+from bionemo.webdatamodule.names import encode_key, key_problem
 
 _V = TypeVar("_V")
 
@@ -111,6 +111,6 @@ class _Samples:
 def _stored(key: str) -> bytes:
     """Return the bytes of a key in a tar; two keys are one to readers if these are equal."""
     try:
-        return key.encode("utf-8", "surrogateescape")
+        return encode_key(key)
     except UnicodeEncodeError:
         return key.encode("utf-8", "surrogatepass")

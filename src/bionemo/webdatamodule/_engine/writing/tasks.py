@@ -22,6 +22,7 @@ from bionemo.webdatamodule.errors import (
     PluginError,
     WebDataModuleError,
 )
+from bionemo.webdatamodule.names import suffix_problem
 from bionemo.webdatamodule.pickles import Policy
 
 PICKLES = frozenset({"pickle", "pkl", "pt", "pyd"})
@@ -263,7 +264,7 @@ class ShardTask:
         if not found:
             raise self._breach("gives no field", name)
         for suffix in found:
-            problem = validate.suffix_problem(suffix)
+            problem = suffix_problem(suffix)
             if problem:
                 raise self._breach(f"gives the suffix {suffix!r}, which {problem}", name)
         if len({suffix.lower() for suffix in found}) < len(found):

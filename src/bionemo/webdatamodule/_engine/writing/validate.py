@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.names import check_prefix
 
 LISTED = 20
 """How many problems an error lists before it only counts."""
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]*")
-_BASE_AND_SUFFIX = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # what base_plus_ext looks for
-_META_DIRECTORY = re.compile(r"__[^/]*__/")
 
 
 def input_error(problems: Iterable[str], count: int | None = None, **where: object) -> InputError:
@@ -48,85 +43,6 @@ def raise_problems(problems: Iterable[str]) -> None:
             first.append(problem)
     if count:
         raise input_error(first, count)
-
-
-def check_suffixes(suffixes: str | Iterable[str], *, argument: str = "suffixes") -> tuple[str, ...]:
-    """Return suffixes as a tuple, after checking that each can be stored and read back as it is.
-
-    Upper case, leading underscores, brackets and other punctuation are fine and match exactly.
-    Refused are empty suffixes, those with ``/`` or control characters, those that begin with a dot,
-    those that end in ``__`` (webdataset keeps ``__key__``, ``__bad__`` and their like for itself),
-    and two that differ in nothing but case (webdataset reads suffixes in lower case).
-
-    Args:
-        suffixes: One suffix or several; a one-shot iterator is used up once, here.
-        argument: What the user calls it, for messages.
-
-    Raises:
-        ConfigError: If one cannot be used.
-    """
-    if isinstance(suffixes, str):
-        suffixes = (suffixes,)
-    if isinstance(suffixes, (bytes, Mapping)) or not isinstance(suffixes, Iterable):
-        raise ConfigError(f"{argument} must be a suffix or several, not {type(suffixes).__name__}")
-    found = tuple(suffixes)
-    if not found:
-        raise ConfigError(f"{argument} is empty; give at least one suffix, such as 'tensor.pyd'")
-    lower: dict[str, str] = {}
-    for suffix in found:
-        problem = suffix_problem(suffix)
-        if problem:
-            raise ConfigError(f"{argument} has {suffix!r}, which {problem}")
-        if suffix.lower() in lower:
-            twin = lower[suffix.lower()]
-            raise ConfigError(
-                f"{argument} has {suffix!r} twice"
-                if twin == suffix
-                else f"{argument} has {twin!r} and {suffix!r}, which webdataset reads as one"
-            )
-        lower[suffix.lower()] = suffix
-    return found
-
-
-def suffix_problem(suffix: Any) -> str | None:
-    """Return what is wrong with a suffix, as the rest of a sentence, or ``None``."""
-    if not isinstance(suffix, str):
-        return f"is no string but {type(suffix).__name__}"
-    if not suffix:
-        return "is empty"
-    if "/" in suffix:
-        return "has a slash, so it would be a directory"
-    if suffix.startswith("."):
-        return f"begins with a dot; write {suffix.lstrip('.')!r}"
-    if suffix.endswith("__"):
-        return "ends in two underscores, which webdataset keeps for itself"
-    if _CONTROL.search(suffix):
-        return "has a control character"
-    return None if _is_text(suffix) else "is no valid text"
-
-
-def key_problem(key: Any) -> str | None:
-    """Return why readers would not give a key back as it is, as the rest of a sentence, or ``None``.
-
-    A key is good where ``webdataset.tariterators.base_plus_ext(key + ".x") == (key, "x")``, webdataset
-    does not take it for metadata, and a tar holds it without pointing outside of a directory.
-    """
-    if not isinstance(key, str):
-        return f"is no string but {type(key).__name__}"
-    if not key:
-        return "is empty"
-    if _PLAIN_KEY.fullmatch(key):
-        return None
-    if key.startswith("/") or not {".", ".."}.isdisjoint(key.split("/")):
-        return "points outside of a directory"
-    if "\x00" in key or "\n" in key:
-        return "has a character that tar readers stumble over"
-    found = _BASE_AND_SUFFIX.match(f"{key}.x")
-    if found is None or found.group(1) != key:
-        return "has a dot in its last part, where webdataset looks for the suffix"
-    if _META_DIRECTORY.match(key):
-        return "begins with a __directory__/, which webdataset skips"
-    return None if _is_storable(key) else "is no text that a tar can hold"
 
 
 def check_names(names: Any, *, split: str) -> Sequence[str]:
@@ -185,37 +101,3 @@ def directory_problems(splits: Sequence[str], directories: Mapping[str, str]) ->
                 "one would overwrite the other"
             )
         taken.setdefault(place, split)
-
-
-def check_prefix(prefix: str) -> str:
-    """Return a prefix of shard names.
-
-    Raises:
-        ConfigError: If it cannot begin a file name.
-    """
-    if (
-        not isinstance(prefix, str)
-        or not prefix
-        or prefix.startswith(".")
-        or "/" in prefix
-        or _CONTROL.search(prefix)
-        or not _is_text(prefix)
-    ):
-        raise ConfigError(f"the prefix of the shards must be the beginning of a file name, not {prefix!r}")
-    return prefix
-
-
-def _is_storable(key: str) -> bool:
-    try:
-        key.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

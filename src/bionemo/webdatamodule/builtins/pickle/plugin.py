@@ -7,10 +7,10 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bionemo.webdatamodule._engine.writing.validate import check_suffixes
 from bionemo.webdatamodule.components import Sample, Writer
 from bionemo.webdatamodule.errors import InputError
 from bionemo.webdatamodule.hookspecs import hookimpl
+from bionemo.webdatamodule.names import check_suffixes
 
 _MOST_READ = 1 << 30  # bytes; Linux reads 2 GiB at most in one call, so a short read says nothing beyond that
 _SMALL = 1 << 16  # bytes of a first read; larger files are met only after one that was as large
