@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 
 from bionemo.webdatamodule.components import Sample, Writer
 from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.files import walk_files
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.names import check_suffixes
 
+_log = logging.getLogger("bionemo.webdatamodule")
 _MOST_READ = 1 << 30  # bytes; Linux reads 2 GiB at most in one call, so a short read says nothing beyond that
 _SMALL = 1 << 16  # bytes of a first read; larger files are met only after one that was as large
 
@@ -43,17 +46,29 @@ class PickleReader:
     def names(self) -> Sequence[str]:
         """Return the sorted names of all samples in the directory and below that have every suffix.
 
+        Hidden files and folders are left out; links are followed (:func:`~bionemo.webdatamodule.files.walk_files`).
+
         Raises:
             InputError: If the directory cannot be listed.
         """
-        found: list[str] = []
-        pending = [""]
-        while pending:
-            below = pending.pop()
-            here, pending_here = self._list(below)
-            found += here
-            pending += pending_here
-        return sorted(found)
+        first, *others = (f".{suffix}" for suffix in self.suffixes)
+        endings = (first, *others)
+        found = walk_files(self.directory, wanted=lambda name: name.endswith(endings))
+        if not others:
+            return sorted(path.removesuffix(first) for path in found)
+        files = set(found)
+        bases = {path.removesuffix(ending) for path in files for ending in endings if path.endswith(ending)}
+        names = sorted(base for base in bases if all(base + ending in files for ending in endings))
+        used = {base + ending for base in names for ending in endings}
+        if rest := sorted(files - used):
+            _log.warning(
+                "%s: left out %d files of samples that lack one of the suffixes %s, first %s",
+                self.directory,
+                len(rest),
+                ", ".join(self.suffixes),
+                rest[0],
+            )
+        return names
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
         """Return size and modification time of each sample's files; ``""`` where one cannot be a pickle file."""
@@ -87,24 +102,6 @@ class PickleReader:
                 return ""
             found.append(f"{status.st_size}@{status.st_mtime_ns}")
         return found[0] if len(found) == 1 else " ".join(found)
-
-    def _list(self, below: str) -> tuple[list[str], list[str]]:
-        """Return the names in one directory and the directories in it, as paths below the top one."""
-        files: set[str] = set()
-        directories = []
-        try:
-            with os.scandir(os.path.join(self.directory, below)) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        directories.append(f"{below}{entry.name}/")
-                    else:
-                        files.add(entry.name)
-        except OSError as error:
-            raise InputError(f"{self.directory} cannot be listed: {error.strerror}", file=below or None) from error
-        first, *others = (f".{suffix}" for suffix in self.suffixes)
-        bases = (file.removesuffix(first) for file in files if file.endswith(first))
-        names = [base for base in bases if base and all(base + other in files for other in others)]
-        return [below + name for name in names], directories
 
 
 def _stays_inside(name: str) -> bool:
