@@ -279,7 +279,7 @@ def test_no_gadget_runs(report):
 
 
 def test_every_gadget_is_refused_by_name(report):
-    """By loads, by a decoder that has templates, and by a batch."""
+    """By loads, by a codec that has templates, and by a batch."""
     refused = ["RefusedPickleError"] * 3
     assert [] == [line for line in report if line["group"] == "gadgets" and line["found"] != refused]
 

@@ -5,12 +5,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule import PickledDataWDS, Split, Use
+from bionemo.webdatamodule import PickledDataWDS, Split, Use, context
 from bionemo.webdatamodule.builtins.padding import fill
-from bionemo.webdatamodule.builtins.pickle.decoder import Decoder
+from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 MAKERS = {
@@ -37,22 +37,25 @@ def same(one, other):
 
 @pytest.mark.parametrize("encode", [pickle.dumps, dumps])
 @pytest.mark.parametrize("kind", MAKERS)
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=8))
 def test_reading_into_the_batch_is_the_same_as_joining(kind, encode, sizes):
-    """Also while the decoder is still learning which lengths vary."""
-    decoder = Decoder(Policy())
+    """Also while the codec is still learning which lengths vary."""
+    codec = PickleCodec(Policy())
     for _ in range(3):
         streams = [encode(MAKERS[kind](number, size)) for number, size in enumerate(sizes)]
         expected = fill(list(map(loads, streams)))
-        assert same(expected, decoder.batch([memoryview(stream) for stream in streams], pad=True))
+        assert same(expected, codec.column([memoryview(stream) for stream in streams]).pad())
 
 
 def test_padding_is_zero_in_memory_that_was_used_before():
     """What an earlier batch left in the memory does not show."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     views = [memoryview(dumps(torch.ones(size))) for size in (5, 3, 5, 1)]
+    worker = context.Worker(empty=lambda shape, dtype: torch.full(shape, 7, dtype=dtype))
     for _ in range(3):
-        batch = decoder.batch(views, empty=lambda shape, dtype: torch.full(shape, 7, dtype=dtype), pad=True)
+        with context.working(worker):
+            batch = codec.column(views).pad()
     assert [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]] == batch.tolist()
 
 
@@ -60,7 +63,7 @@ def test_other_dimensions_have_to_agree():
     """The error is that of torch, as for any batch that does not fit together."""
     views = [memoryview(dumps(torch.ones(2, width))) for width in (3, 4)]
     with pytest.raises(RuntimeError, match="size"):
-        Decoder(Policy()).batch(views, pad=True)
+        PickleCodec(Policy()).column(views).pad()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

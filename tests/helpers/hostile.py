@@ -558,21 +558,21 @@ def main(canary):
     import torch  # noqa: F401  # not out of the memory that is allowed below
 
     from bionemo.webdatamodule.builtins.codecs import make_codec
-    from bionemo.webdatamodule.builtins.pickle.decoder import Decoder
+    from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
     from bionemo.webdatamodule.builtins.pickle.fast.trace import trace
     from bionemo.webdatamodule.pickles import Policy, loads
 
     copyreg.add_extension("os", "system", 1)
     loads(P + tensor(storage(), 0, (4,), (1,)) + b".")
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     codecs = [make_codec(codec, Policy()) for codec in ("pth", "pt")]
     for make in (torch_zip, torch_old):  # what they reject, they reject for its claims
         for codec in codecs:
             codec.values([memoryview(make(P + shown(held()) + b".", [("0", bytes(16))]))])
     for _ in range(3):  # with a template for the form that many attacks vary
-        decoder(memoryview(P + tensor(storage(), 0, (4,), (1,)) + b"."))
-        decoder(memoryview(P + array((1,), FLOAT, value(bytes(4))) + b"."))
-        decoder(memoryview(P + raw_call(name("torch", "from_numpy"), canonical()) + b"."))
+        codec.decode(memoryview(P + tensor(storage(), 0, (4,), (1,)) + b"."))
+        codec.decode(memoryview(P + array((1,), FLOAT, value(bytes(4))) + b"."))
+        codec.decode(memoryview(P + raw_call(name("torch", "from_numpy"), canonical()) + b"."))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + (400 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -587,8 +587,8 @@ def main(canary):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found = [
                 outcome(loads, stream),
-                outcome(decoder, memoryview(stream)),
-                outcome(Decoder(Policy()).batch, [memoryview(stream)] * 2),
+                outcome(codec.decode, memoryview(stream)),
+                outcome(PickleCodec(Policy()).column([memoryview(stream)] * 2).stack),
             ]
             files = [stream] if group == "torch" else [torch_zip(stream), torch_old(stream)]
             found_in_torch = [outcome(codec.values, [memoryview(file)]) for codec in codecs for file in files]

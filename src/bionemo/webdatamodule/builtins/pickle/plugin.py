@@ -1,4 +1,4 @@
-"""The default writer: one or several pickle files per sample, in one directory."""
+"""The default writer and codec: one or several pickles per sample."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bionemo.webdatamodule.components import Sample, Writer
+from bionemo.webdatamodule.components import Codec, FieldCodec, Sample, Writer
 from bionemo.webdatamodule.errors import InputError
 from bionemo.webdatamodule.files import walk_files
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.names import check_suffixes
+from bionemo.webdatamodule.pickles import Policy
 
 _log = logging.getLogger("bionemo.webdatamodule")
 _MOST_READ = 1 << 30  # bytes; Linux reads 2 GiB at most in one call, so a short read says nothing beyond that
@@ -134,3 +135,20 @@ def webdatamodule_writers() -> Iterable[Writer]:
         summary="pickle files in a directory, one or several per sample",
         factory=PickleReader,
     )
+
+
+@hookimpl
+def webdatamodule_codecs() -> Iterable[Codec]:
+    """Register the codec ``pickle``."""
+    yield Codec(
+        name="pickle",
+        summary="Python pickles, decoded without running code",
+        suffixes=("pyd", "pickle", "pkl"),
+        factory=_codec,
+    )
+
+
+def _codec(policy: Policy) -> FieldCodec:
+    from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
+
+    return PickleCodec(policy)

@@ -1,9 +1,4 @@
-"""A traced program as a template: the bytes that have to be equal, and what to do with the others.
-
-A template cuts the stream into chunks of fixed length.
-Most templates have one; a memory of varying length (:func:`compile_template`, ``opened``) ends a chunk, and the
-last number of the chunk says how long it is.
-"""
+"""Compile a traced program into a template: which bytes have to be equal, and what becomes of the others."""
 
 from __future__ import annotations
 
@@ -13,19 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from bionemo.webdatamodule.builtins.pickle.fast.batches import column_of
-from bionemo.webdatamodule.builtins.pickle.fast.match import (
+from bionemo.webdatamodule.builtins.pickle.fast.program import Block, Const, Leaf, Scalar, parts
+from bionemo.webdatamodule.builtins.pickle.fast.rows import (
     IN_ROW,
-    Grid,
+    Chunk,
+    Distance,
     Number,
-    Part,
+    RowLayout,
     Sizes,
     Span,
     Stretch,
     padded,
     runs,
 )
-from bionemo.webdatamodule.builtins.pickle.fast.program import Block, Const, Leaf, Scalar, parts
 from bionemo.webdatamodule.builtins.pickle.fast.values import (
     Slot,
     array,
@@ -42,33 +37,27 @@ from bionemo.webdatamodule.builtins.pickle.fast.values import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from bionemo.webdatamodule.builtins.pickle.fast.batches import Column
-    from bionemo.webdatamodule.builtins.pickle.fast.match import Streams
     from bionemo.webdatamodule.builtins.pickle.fast.program import Node, Program
     from bionemo.webdatamodule.builtins.pickle.fast.values import Values
 
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """A program with holes.
+    """A program whose data may differ.
 
     Attributes:
-        grid: How streams are compared with them.
-        slots: How to make the parts of the value.
-        values: Makes the values of streams that follow the program.
-        column: Makes batches of streams whose templates are of one kind.
+        layout: How streams become rows and are compared.
+        root: The value as a tree, of the stream that was traced.
+        slots: How to make the leaves of the tree, in their order.
+        values: Makes the values of rows.
         kind: What the value is like; equal for templates that differ in lengths and operand sizes only.
     """
 
-    grid: Grid
+    layout: RowLayout
+    root: Node
     slots: tuple[Slot, ...]
     values: Values
-    column: Column
     kind: Any
-
-    def fit(self, views: Sequence[memoryview], places: Any) -> Streams | None:
-        """Return those streams that follow the program, if any do; see :meth:`~.grids.Grid.fit`."""
-        return self.grid.fit(self, views, places)
 
 
 def memories(program: Program) -> list[Leaf]:
@@ -88,7 +77,7 @@ def signature(data: bytes, program: Program) -> tuple[bytes, ...]:
     Raises:
         ValueError: As :func:`compile_template`.
     """
-    return _Layout(data, program, memories(program)).program()
+    return _Compiler(data, program, memories(program)).program()
 
 
 def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> Template:
@@ -102,20 +91,20 @@ def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> T
     Raises:
         ValueError: If numbers or lengths are of a kind that rows cannot hold.
     """
-    layout = _Layout(data, program, [leaf for n, leaf in enumerate(memories(program)) if n in opened])
+    compiler = _Compiler(data, program, [leaf for n, leaf in enumerate(memories(program)) if n in opened])
     nodes = list(parts(program.root))
-    slots = tuple(map(layout.slot, nodes))
+    slots = tuple(map(compiler.slot, nodes))
     return Template(
-        grid=layout.grid(nodes),
+        layout=compiler.layout(nodes),
+        root=program.root,
         slots=slots,
         values=whole(program.root, iter(slots)),
-        column=column_of(program.root, iter(range(len(nodes)))),
         kind=kind_of(program.root),
     )
 
 
-class _Layout:
-    """Where everything lies: in which chunk, and in rows.
+class _Compiler:
+    """Finds where everything lies: in which chunk, and in rows.
 
     Positions are those of the stream that was traced.
     """
@@ -128,42 +117,42 @@ class _Layout:
         self.starts = [0, *(leaf.stop for leaf in opened)]  # of the chunks
         self.ends = [*(leaf.start for leaf in opened), len(data)]
         self.regions = [r for r in program.regions if any(r[2] <= leaf.start < r[3] for leaf in opened)]
-        self.holes = sorted(self.find_holes(program))
+        self.varying = sorted(self.find_varying(program))
         large = [m for m in memories(program) if m.start not in self.opened and m.stop - m.start > IN_ROW]
         self.stretches, self.width = self.rows([(m.start, m.stop) for m in large])
 
-    def find_holes(self, program: Program) -> Iterator[tuple[int, int]]:
+    def find_varying(self, program: Program) -> Iterator[tuple[int, int]]:
         """Yield the position and width of all bytes that may differ."""
         for position, width, _, _ in self.regions:
             yield position, width
         for part in parts(program.root):
             if isinstance(part, Scalar):
-                yield _hole(part.data)
+                yield _extent(part.data)
             elif isinstance(part, Block):
                 yield from self.memory(part.data)
-                yield from map(_hole, part.keys)
+                yield from map(_extent, part.keys)
                 if part.data.start in self.opened:
-                    yield from map(_hole, (*part.shape, *part.strides, *part.numels))
+                    yield from map(_extent, (*part.shape, *part.strides, *part.numels))
             elif isinstance(part, Leaf) and _varies(part):
-                yield from self.memory(part) if part.count else [_hole(part)]
+                yield from self.memory(part) if part.count else [_extent(part)]
 
     def memory(self, leaf: Leaf) -> Iterator[tuple[int, int]]:
         """Yield what may differ of a memory: itself, or its count."""
         if leaf.start not in self.opened:
-            yield _hole(leaf)
+            yield _extent(leaf)
         elif leaf.count:
             yield leaf.count
 
     def program(self) -> tuple[bytes, ...]:
-        """Return the bytes that have to be equal: those between the holes and open memories."""
-        places = sorted(
-            [*self.holes, *((end, start - end) for end, start in zip(self.ends, self.starts[1:], strict=False))]
+        """Return the bytes that have to be equal: those between varying parts and open memories."""
+        extents = sorted(
+            [*self.varying, *((end, start - end) for end, start in zip(self.ends, self.starts[1:], strict=False))]
         )
-        begins = [0, *(position + width for position, width in places)]
-        ends = [*(position for position, _ in places), len(self.data)]
+        begins = [0, *(position + width for position, width in extents)]
+        ends = [*(position for position, _ in extents), len(self.data)]
         return tuple(self.data[begin:end] for begin, end in zip(begins, ends, strict=True))
 
-    def place(self, position: int) -> tuple[int, int]:
+    def locate(self, position: int) -> tuple[int, int]:
         """Return the chunk of a position, and how far into the chunk it is."""
         chunk = bisect_right(self.starts, position) - 1
         if position > self.ends[chunk]:
@@ -171,7 +160,7 @@ class _Layout:
         return chunk, position - self.starts[chunk]
 
     def slot(self, part: Node) -> Slot:
-        """Say how a part of the value is made."""
+        """Return how a part of the value is made."""
         if isinstance(part, Const) or (isinstance(part, Leaf) and not _varies(part)):
             return Slot(constant(part.value))
         if isinstance(part, Scalar):
@@ -187,7 +176,7 @@ class _Layout:
         if data.start in self.opened:
             chunk = self.opened[data.start]
             return Span(chunk, self.ends[chunk] - self.starts[chunk], chunk + 1, 0)
-        chunk, low = self.place(data.start)
+        chunk, low = self.locate(data.start)
         return Span(chunk, low, chunk, low + data.stop - data.start, self.column(data.start))
 
     def rows(self, skipped: Sequence[tuple[int, int]]) -> tuple[list[Stretch], int]:
@@ -217,18 +206,18 @@ class _Layout:
         """Return where rows have the number that announces some bytes."""
         return Number(self.column(position), _COUNTS[width])
 
-    def part(self, chunk: int) -> Part:
-        """Return a chunk as rows see it."""
-        first, end, leaf = self.starts[chunk], self.ends[chunk], self.counts[chunk]
+    def chunk(self, number: int) -> Chunk:
+        """Return a chunk."""
+        first, end, leaf = self.starts[number], self.ends[number], self.counts[number]
         expected, counting = np.zeros(self.width, np.uint8), np.zeros(self.width, np.bool_)
         stretches = [stretch for stretch in self.stretches if first <= stretch.low < end]
         for low, high, at in stretches:
             expected[at : at + high - low] = np.frombuffer(self.data, np.uint8, high - low, low)
             counting[at : at + high - low] = True
-        for position, width in self.holes:
+        for position, width in self.varying:
             if first <= position < end and (at := self.column(position)) >= 0:
                 counting[at : at + width] = False
-        return Part(
+        return Chunk(
             end - first,
             [Stretch(low - first, high - first, at) for low, high, at in stretches],
             runs(expected, counting),
@@ -236,20 +225,20 @@ class _Layout:
             leaf.unit if leaf else 0,
         )
 
-    def tie(self, position: int, width: int, start: int, stop: int) -> tuple[Number, int, int, int]:
-        """Return where rows say how far two places are apart: a constant, and two chunks whose distance is added."""
-        (first, low), (last, high) = self.place(start), self.place(stop)
-        return self.count(position, width), high - low, first, last
+    def distance(self, position: int, width: int, start: int, stop: int) -> Distance:
+        """Return where rows say how far two positions are apart."""
+        (first, low), (last, high) = self.locate(start), self.locate(stop)
+        return Distance(self.count(position, width), high - low, first, last)
 
-    def grid(self, nodes: Iterable[Node]) -> Grid:
-        """Say how streams are compared."""
+    def layout(self, nodes: Iterable[Node]) -> RowLayout:
+        """Return how streams are compared."""
         blocks = [part for part in nodes if isinstance(part, Block)]
-        return Grid(
+        return RowLayout(
             width=self.width,
             size=None if self.opened else len(self.data),
-            parts=[self.part(chunk) for chunk in range(len(self.starts))],
-            ties=[self.tie(*region) for region in self.regions],
-            twins=[
+            chunks=[self.chunk(number) for number in range(len(self.starts))],
+            distances=[self.distance(*region) for region in self.regions],
+            digits=[
                 (self.column(one.start), self.column(other.start), one.stop - one.start)
                 for one, other in (block.keys for block in blocks if block.keys)
             ],
@@ -277,5 +266,5 @@ def _varies(leaf: Leaf) -> bool:
     return not leaf.shared and (leaf.count is not None or leaf.stop > leaf.start)
 
 
-def _hole(leaf: Leaf) -> tuple[int, int]:
+def _extent(leaf: Leaf) -> tuple[int, int]:
     return leaf.start, leaf.stop - leaf.start

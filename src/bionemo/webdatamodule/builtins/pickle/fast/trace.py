@@ -1,4 +1,4 @@
-"""Trace a pickle: follow it with places in the stream instead of values, and write down what it does.
+"""Trace a pickle: follow it with positions in the stream instead of values, and write down what it does.
 
 This covers the opcodes and constructors that one-kind samples are made of: dicts, lists, tuples, numbers, text,
 bytes, plain numpy arrays and scalars, contiguous tensors.
@@ -35,6 +35,8 @@ from bionemo.webdatamodule.builtins.pickle.safe.limits import Global
 from bionemo.webdatamodule.builtins.pickle.safe.names import known
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import torch
 
 
@@ -68,14 +70,14 @@ class _Unbuilt:
     build: Any = None
 
 
-def trace(data: bytes, *, refused: frozenset[str] = frozenset()) -> Program | None:
+def trace(data: bytes, *, allowed: Collection[str] = ()) -> Program | None:
     """Trace a pickle that was accepted, or return None where a template could not stand in for it.
 
     Args:
         data: The whole stream.
-        refused: Names that the user allowed: whatever they do now, it is theirs.
+        allowed: Names that the user allowed, which no template follows: they may do anything.
     """
-    tracer = _Tracer(data, refused)
+    tracer = _Tracer(data, allowed)
     try:
         root, stop = tracer.run(io.BytesIO(data), 0)
         if stop != len(data) or any(leaf.shared for leaf in tracer.sole):
@@ -108,9 +110,9 @@ _NUMBERS: Final = {  # kind, and the bytes between the opcode and the number
 class _Tracer:
     """Follows opcodes with nodes on the stack instead of values."""
 
-    def __init__(self, data: bytes, refused: frozenset[str]) -> None:
+    def __init__(self, data: bytes, allowed: Collection[str]) -> None:
         self.data = data
-        self.refused = refused
+        self.allowed = allowed
         self.regions: list[Region] = []
         self.sole: list[Leaf] = []  # memory that belongs to one part of the value only
         self.nested = False  # inside the bytes of a torch storage
@@ -192,7 +194,7 @@ class _Tracer:
             from bionemo.webdatamodule.builtins.pickle.safe.torch_types import find_storage
 
             return Const(find_storage(module, name))
-        if f"{module}.{name}" in self.refused:
+        if f"{module}.{name}" in self.allowed:
             raise NotTraceableError("the user's class")
         found = known(module, name)
         return _Name(found.name) if isinstance(found, Global) else Const(found)

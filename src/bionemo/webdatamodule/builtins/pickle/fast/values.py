@@ -1,4 +1,4 @@
-"""Make the values of streams that follow one program: what a template does with the data of its holes."""
+"""Make values of the rows of streams that follow one program."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from bionemo.webdatamodule.builtins.pickle.fast.match import NOWHERE, Number, Span
 from bionemo.webdatamodule.builtins.pickle.fast.program import Block, Items, Mapping
+from bionemo.webdatamodule.builtins.pickle.fast.rows import NOWHERE, Number, Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from bionemo.webdatamodule.builtins.pickle.fast.match import Streams
     from bionemo.webdatamodule.builtins.pickle.fast.program import Leaf, Node
+    from bionemo.webdatamodule.builtins.pickle.fast.rows import Rows
 
-Values: TypeAlias = "Callable[[Streams], list[Any]]"
-"""Makes a part of the value, or the whole, for each of some streams."""
+Values: TypeAlias = "Callable[[Rows], list[Any]]"
+"""Makes a part of the value, or the whole, for each of some rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +37,11 @@ class Slot:
     memory: Span = NOWHERE
     shape: Sequence[int | Number] = ()
 
-    def shapes(self, streams: Streams) -> NDArray[np.int64]:
+    def shapes(self, rows: Rows) -> NDArray[np.int64]:
         """Return the shape of an array or tensor in each stream, one in a row."""
-        shapes = np.empty((len(streams.places), len(self.shape)), np.int64)
+        shapes = np.empty((len(rows), len(self.shape)), np.int64)
         for axis, length in enumerate(self.shape):
-            shapes[:, axis] = length if isinstance(length, int) else length.of(streams.rows)
+            shapes[:, axis] = length if isinstance(length, int) else length.of(rows.table)
         return shapes
 
 
@@ -57,42 +57,42 @@ def number_in(leaf: Leaf, column: int) -> Number | None:
 
 def constant(value: Any) -> Values:
     """Return what gives a part that is the same in every stream; it is immutable."""
-    return lambda streams: [value] * len(streams.views)
+    return lambda rows: [value] * len(rows.views)
 
 
 def operand(leaf: Leaf, column: int) -> Values:
     """Return what reads a number or a bool that begins at a column of every row."""
     if leaf.kind == "bool":
-        return lambda streams: (streams.rows[:, column] == pickle.NEWTRUE[0]).tolist()
+        return lambda rows: (rows.table[:, column] == pickle.NEWTRUE[0]).tolist()
     number = number_in(leaf, column)
     if number is not None:
-        return lambda streams: number.of(streams.rows).tolist()
+        return lambda rows: number.of(rows.table).tolist()
     stop = column + leaf.stop - leaf.start
-    return lambda streams: [int.from_bytes(row[column:stop], "little", signed=True) for row in streams.rows]
+    return lambda rows: [int.from_bytes(row[column:stop], "little", signed=True) for row in rows.table]
 
 
 def counted(kind: str, span: Span) -> Values:
     """Return what makes text or bytes of a memory."""
     makes: dict[str, Callable[[memoryview], Any]] = {"text": _text, "bytearray": bytearray, "bytes": bytes}
     make = makes[kind]
-    return lambda streams: [make(memory) for memory in streams.memory(span)]
+    return lambda rows: [make(memory) for memory in rows.memory(span)]
 
 
 def scalar(dtype: np.dtype[Any], column: int) -> Values:
     """Return what makes a numpy scalar that begins at a column of every row."""
-    return lambda streams: list(Number(column, dtype).of(streams.rows))
+    return lambda rows: list(Number(column, dtype).of(rows.table))
 
 
 def array(block: Block, span: Span, shape: Sequence[int | Number]) -> Slot:
     """Return how an array or tensor is made, in memory of its own."""
     fresh = _fresh(block)
 
-    def values(streams: Streams) -> list[Any]:
-        shapes = slot.shapes(streams).tolist()
-        return [fresh(bytearray(memory), shape) for memory, shape in zip(streams.memory(span), shapes, strict=True)]
+    def values(rows: Rows) -> list[Any]:
+        shapes = slot.shapes(rows).tolist()
+        return [fresh(bytearray(memory), shape) for memory, shape in zip(rows.memory(span), shapes, strict=True)]
 
-    def vectors(streams: Streams) -> list[Any]:  # whose only length follows from the memory
-        return [fresh(bytearray(memory), None) for memory in streams.memory(span)]
+    def vectors(rows: Rows) -> list[Any]:  # whose only length follows from the memory
+        return [fresh(bytearray(memory), None) for memory in rows.memory(span)]
 
     slot = Slot(vectors if block.tensor and len(shape) == 1 else values, span, shape)
     return slot
@@ -108,13 +108,13 @@ def whole(root: Node, slots: Iterator[Slot]) -> Values:
     if isinstance(root, Mapping):
         keys, makes = list(root.items), [whole(item, slots) for item in root.items.values()]
         if not keys:
-            return lambda streams: [{} for _ in streams.views]
-        return lambda streams: [dict(zip(keys, parts, strict=True)) for parts in _rows(makes, streams)]
+            return lambda rows: [{} for _ in rows.views]
+        return lambda rows: [dict(zip(keys, parts, strict=True)) for parts in _parts(makes, rows)]
     if isinstance(root, Items):
         kind, makes = root.kind, [whole(item, slots) for item in root.items]
         if not makes:
-            return lambda streams: [kind() for _ in streams.views]
-        return lambda streams: list(map(kind, _rows(makes, streams)))
+            return lambda rows: [kind() for _ in rows.views]
+        return lambda rows: list(map(kind, _parts(makes, rows)))
     return next(slots).values
 
 
@@ -127,8 +127,8 @@ def kind_of(root: Node) -> Any:
     return ("block", str(_dtype_of(root)), root.tensor is None) if isinstance(root, Block) else "other"
 
 
-def _rows(makes: Sequence[Values], streams: Streams) -> Iterator[tuple[Any, ...]]:
-    return zip(*[make(streams) for make in makes], strict=True)
+def _parts(makes: Sequence[Values], rows: Rows) -> Iterator[tuple[Any, ...]]:
+    return zip(*[make(rows) for make in makes], strict=True)
 
 
 def _text(view: memoryview) -> str:

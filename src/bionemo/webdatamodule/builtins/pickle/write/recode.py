@@ -71,8 +71,8 @@ class Recoder:
 
     def _learn(self, data: bytes, result: bytes) -> Kind | None:
         """Return the kind of a stream that was recoded, if it can be recoded by copying, and keep it."""
-        refused = frozenset(self._policy.allow)
-        before, after = trace(data, refused=refused), trace(result, refused=refused)
+        allow = self._policy.allow
+        before, after = trace(data, allowed=allow), trace(result, allowed=allow)
         if before is None or after is None:
             return None
         try:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from tests.helpers import sameness
 from torch.utils.data import default_collate
 
-from bionemo.webdatamodule.builtins.pickle.decoder import Decoder
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
+from bionemo.webdatamodule.columns import pad_values
 from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
@@ -73,41 +75,51 @@ def outcome(function, data):
         return f"{type(error).__name__}: {error}"
 
 
+def stacked(codec):
+    """Batches of one codec."""
+    return lambda views: codec.column(views).stack()
+
+
+def values_of(codec):
+    """Values of one codec, of many pickles."""
+    return lambda views: codec.column(views).values()
+
+
 # -- equality
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_decoder_gives_what_loads_gives(kind, writer):
+def test_a_codec_gives_what_loads_gives(kind, writer):
     """Over samples of one kind, of which the first few become templates."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for data in streams(kind, writer, 40):
-        assert same(loads(data), decoder(memoryview(data)))
+        assert same(loads(data), codec.decode(memoryview(data)))
 
 
 @pytest.mark.parametrize("writer", ["canonical", "protocol 4", "protocol 5"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_of_one_kind_are_decoded_by_templates(kind, writer, monkeypatch):
     """After a few samples loads is called no more."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for data in streams(kind, writer, 200):
-        decoder(memoryview(data))
-    monkeypatch.setattr("bionemo.webdatamodule.builtins.pickle.decoder.loads", None)
+        codec.decode(memoryview(data))
+    monkeypatch.setattr("bionemo.webdatamodule.builtins.pickle.codec.loads", None)
     for data in streams(kind, writer, 50, seed=1):
-        decoder(memoryview(data))
+        codec.decode(memoryview(data))
 
 
 @slow
 @given(st.lists(values, min_size=1, max_size=4), st.integers(0, 5), st.booleans())
 def test_equal_for_values_of_any_kind(items, protocol, canonical):
     """Each value is read twice, so that the second time may be by a template."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for item in items * 2:
         try:
             data = dumps(item) if canonical else pickle.dumps(item, protocol)
         except TypeError:  # complex in protocol 0
             continue
-        assert same(loads(data), decoder(memoryview(data)))
+        assert same(loads(data), codec.decode(memoryview(data)))
 
 
 @slow
@@ -117,9 +129,9 @@ def test_equal_for_values_of_any_kind(items, protocol, canonical):
 def test_equal_for_changed_streams(kind, writer, seed, data):
     """Whatever byte is changed in a stream that has a template: the same value, or the same refusal, as loads."""
     known = streams(kind, writer, 4, seed)
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for stream in known:
-        decoder(memoryview(stream))
+        codec.decode(memoryview(stream))
     stream = bytearray(data.draw(st.sampled_from(known)))
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(stream) - 1))
@@ -142,9 +154,9 @@ def test_equal_for_changed_streams(kind, writer, seed, data):
     if not stream:
         return
     expected = outcome(loads, bytes(stream))
-    assert same(expected, outcome(decoder, memoryview(bytes(stream))))
+    assert same(expected, outcome(codec.decode, memoryview(bytes(stream))))
     twice = [memoryview(bytes(stream)), memoryview(known[0])]
-    assert same(_attempt(_collated, twice), _attempt(decoder.batch, twice))
+    assert same(_attempt(_collated, twice), _attempt(stacked(codec), twice))
 
 
 def _collated(views):
@@ -165,12 +177,12 @@ def _changes(stream):
 def test_equal_for_every_changed_byte(kind, writer):
     """All bytes of the stream, one after the other, with templates whose lengths are open."""
     known = sorted(streams(kind, writer, 12), key=len)
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for stream in known:
-        decoder(memoryview(stream))
-    decoder._tries = 0  # so that it learns nothing from the changed ones
+        codec.decode(memoryview(stream))
+    codec._tries = 0  # so that it learns nothing from the changed ones
     for changed in _changes(known[0]):
-        assert same(outcome(loads, changed), outcome(decoder, memoryview(changed)))
+        assert same(outcome(loads, changed), outcome(codec.decode, memoryview(changed)))
 
 
 @pytest.mark.parametrize("kind", ["dict", "vector", "scalars"])
@@ -178,25 +190,25 @@ def test_equal_for_every_changed_byte(kind, writer):
 def test_a_changed_byte_is_noticed_among_others_of_its_kind(kind, writer):
     """Streams are compared many at a time; one that differs in any byte is decoded by itself, the others as before."""
     known = sorted(streams(kind, writer, 12), key=len)
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for stream in known:
-        decoder(memoryview(stream))
-    decoder._tries = 0
+        codec.decode(memoryview(stream))
+    codec._tries = 0
     first, last = loads(known[1]), loads(known[2])
     for changed in itertools.islice(_changes(known[0]), 0, None, 2):
         views = [memoryview(known[1]), memoryview(changed), memoryview(known[2])]
-        expected, found = outcome(loads, changed), outcome(decoder.values, views)
+        expected, found = outcome(loads, changed), outcome(values_of(codec), views)
         assert same(expected if isinstance(expected, str) else [first, expected, last], found)
-        assert same(_attempt(_collated, views), _attempt(decoder.batch, views))
+        assert same(_attempt(_collated, views), _attempt(stacked(codec), views))
 
 
 # -- what must not become a hole
 
 
 def twice(first, second):
-    """Decode two streams in turn with one decoder, after each was seen before."""
-    decoder = Decoder(Policy())
-    return [decoder(memoryview(data)) for data in (first, second, first, second, first, second)][-2:]
+    """Decode two streams in turn with one codec, after each was seen before."""
+    codec = PickleCodec(Policy())
+    return [codec.decode(memoryview(data)) for data in (first, second, first, second, first, second)][-2:]
 
 
 def test_memory_that_is_used_twice():
@@ -238,9 +250,9 @@ def test_tensors_that_share_memory():
 def test_values_are_fresh():
     """Changing a sample, its lists or its arrays, changes no later sample."""
     data = dumps({"a": [torch.zeros(2), np.zeros(2)], "b": [], "c": {}})
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for _ in range(4):
-        found = decoder(memoryview(data))
+        found = codec.decode(memoryview(data))
         assert [0.0, 0.0] == [found["a"][0][0].item(), found["a"][1][0]]
         assert ([], {}) == (found["b"], found["c"])
         found["a"][0][0] = found["a"][1][0] = 1
@@ -250,9 +262,9 @@ def test_values_are_fresh():
 
 def test_values_outlive_the_buffer():
     """Nothing points into the stream, so its memory may be reused."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     buffer = bytearray(dumps({"x": torch.arange(4), "y": np.arange(4), "z": "text"}))
-    found = [decoder(memoryview(buffer)) for _ in range(3)]
+    found = [codec.decode(memoryview(buffer)) for _ in range(3)]
     buffer[:] = bytes(len(buffer))
     assert [[0, 1, 2, 3]] * 3 == [item["x"].tolist() for item in found]
     assert [[0, 1, 2, 3]] * 3 == [item["y"].tolist() for item in found]
@@ -262,42 +274,40 @@ def test_a_class_of_the_users_is_no_template():
     """Names in allow_pickle do what they do now, every time."""
     calls = []
     policy = Policy(allow=("numpy.dtype", "collections.OrderedDict"))
-    decoder = Decoder(policy)
+    codec = PickleCodec(policy)
     for number in range(4):
         data = pickle.dumps(np.arange(3) + number, 4)
-        calls.append(decoder(memoryview(data)).tolist())
+        calls.append(codec.decode(memoryview(data)).tolist())
     assert [[n, n + 1, n + 2] for n in range(4)] == calls
-    assert [] == list(decoder._templates)
+    assert [] == codec.templates
 
 
 def test_a_refused_pickle_is_refused_every_time():
     """A refusal is no template either."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     data = memoryview(b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01x\x85R.")
     for _ in range(3):
         with pytest.raises(RefusedPickleError, match=r"os\.system"):
-            decoder(data)
+            codec.decode(data)
 
 
-def test_a_decoder_learns_a_bounded_number_of_times(monkeypatch):
+def test_a_codec_learns_a_bounded_number_of_times(monkeypatch):
     """Data of no kind at all stop paying for it."""
     traced = []
-    monkeypatch.setattr(
-        "bionemo.webdatamodule.builtins.pickle.decoder.trace", lambda data, refused: traced.append(data)
-    )
-    decoder = Decoder(Policy())
+    monkeypatch.setattr("bionemo.webdatamodule.builtins.pickle.codec.trace", lambda data, allowed: traced.append(data))
+    codec = PickleCodec(Policy())
     for number in range(200):
-        decoder(memoryview(pickle.dumps({str(number): number})))
+        codec.decode(memoryview(pickle.dumps({str(number): number})))
     assert len(traced) == 32
 
 
-def test_a_decoder_travels_without_its_templates():
+def test_a_codec_travels_without_its_templates():
     """It is pickled to workers as its policy."""
-    decoder = Decoder(Policy(allow=("a.B",)))
-    decoder(memoryview(dumps([1])))
-    copy = pickle.loads(pickle.dumps(decoder))
-    assert decoder.policy == copy.policy
-    assert len(pickle.dumps(decoder)) < 300
+    codec = PickleCodec(Policy(allow=("a.B",)))
+    codec.decode(memoryview(dumps([1])))
+    copy = pickle.loads(pickle.dumps(codec))
+    assert codec.policy == copy.policy
+    assert len(pickle.dumps(codec)) < 300
 
 
 # -- batches
@@ -308,10 +318,10 @@ def test_a_decoder_travels_without_its_templates():
 @pytest.mark.parametrize("size", [1, 7])
 def test_a_batch_is_the_default_collate_of_the_values(kind, writer, size):
     """With and without templates, also where default_collate raises."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for seed in range(3):
         views = [memoryview(data) for data in streams(kind, writer, size, seed)]
-        assert same(outcome(_collated, views), outcome(decoder.batch, views))
+        assert same(outcome(_collated, views), outcome(stacked(codec), views))
 
 
 @slow
@@ -319,16 +329,16 @@ def test_a_batch_is_the_default_collate_of_the_values(kind, writer, size):
 def test_batches_of_values_of_any_kind(item, canonical):
     """Whatever default_collate makes of the values, or raises."""
     data = dumps(item) if canonical else pickle.dumps(item, 4)
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for _ in range(2):
         views = [memoryview(data)] * 3
-        expected, found = _attempt(_collated, views), _attempt(decoder.batch, views)
+        expected, found = _attempt(_collated, views), _attempt(stacked(codec), views)
         assert same(expected, found)
 
 
-def _apart(make, lengths):
+def _apart(column, lengths):
     stops = list(itertools.accumulate(lengths))
-    return [make(slice(stop - length, stop)) for stop, length in zip(stops, lengths, strict=True)]
+    return [column[stop - length : stop].stack() for stop, length in zip(stops, lengths, strict=True)]
 
 
 def _attempt(function, views):
@@ -342,17 +352,18 @@ def test_samples_that_differ_in_operand_sizes_make_one_batch(monkeypatch):
     """A label of 3 and one of 300 are other opcodes, but the tensors still go straight into the batch."""
     items = [{"x": torch.rand(4), "y": label, "z": "n" * label} for label in (3, 300, 7, 70000, 0)]
     views = [memoryview(dumps(item)) for item in items]
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for _ in range(2):
         for view in views:
-            decoder(view)
+            codec.decode(view)
     asked = []
 
     def empty(shape, dtype):
         asked.append((shape, dtype))
         return torch.empty(shape, dtype=dtype)
 
-    assert same(default_collate(items), decoder.batch(views, empty=empty))
+    with context.working(context.Worker(empty=empty)):
+        assert same(default_collate(items), codec.column(views).stack())
     assert [((5, 4), torch.float32)] == asked
 
 
@@ -360,15 +371,16 @@ def test_a_batch_uses_the_memory_it_is_given():
     """The transport may hand out shared memory; arrays count as tensors of their dtype."""
     items = [{"a": np.full((2, 2), n, np.int16), "b": torch.full((3,), float(n))} for n in range(3)]
     views = [memoryview(dumps(item)) for item in items]
-    decoder = Decoder(Policy())
-    decoder(views[0])
+    codec = PickleCodec(Policy())
+    codec.decode(views[0])
     made = []
 
     def empty(shape, dtype):
         made.append(torch.empty(shape, dtype=dtype).share_memory_())
         return made[-1]
 
-    batch = decoder.batch(views, empty=empty)
+    with context.working(context.Worker(empty=empty)):
+        batch = codec.column(views).stack()
     assert [((3, 2, 2), torch.int16), ((3, 3), torch.float32)] == [(tuple(t.shape), t.dtype) for t in made]
     assert batch["a"] is made[0]
     assert batch["b"] is made[1]
@@ -378,21 +390,21 @@ def test_a_batch_uses_the_memory_it_is_given():
 def test_columns_below_tuples_are_tuples():
     """default_collate leaves text as it finds it: in a list below a dict, in a tuple below a list."""
     views = [memoryview(dumps(({"a": "x"}, "y")))] * 2
-    decoder = Decoder(Policy())
-    decoder(views[0])
-    assert [{"a": ["x", "x"]}, ("y", "y")] == decoder.batch(views)
+    codec = PickleCodec(Policy())
+    codec.decode(views[0])
+    assert [{"a": ["x", "x"]}, ("y", "y")] == codec.column(views).stack()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_batches_at_once_are_those_of_each(kind):
     """What is read together comes apart again, also where only one batch does not fit together."""
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     lengths = (3, 1, 5)
     for seed in range(3):
         views = [memoryview(data) for data in streams(kind, "canonical", 9, seed)]
         bounds = itertools.pairwise(itertools.accumulate(lengths, initial=0))
         expected = [_attempt(_collated, views[start:stop]) for start, stop in bounds]
-        found = _attempt(lambda views: _apart(decoder.batcher(views), lengths), views)
+        found = _attempt(lambda views: _apart(codec.column(views), lengths), views)
         errors = [one for one in expected if isinstance(one, str)]
         assert same(errors[0] if errors else expected, found)
 
@@ -401,12 +413,45 @@ def test_many_values_of_two_kinds_come_in_order():
     """Each stream is decoded by its own template, and those of no kind one by one."""
     items = [torch.arange(3.0) + n if n % 2 else {"a": n, "b": [n] * n} for n in range(30)]
     views = [memoryview(dumps(item)) for item in items]
-    decoder = Decoder(Policy())
+    codec = PickleCodec(Policy())
     for _ in range(3):
-        assert same(items, decoder.values(views))
+        assert same(items, codec.column(views).values())
 
 
 def test_an_empty_batch_is_the_error_of_default_collate():
     """There is nothing to collate."""
     with pytest.raises(IndexError):
-        Decoder(Policy()).batch([])
+        PickleCodec(Policy()).column([]).stack()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_a_slice_are_those_of_the_samples_in_it(kind):
+    """Whether the codec knew the kind before, learns it from the first slice, or from one pickle among others."""
+    data = [memoryview(data) for data in streams(kind, "canonical", 9)]
+    data.insert(4, memoryview(dumps("another kind")))
+    expected = [loads(view) for view in data]
+    codec = PickleCodec(Policy())
+    for _ in range(3):
+        column = codec.column(data)
+        assert same(expected[2:6], column[2:6].values())
+        assert same(expected[4:5], column[3:][1:2].values())
+        assert same(expected, column.values())
+        assert [] == column[7:7].values()
+
+
+def test_padding_is_that_of_the_values():
+    """Through templates, into the memory of the worker, and for values of no kind."""
+    items = [{"x": torch.arange(n), "y": [np.ones((n, 2)), "text"]} for n in (2, 5, 3, 4)]
+    codec = PickleCodec(Policy())
+    for _ in range(3):
+        column = codec.column([memoryview(dumps(item)) for item in items])
+        assert same(pad_values(items), column.pad())
+        assert same(pad_values(items[2:]), column[2:].pad())
+
+
+def test_a_codec_recodes_to_what_it_encodes():
+    """Conversion writes the canonical form, from any protocol."""
+    codec = pickle.loads(pickle.dumps(PickleCodec(Policy())))
+    for number in range(3):
+        value = {"x": torch.arange(3) + number, "y": number}
+        assert codec.encode(value) == codec.recode(pickle.dumps(value, 2))

@@ -1,8 +1,8 @@
-"""Many streams of one program at once: rows of bytes that numpy compares and takes apart.
+"""Compare many streams with one program at once: they become rows of bytes, which numpy compares and reads.
 
-A stream's row holds all of its chunks but the memory of large arrays, which goes straight to where it is wanted.
-:meth:`Grid.fit` compares rows with the program bytes, lengths and digits of a
-:class:`~bionemo.webdatamodule.builtins.pickle.fast.template.Template`.
+A program cuts its streams into chunks of fixed length; memory of varying length lies between them.
+The row of a stream holds all of its chunks, without the memory of large arrays, which is copied only once, to its
+destination. :meth:`RowLayout.match` returns the :class:`Rows` of those streams that follow the program.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bionemo.webdatamodule.builtins.pickle.fast.template import Template
-
-    Rows = NDArray[np.uint8]
+    Table = NDArray[np.uint8]
 
 IN_ROW: Final = 2048
 """Bytes of an array or tensor up to which it is a part of the row; copying more than once would show."""
@@ -36,14 +34,14 @@ class Number(NamedTuple):
     at: int
     code: str | np.dtype[Any]
 
-    def of(self, rows: Rows) -> NDArray[Any]:
+    def of(self, table: Table) -> NDArray[Any]:
         """Return it for each row, without copying."""
-        numbers: NDArray[Any] = np.ndarray(len(rows), self.code, rows, self.at, rows.strides[:1])
+        numbers: NDArray[Any] = np.ndarray(len(table), self.code, table, self.at, table.strides[:1])
         return numbers
 
-    def int64(self, rows: Rows) -> NDArray[np.int64]:
+    def int64(self, table: Table) -> NDArray[np.int64]:
         """Return it for each row; what is too large becomes negative."""
-        numbers: NDArray[np.int64] = self.of(rows).astype(np.int64)
+        numbers: NDArray[np.int64] = self.of(table).astype(np.int64)
         return numbers
 
 
@@ -82,23 +80,23 @@ class Sizes(NamedTuple):
     strides: Sequence[Number]  # all but the last, which is 1; none for arrays
     numels: Sequence[Number]
 
-    def agree(self, rows: Rows, bases: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
-        """Tell for each row whether it all says the same."""
+    def agree(self, table: Table, bases: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+        """Return for each row whether all of it says the same."""
         span = self.span
         nbytes = bases[span.last] + span.high - bases[span.first] - span.low
-        product = np.full(len(rows), self.itemsize, np.int64)
-        good = np.ones(len(rows), np.bool_)
+        product = np.full(len(table), self.itemsize, np.int64)
+        good = np.ones(len(table), np.bool_)
         steps = [*self.strides, None] if self.strides else [None] * len(self.shape)
         for number, step in zip(reversed(self.shape), reversed(steps), strict=True):
             if step is not None:
-                good &= step.int64(rows) * self.itemsize == product
-            length = number.int64(rows)
+                good &= step.int64(table) * self.itemsize == product
+            length = number.int64(table)
             good &= (length > 0) & (length <= nbytes)
             product *= np.where(good, length, 1)  # both are below 2**31 as long as all is good
             good &= product <= nbytes
         good &= product == nbytes
         for numel in self.numels:
-            good &= numel.int64(rows) * self.itemsize == product
+            good &= numel.int64(table) * self.itemsize == product
         return good
 
 
@@ -111,14 +109,14 @@ class Run(NamedTuple):
     mask: NDArray[np.uint64]
 
 
-class Part(NamedTuple):
-    """A chunk as rows see it.
+class Chunk(NamedTuple):
+    """A part of the stream whose length is fixed.
 
     Attributes:
         length: Its length in bytes.
         stretches: What of it is in a row.
         runs: Its program bytes.
-        counter: What says how long the memory behind it is, if there is one.
+        counter: The number that gives the length of the memory behind it, if there is one.
         unit: Bytes of that memory for each one that is counted.
     """
 
@@ -129,84 +127,91 @@ class Part(NamedTuple):
     unit: int
 
 
+class Distance(NamedTuple):
+    """A number that gives the distance of two positions: ``constant`` plus that of the begins of two chunks."""
+
+    number: Number
+    constant: int
+    first: int
+    last: int
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Grid:
-    """How the streams of a template become rows.
+class RowLayout:
+    """How the streams of one program become rows, and what rows of the program have in common.
 
     Attributes:
         width: Bytes of a row.
         size: Bytes of a stream, or ``None`` where they vary.
-        parts: Its chunks.
-        ties: ``(number, constant, first chunk, last chunk)``: a number that says how far two places are apart.
-        twins: Begin of two stretches of a row that hold the same digits, and their length.
+        chunks: The chunks of a stream.
+        distances: Numbers that give how far two positions are apart.
+        digits: Begin of two stretches of a row that hold the same digits, and their length.
         bools: Where a row has the opcode of a bool.
         sizes: What streams say of shapes.
     """
 
     width: int
     size: int | None
-    parts: Sequence[Part]
-    ties: Sequence[tuple[Number, int, int, int]]
-    twins: Sequence[tuple[int, int, int]]
+    chunks: Sequence[Chunk]
+    distances: Sequence[Distance]
+    digits: Sequence[tuple[int, int, int]]
     bools: Sequence[int]
     sizes: Sequence[Sizes]
 
-    def fit(self, template: Template, views: Sequence[memoryview], places: NDArray[np.intp]) -> Streams | None:
-        """Return those streams that follow the program, if any do.
+    def match(self, views: Sequence[memoryview], indices: NDArray[np.intp]) -> Rows | None:
+        """Return the rows of those streams that follow the program; ``None`` if there are none.
 
         Args:
-            template: The template that this grid is of.
             views: Streams.
-            places: Where in its batch each of them belongs, in ascending order.
+            indices: The index of each of them in its column, ascending.
         """
         sizes = np.fromiter(map(len, views), np.int64, len(views))
         if self.size is None:
-            good = (sizes >= sum(part.length for part in self.parts)) & (sizes < _LARGEST)
+            good = (sizes >= sum(chunk.length for chunk in self.chunks)) & (sizes < _LARGEST)
         else:
             good = sizes == self.size
         if not good.any():
             return None
-        rows = np.empty((len(views), self.width), np.uint8)
-        base = np.zeros(len(views), np.int64)
-        streams = Streams(template, places, views, sizes, rows, [base]).only(good)
-        for number, part in enumerate(self.parts):
+        table = np.empty((len(views), self.width), np.uint8)
+        rows = Rows(indices, views, sizes, table, [np.zeros(len(views), np.int64)]).only(good)
+        for number, chunk in enumerate(self.chunks):
             if number:
-                streams = streams.only(streams.bases[-1] + part.length <= streams.sizes)
-            streams.stage(part.stretches)
-            streams = streams.only(_follow(part.runs, streams.rows))
-            if not len(streams.places):
+                rows = rows.only(rows.bases[-1] + chunk.length <= rows.sizes)
+            rows.copy_in(chunk.stretches)
+            rows = rows.only(_have(rows.table, chunk.runs))
+            if not len(rows):
                 return None
-            if part.counter is None:
-                streams.bases.append(streams.bases[-1] + part.length)
+            if chunk.counter is None:
+                rows.bases.append(rows.bases[-1] + chunk.length)
                 continue
-            count = part.counter.int64(streams.rows)
-            possible = (count >= 0) & (count <= streams.sizes)  # so that no product below can overflow
-            streams.bases.append(streams.bases[-1] + part.length + np.where(possible, count, 0) * part.unit)
-            streams = streams.only(possible)
-        streams = streams.only(self._agree(streams))
-        return streams if len(streams.places) else None
+            count = chunk.counter.int64(rows.table)
+            possible = (count >= 0) & (count <= rows.sizes)  # so that no product below can overflow
+            rows.bases.append(rows.bases[-1] + chunk.length + np.where(possible, count, 0) * chunk.unit)
+            rows = rows.only(possible)
+        rows = rows.only(self._agree(rows))
+        return rows if len(rows) else None
 
-    def _agree(self, streams: Streams) -> NDArray[np.bool_]:
-        """Tell for each stream whether all that it says of lengths and names goes together."""
-        rows, bases = streams.rows, streams.bases
-        good: NDArray[np.bool_] = bases[-1] == streams.sizes
-        for number, constant, first, last in self.ties:
-            good &= number.int64(rows) == bases[last] - bases[first] + constant
-        for one, other, length in self.twins:
-            digits = rows[:, one : one + length]
-            good &= (digits == rows[:, other : other + length]).all(axis=1)
+    def _agree(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return for each stream whether all that it says of lengths and names agrees."""
+        table, bases = rows.table, rows.bases
+        good: NDArray[np.bool_] = bases[-1] == rows.sizes
+        for number, constant, first, last in self.distances:
+            good &= number.int64(table) == bases[last] - bases[first] + constant
+        for one, other, length in self.digits:
+            digits = table[:, one : one + length]
+            good &= (digits == table[:, other : other + length]).all(axis=1)
             good &= ((digits >= ord("0")) & (digits <= ord("9"))).all(axis=1)
         for at in self.bools:
-            good &= (rows[:, at] & 0xFE) == 0x88  # pickle.NEWTRUE and NEWFALSE are 0x88 and 0x89
+            good &= (table[:, at] & 0xFE) == 0x88  # pickle.NEWTRUE and NEWFALSE are 0x88 and 0x89
         for size in self.sizes:
-            good &= size.agree(rows, bases)
+            good &= size.agree(table, bases)
         return good
 
 
-def _follow(runs: Sequence[Run], rows: Rows) -> NDArray[np.bool_]:
-    """Tell for each row whether its program bytes are as they should be."""
-    words = rows.view(np.uint64)
-    differing = np.zeros(len(rows), np.uint64)
+def _have(table: Table, runs: Sequence[Run]) -> NDArray[np.bool_]:
+    """Return for each row whether it has the expected bytes."""
+    words = table.view(np.uint64)
+    differing = np.zeros(len(table), np.uint64)
     for low, high, expected, mask in runs:
         differs = words[:, low:high] ^ expected
         differs &= mask
@@ -216,36 +221,45 @@ def _follow(runs: Sequence[Run], rows: Rows) -> NDArray[np.bool_]:
 
 
 @dataclass(slots=True, eq=False)
-class Streams:
-    """Streams that follow one template, as far as it is known.
+class Rows:
+    """Streams that follow one program, as far as they were compared.
 
     Attributes:
-        template: The template.
-        places: Where in its batch each stream belongs, in ascending order.
+        indices: The index of each stream in its column, ascending.
         views: The streams.
         sizes: Their lengths in bytes.
-        rows: Their rows.
+        table: Their rows.
         bases: Where each chunk begins in each stream; at last the end.
     """
 
-    template: Template
-    places: NDArray[np.intp]
+    indices: NDArray[np.intp]
     views: Sequence[memoryview]
     sizes: NDArray[np.int64]
-    rows: Rows
+    table: Table
     bases: list[NDArray[np.int64]]
 
-    def only(self, good: NDArray[np.bool_]) -> Streams:
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def only(self, good: NDArray[np.bool_]) -> Rows:
         """Return some of the streams."""
         if good.all():
             return self
         views = list(compress(self.views, good.tolist()))
-        bases = [base[good] for base in self.bases]
-        return Streams(self.template, self.places[good], views, self.sizes[good], self.rows[good], bases)
+        return Rows(self.indices[good], views, self.sizes[good], self.table[good], [base[good] for base in self.bases])
 
-    def stage(self, stretches: Sequence[Stretch]) -> None:
-        """Copy stretches of the latest chunk to the rows."""
-        memory, width = self.rows.reshape(-1).data, self.rows.shape[1]
+    def between(self, start: int, stop: int) -> Rows:
+        """Return the streams from one index of the column up to another, with indices from 0."""
+        if start == 0 and (not len(self) or self.indices[-1] < stop):
+            return self
+        low, high = np.searchsorted(self.indices, (start, stop)).tolist()
+        here = slice(low, high)
+        bases = [base[here] for base in self.bases]
+        return Rows(self.indices[here] - start, self.views[here], self.sizes[here], self.table[here], bases)
+
+    def copy_in(self, stretches: Sequence[Stretch]) -> None:
+        """Copy stretches of the latest chunk to the table."""
+        memory, width = self.table.reshape(-1).data, self.table.shape[1]
         begins = self.bases[-1].tolist()
         for low, high, at in stretches:
             length = high - low
@@ -253,13 +267,13 @@ class Streams:
                 memory[at : at + length] = view[begin + low : begin + high]
                 at += width  # noqa: PLW2901 - from row to row
 
-    def put(self, parts: Sequence[Any], whole: list[Any]) -> None:
-        """Put what belongs to the streams at their places."""
-        if len(parts) == len(whole):
-            whole[:] = parts
+    def put(self, parts: Sequence[Any], column: list[Any]) -> None:
+        """Put one object for each stream at its index."""
+        if len(parts) == len(column):
+            column[:] = parts
             return
-        for place, part in zip(self.places.tolist(), parts, strict=True):
-            whole[place] = part
+        for index, part in zip(self.indices.tolist(), parts, strict=True):
+            column[index] = part
 
     def memory(self, span: Span) -> Iterator[memoryview]:
         """Yield a memory of each stream."""
