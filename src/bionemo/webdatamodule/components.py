@@ -369,7 +369,11 @@ class ObjectStore(Protocol):
     """
 
     def list(self, url: str) -> Sequence[StoredFile]:
-        """Return the files directly in a directory."""
+        """Return the files directly in a directory; none, or ``FileNotFoundError``, where there is no such directory.
+
+        Raises:
+            NotImplementedError: If the server cannot list.
+        """
         ...
 
     def stat(self, url: str) -> StoredFile:
@@ -389,8 +393,8 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def download(self, url: str, path: str | os.PathLike[str]) -> None:
-        """Write a whole file to a local path, which is replaced."""
+    def get(self, url: str) -> bytes:
+        """Return the content of a small file."""
         ...
 
     def put(self, data: bytes | str | os.PathLike[str], url: str) -> None:

@@ -219,7 +219,6 @@ def webdatamodule_stores() -> Iterable[Store]:
     Called once, when a URL is first used.
     The working object lists, reads, writes and deletes files; the core retries and caches::
 
-        import shutil
         from collections.abc import Iterable, Sequence
         from pathlib import Path
 
@@ -247,8 +246,8 @@ def webdatamodule_stores() -> Iterable[Store]:
                         if file.readinto(memory) != len(memory):
                             raise EOFError(url)
 
-            def download(self, url: str, path: str) -> None:
-                shutil.copyfile(self.path(url), path)
+            def get(self, url: str) -> bytes:
+                return self.path(url).read_bytes()
 
             def put(self, data: bytes | str, url: str) -> None:
                 self.path(url).parent.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,7 @@ DEFAULT_PLUGINS: Mapping[str, str] = {
     "loaders": "bionemo.webdatamodule.builtins.webloader.plugin",
     "pickles": "bionemo.webdatamodule.builtins.pickle.plugin",
     "stages": "bionemo.webdatamodule.builtins.stages",
+    "stores": "bionemo.webdatamodule.builtins.stores",
 }
 """The modules of the default plugins. The names they register are reserved."""
 

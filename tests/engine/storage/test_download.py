@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import threading
 import time
@@ -19,15 +20,16 @@ from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
-from bionemo.webdatamodule._engine.storage import download
+from bionemo.webdatamodule._engine.storage import retry
 from bionemo.webdatamodule._engine.storage.shard_cache import Store
+from bionemo.webdatamodule._engine.storage.urls import shown
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
 from bionemo.webdatamodule.pickles import dumps
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retry, "BUDGET", retry.Budget(first_wait=0.001, attempts=5))
 
 
 def write_set(directory, first=0, n=9, n_shards=3):
@@ -84,6 +86,14 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers one request."""
 
+    def do_HEAD(self):
+        """Say how large a file is."""
+        file = self.server.root / self.path.partition("?")[0].lstrip("/")
+        self.send_response(200 if file.is_file() else 404)
+        self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+        self.end_headers()
+        self.close_connection = True
+
     def do_GET(self):
         """Send a file, part of it, or an error."""
         path = self.path.partition("?")[0].lstrip("/")
@@ -95,7 +105,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(fault or 404)
             return
         data = file.read_bytes()
-        self.send_response(200)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked:
+            data = data[int(asked[1]) : int(asked[2]) + 1]
+        self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if fault == "flip":
@@ -159,10 +172,12 @@ def test_what_does_not_work_is_an_error_with_the_url(server, tmp_path):
     write_set(server.root / "data")
     server.faults["data/t-000001.tar"] = [503] * 100
     found = ShardSet.open(f"{server.url}/data", "t", split="val", cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(RemoteError, match=r"/data/t-000001.tar cannot be fetched, tried 5 times; .*503") as caught:
+    with pytest.raises(
+        RemoteError, match=r"/data/t-000001.tar cannot be fetched or stored, tried 5 times in 0 s; .*503"
+    ) as caught:
         read_all(found)
     assert caught.value.__cause__ is not None
-    assert download.ATTEMPTS == 100 - len(server.faults["data/t-000001.tar"])
+    assert 5 == 100 - len(server.faults["data/t-000001.tar"])
     (server.root / "data" / "t-000001.tar").unlink()
     server.faults.clear()
     with pytest.raises(RemoteError, match=r"t-000001.tar is not there"):
@@ -222,7 +237,7 @@ def test_secrets_in_a_url_are_used_and_not_shown(server, caplog):
         ShardSet.open(url, "u")
     assert "503" in caplog.text
     assert "geheim" not in caplog.text + str(caught.value)
-    assert "https://host/a" == download.shown("https://me:geheim@host/a?b")
+    assert "https://host/a" == shown("https://me:geheim@host/a?b")
 
 
 def test_quotes_in_a_url_run_nothing(server, tmp_path):

@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule._engine.storage import download
+from bionemo.webdatamodule._engine.storage import retry
 from bionemo.webdatamodule._engine.storage.targets import target_of
 from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.builtins.executors import Processes, Serial
@@ -31,7 +31,7 @@ class DiedError(BaseException):
 def places(tmp_path, monkeypatch):
     """A bucket and a cache directory of the test's own, and no waiting."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "FIRST_WAIT", 0)
+    monkeypatch.setattr(retry, "BUDGET", retry.Budget(first_wait=0))
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     yield

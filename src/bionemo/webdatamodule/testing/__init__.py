@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.testing.processes import imported_with as imported_with
     from bionemo.webdatamodule.testing.processes import in_fresh_process as in_fresh_process
     from bionemo.webdatamodule.testing.stages import StageConformance as StageConformance
+    from bionemo.webdatamodule.testing.stores import StoreConformance as StoreConformance
     from bionemo.webdatamodule.testing.writers import WriterConformance as WriterConformance
 
 _MODULES = {
@@ -43,6 +44,7 @@ _MODULES = {
     "NonconformingError": "component",
     "ProcessError": "processes",
     "StageConformance": "stages",
+    "StoreConformance": "stores",
     "Subject": "component",
     "WriterConformance": "writers",
     "imported_with": "processes",

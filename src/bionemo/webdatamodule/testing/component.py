@@ -45,9 +45,8 @@ class Subject:
     @property
     def module(self) -> str:
         """Import name of the plugin that registers the component."""
-        for default in DEFAULT_PLUGINS:
-            if default.rpartition(".")[2] == self.registered.plugin:
-                return default
+        if self.registered.plugin in DEFAULT_PLUGINS:
+            return DEFAULT_PLUGINS[self.registered.plugin]
         entries = metadata.entry_points(group=NAME, name=self.registered.plugin)
         return next(e.module for e in entries if e.dist and e.dist.name == self.registered.distribution)
 

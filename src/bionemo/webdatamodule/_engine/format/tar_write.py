@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.format.writeback import start_writing
-from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule.errors import ConversionError, InputError
 
 BLOCK = 512
@@ -53,11 +53,13 @@ class ShardWriter:
     Args:
         descriptor: A file open for writing, at its beginning. The caller syncs and closes it.
         path: The file's path, for messages.
+        write: Writes to the file, as ``os.write`` does.
     """
 
-    def __init__(self, descriptor: int, *, path: str) -> None:
+    def __init__(self, descriptor: int, *, path: str, write: Callable[[int, memoryview], int] = os.write) -> None:
         self._descriptor = descriptor
         self._path = path
+        self._write_some = write
         self._sha256 = hashlib.sha256()
         self._parts: list[bytes] = []
         self._gathered = 0  # bytes in parts
@@ -129,8 +131,10 @@ class ShardWriter:
         if self._written - self._started >= _AHEAD:
             self._started = self._written
             start_writing(self._descriptor)
+        rest = memoryview(data)
         try:
-            filesystem.write_all(self._descriptor, data)
+            while rest:
+                rest = rest[self._write_some(self._descriptor, rest) :]
         except OSError as error:
             raise ConversionError(
                 f"writing {len(data)} bytes after the first {self._written - len(data)} failed: {error.strerror}",

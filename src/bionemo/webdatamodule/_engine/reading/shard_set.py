@@ -12,9 +12,10 @@ from typing import Any
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, read_manifest, staging_path
 from bionemo.webdatamodule._engine.reading.foreign import index_foreign, unlisted
-from bionemo.webdatamodule._engine.storage.download import Remote, is_url, open_remote
+from bionemo.webdatamodule._engine.storage.download import Remote, open_remote
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, check_stamp, is_within
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
+from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,
@@ -184,7 +185,7 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
 
 def _remote(remote: Remote, split: str | None) -> ShardSet:
     paths = tuple(map(remote.path, range(len(remote.manifest.shards))))
-    return _listed(remote.url, remote.manifest, split, paths=paths, remote=remote)
+    return _listed(remote.directory.url, remote.manifest, split, paths=paths, remote=remote)
 
 
 def _listed(directory: str, manifest: Manifest, split: str | None, **more: Any) -> ShardSet:

@@ -1,7 +1,7 @@
 """Every change that a conversion makes to a disk goes through these functions.
 
 Each is one operation of the operating system, so that tests can fail or kill any single one of them
-(``bionemo.webdatamodule.testing.faults``). Call them through the module: ``files.replace(...)``.
+(``tests/helpers/faults.py``). Call them through the module: ``files.replace(...)``.
 """
 
 from __future__ import annotations

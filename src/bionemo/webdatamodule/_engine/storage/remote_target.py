@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from bionemo.webdatamodule._engine.format.manifest import (
     Manifest,
@@ -17,25 +15,27 @@ from bionemo.webdatamodule._engine.format.manifest import (
     staging_path,
 )
 from bionemo.webdatamodule._engine.storage import filesystem
-from bionemo.webdatamodule._engine.storage.download import join, open_filesystem, read, retried, shown
 from bionemo.webdatamodule._engine.storage.index_cache import cache_directory
-from bionemo.webdatamodule._engine.storage.targets import shard_pattern
-from bionemo.webdatamodule.errors import ConversionError, ManifestError
+from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.target import shard_pattern
+from bionemo.webdatamodule.errors import ConversionError, ManifestError, RemoteError
+
+_BLOCK = 1 << 23  # bytes that are fetched and hashed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteTarget:
-    """A URL of any file system of fsspec: shards are made in the user's cache directory and uploaded.
+    """A directory behind a URL: shards are made in the user's cache directory and uploaded.
 
     Two conversions of one machine wait for each other. Of two machines the one that announced itself last wins,
     and the other one stops, since there is nothing atomic to build on but putting one object.
     """
 
-    url: str
+    directory: RemoteDirectory
     prefix: str
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return str(self.directory)
 
     @property
     def staging(self) -> str:
@@ -49,7 +49,7 @@ class RemoteTarget:
 
     @property
     def _local(self) -> str:
-        return hashlib.sha256(self.url.rstrip("/").encode()).hexdigest()[:32]
+        return hashlib.sha256(self.directory.url.rstrip("/").encode()).hexdigest()[:32]
 
     def problems(self) -> Iterator[str]:
         """Yield nothing: whether a URL can be written shows when it is."""
@@ -68,72 +68,49 @@ class RemoteTarget:
 
     def sizes(self) -> Mapping[str, int]:
         """Return the sizes of shards and indices, by one listing."""
-        filesystem, path = open_filesystem(self.url)
-
-        def listing() -> list[dict[str, Any]]:
-            filesystem.invalidate_cache()
-            try:
-                return list(filesystem.ls(path, detail=True))
-            except FileNotFoundError:
-                return []
-
         pattern = shard_pattern(self.prefix)
-        entries = {os.path.basename(entry["name"]): entry["size"] for entry in retried(listing, self.url)}
-        return {name: size for name, size in entries.items() if pattern.fullmatch(name)}
+        return {file.name: file.size for file in self.directory.list() if pattern.fullmatch(file.name)}
 
     def read(self, name: str) -> bytes | None:
         """Return a small object."""
-        return read(join(self.url, name))
+        return self.directory.get(name)
 
     def sha256(self, name: str) -> str | None:
         """Return the hash of an object, which is fetched for it."""
-        filesystem, path = open_filesystem(join(self.url, name))
-
-        def digest() -> str | None:
-            found = hashlib.sha256()
-            try:
-                with filesystem.open(path, "rb") as file:
-                    while block := file.read(1 << 22):
-                        found.update(block)
-            except FileNotFoundError:
+        digest = hashlib.sha256()
+        try:
+            size = self.directory.stat(name).size
+            memory = memoryview(bytearray(min(size, _BLOCK)))
+            for begin in range(0, size, _BLOCK):
+                block = memory[: min(_BLOCK, size - begin)]
+                self.directory.read(name, [(begin, begin + len(block))], [block])
+                digest.update(block)
+        except RemoteError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
                 return None
-            return found.hexdigest()
-
-        return retried(digest, self.url)
+            raise
+        return digest.hexdigest()
 
     def announce(self, manifest: Manifest) -> None:
         """Put the journal."""
-        filesystem, path = open_filesystem(self.url)
-        retried(lambda: filesystem.makedirs(path, exist_ok=True), self.url)
-        self._write(journal_path("", self.prefix), manifest)
+        self.directory.put(manifest.to_json().encode(), journal_path("", self.prefix))
 
     def put(self, path: str, name: str) -> None:
         """Upload a staged file, which stays here until all is published."""
-        filesystem, target = open_filesystem(join(self.url, name))
-        retried(lambda: filesystem.put_file(path, target), join(self.url, name))
+        self.directory.put(path, name)
 
     def remove(self, name: str) -> None:
         """Remove an object."""
-        filesystem, path = open_filesystem(join(self.url, name))
-
-        def attempt() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                filesystem.rm_file(path)
-
-        retried(attempt, join(self.url, name))
+        self.directory.delete(name)
 
     def commit(self, manifest: Manifest) -> None:
         """Put the manifest and remove the journal, if that is still this conversion's."""
         if self.read(journal_path("", self.prefix)) != manifest.to_json().encode():
             raise ConversionError(f"another machine is converting into {self}; let one do it and run it again")
-        self._write(manifest_path("", self.prefix), manifest)
+        self.directory.put(manifest.to_json().encode(), manifest_path("", self.prefix))
         self.remove(journal_path("", self.prefix))
 
     def retract(self) -> None:
         """Remove the manifest, and only then the journal."""
         self.remove(manifest_path("", self.prefix))
         self.remove(journal_path("", self.prefix))
-
-    def _write(self, name: str, manifest: Manifest) -> None:
-        filesystem, path = open_filesystem(join(self.url, name))
-        retried(lambda: filesystem.pipe_file(path, manifest.to_json().encode()), join(self.url, name))

@@ -1,15 +1,12 @@
-"""Where a split's shards go, as a protocol, and a directory of this machine as one such target."""
+"""The targets of conversions: a directory of this machine, or a URL."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import (
     Manifest,
     journal_path,
@@ -20,87 +17,21 @@ from bionemo.webdatamodule._engine.format.manifest import (
 )
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.storage import filesystem
-from bionemo.webdatamodule._engine.storage.download import is_url
+from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote_target import RemoteTarget
+from bionemo.webdatamodule._engine.storage.target import Target, shard_pattern
+from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import ManifestError
 
 
-class Target(Protocol):
-    """What a conversion does with the place that it writes to; names are those of files in it."""
-
-    @property
-    def prefix(self) -> str:
-        """Beginning of the shards' names."""
-        ...
-
-    @property
-    def staging(self) -> str:
-        """Local directory in which shards are made."""
-        ...
-
-    @property
-    def lease(self) -> str:
-        """Local link by which a conversion tells others that it is at work."""
-        ...
-
-    def problems(self) -> Iterator[str]:
-        """Yield why nothing can be written here, a sentence each."""
-        ...
-
-    def prepare(self) -> None:
-        """Make the directories that are needed."""
-        ...
-
-    def manifest(self) -> Manifest | None:
-        """Return the manifest as readers see it, or ``None`` where there is none.
-
-        Raises:
-            ManifestError: If it cannot be read, or a publication is at work or was stopped.
-        """
-        ...
-
-    def sizes(self) -> Mapping[str, int]:
-        """Return the size of each file that looks like a shard of the prefix, or the index of one."""
-        ...
-
-    def read(self, name: str) -> bytes | None:
-        """Return a small file, or ``None`` where there is none.
-
-        Raises:
-            ManifestError: If it is there and cannot be read.
-        """
-        ...
-
-    def sha256(self, name: str) -> str | None:
-        """Return the hash of a file, or ``None`` where there is none."""
-        ...
-
-    def announce(self, manifest: Manifest) -> None:
-        """Put the next manifest there as the journal."""
-        ...
-
-    def put(self, path: str, name: str) -> None:
-        """Move a staged file into place."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        ...
-
-    def commit(self, manifest: Manifest) -> None:
-        """Make the journal the manifest."""
-        ...
-
-    def retract(self) -> None:
-        """Remove manifest and journal."""
-        ...
-
-
 def target_of(directory: str, prefix: str) -> Target:
-    """Return the place that a user's path or URL means."""
-    if is_url(directory):
-        from bionemo.webdatamodule._engine.storage.remote_target import RemoteTarget
+    """Return the target that a user's path or URL means.
 
-        return RemoteTarget(url=directory, prefix=prefix)
+    Raises:
+        ConfigError: If no store serves the URL.
+    """
+    if is_url(directory):
+        return RemoteTarget(directory=RemoteDirectory.at(directory), prefix=prefix)
     return LocalTarget(directory=os.path.expanduser(directory), prefix=prefix)
 
 
@@ -198,8 +129,3 @@ class LocalTarget:
         filesystem.sync_directory(self.directory)
         self.remove(journal_path("", self.prefix))
         filesystem.sync_directory(self.directory)
-
-
-def shard_pattern(prefix: str) -> re.Pattern[str]:
-    """Return what the names of a prefix's shards and of their indices look like."""
-    return re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar({re.escape(index_name(''))})?")

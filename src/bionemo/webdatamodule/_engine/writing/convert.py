@@ -19,7 +19,8 @@ from bionemo.webdatamodule._engine.format.manifest import Manifest, NewerManifes
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.storage.lock import Lease
-from bionemo.webdatamodule._engine.storage.targets import Target, target_of
+from bionemo.webdatamodule._engine.storage.target import Target
+from bionemo.webdatamodule._engine.storage.targets import target_of
 from bionemo.webdatamodule._engine.writing import publish, validate
 from bionemo.webdatamodule._engine.writing.disk_space import Room
 from bionemo.webdatamodule._engine.writing.layout import Source, SplitPlan, as_json, check_n_shards, plan_split

@@ -13,7 +13,7 @@ from typing import Any
 
 from bionemo.webdatamodule._engine.format.manifest import Manifest, shard_name
 from bionemo.webdatamodule._engine.format.tar_write import BLOCK
-from bionemo.webdatamodule._engine.storage.targets import Target
+from bionemo.webdatamodule._engine.storage.target import Target
 from bionemo.webdatamodule._engine.writing.source_identity import identity
 from bionemo.webdatamodule._engine.writing.tasks import ShardTask, codecs_of, describe, fingerprints, inputs_digest
 from bionemo.webdatamodule._engine.writing.validate import LISTED

@@ -28,7 +28,7 @@ from bionemo.webdatamodule._engine.format.manifest import (
 )
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.storage import filesystem
-from bionemo.webdatamodule._engine.storage.targets import Target
+from bionemo.webdatamodule._engine.storage.target import Target
 from bionemo.webdatamodule._engine.writing.staging import index_path, tar_path
 from bionemo.webdatamodule.errors import ManifestError, RemoteError
 

@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from bionemo.webdatamodule._engine.storage.download import is_url
+from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import DataWarning
 
 _PATHS = re.compile(r"(?:.*_)?(?:dir|directory|directories|file|files|folder|folders|path|paths|root)(?:_.*)?")

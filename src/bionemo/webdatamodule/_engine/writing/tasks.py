@@ -174,7 +174,7 @@ class ShardTask:
     def _make(self, part: str) -> Result:
         descriptor = filesystem.create(part)
         try:
-            writer = ShardWriter(descriptor, path=part)
+            writer = ShardWriter(descriptor, path=part, write=filesystem.write)
             problems = self._copy(writer)
             if problems.count:
                 return Result(problems=tuple(problems.first), n_problems=problems.count)

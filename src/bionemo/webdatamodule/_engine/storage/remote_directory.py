@@ -1,0 +1,142 @@
+"""A directory behind a URL, through the store that serves its scheme; every operation is retried."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bionemo.webdatamodule._engine.storage.retry import retried
+from bionemo.webdatamodule._engine.storage.urls import join, scheme_of, shown
+from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
+from bionemo.webdatamodule.errors import ConfigError, PluginError, RemoteError
+from bionemo.webdatamodule.plugins import Plugins, build, installed_plugins
+
+_T = TypeVar("_T")
+
+_clients: dict[tuple[int, Store], ObjectStore] = {}
+"""The clients of this process. A forked process makes its own: connections and threads stay with their owner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteDirectory:
+    """A directory of files behind a URL; it pickles, and opens its client in the process that uses it.
+
+    All methods but :meth:`get` raise :class:`RemoteError` for a file that is not there.
+
+    Attributes:
+        url: The directory's URL.
+        store: The store that serves it.
+    """
+
+    url: str
+    store: Store
+
+    @classmethod
+    def at(cls, url: str, plugins: Plugins | None = None) -> RemoteDirectory:
+        """Return the directory at a URL.
+
+        Raises:
+            ConfigError: If no store serves the URL's scheme.
+        """
+        return cls(url=url, store=find_store(url, plugins))
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def list(self) -> list[StoredFile]:
+        """Return the files in the directory; none where it is not there.
+
+        Raises:
+            ConfigError: If the store cannot list.
+            RemoteError: If it does not work.
+        """
+        try:
+            return list(self._retried(lambda client: client.list(self.url), self.url))
+        except RemoteError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"the files of {self} cannot be listed; give the shards as a pattern, "
+                "such as https://host/data/train-{000000..000023}.tar"
+            ) from error
+
+    def stat(self, name: str) -> StoredFile:
+        """Return the size and version of a file."""
+        url = join(self.url, name)
+        return self._retried(lambda client: client.stat(url), url)
+
+    def get(self, name: str) -> bytes | None:
+        """Return the content of a small file, or ``None`` where there is none."""
+        url = join(self.url, name)
+        try:
+            return self._retried(lambda client: client.get(url), url)
+        except RemoteError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def read(self, name: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
+        """Read byte ranges of a file into memory."""
+        url = join(self.url, name)
+        n_bytes = sum(end - begin for begin, end in ranges)
+        self._retried(lambda client: client.read(url, ranges, into), url, n_bytes=n_bytes)
+
+    def put(self, data: bytes | str, name: str) -> None:
+        """Write a file: bytes, or a local file by its path."""
+        url = join(self.url, name)
+        n_bytes = os.path.getsize(data) if isinstance(data, str) else len(data)
+        self._retried(lambda client: client.put(data, url), url, n_bytes=n_bytes)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        url = join(self.url, name)
+        try:
+            self._retried(lambda client: client.delete(url), url)
+        except RemoteError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+
+    def _retried(self, call: Callable[[ObjectStore], _T], url: str, *, n_bytes: int = 0) -> _T:
+        return retried(lambda: call(self._client()), url, n_bytes=n_bytes, renew=self._renew)
+
+    def _client(self) -> ObjectStore:
+        key = os.getpid(), self.store
+        client = _clients.get(key)
+        if client is None:
+            client = _clients.setdefault(key, build(self.store, {}))
+        return client
+
+    def _renew(self) -> None:
+        """Forget the client, so that the next one reads its credentials anew."""
+        _clients.pop((os.getpid(), self.store), None)
+
+
+def find_store(url: str, plugins: Plugins | None = None) -> Store:
+    """Return the store that serves a URL: one that names the scheme before one that serves ``"*"``.
+
+    Args:
+        url: Any URL.
+        plugins: Where to look; by default among the installed plugins.
+
+    Raises:
+        ConfigError: If there is none.
+        PluginError: If several serve it equally.
+    """
+    scheme = scheme_of(url)
+    stores = [r for r in (plugins or installed_plugins()).registered if isinstance(r.component, Store)]
+    for served in (scheme, "*"):
+        found = [r for r in stores if isinstance(r.component, Store) and served in r.component.schemes]
+        if len(found) > 1:
+            found = [r for r in found if r.component.override] or found
+        if len(found) > 1:
+            which = " and ".join(f"{r.component.name!r} of the plugin {r.plugin!r}" for r in found)
+            raise PluginError(
+                f"{scheme}:// is served by the stores {which}; disable one with WEBDATAMODULE_DISABLED_PLUGINS"
+            )
+        if found and isinstance(found[0].component, Store):
+            return found[0].component
+    raise ConfigError(f"no store serves {scheme}://; install a plugin that does, or enable the default 'fsspec'")

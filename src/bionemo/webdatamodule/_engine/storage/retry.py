@@ -1,0 +1,119 @@
+"""Attempts at something that another machine does, within one budget of time."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bionemo.webdatamodule._engine.storage.urls import shown
+from bionemo.webdatamodule.errors import RemoteError, WebDataModuleError
+
+_log = logging.getLogger("bionemo.webdatamodule")
+_T = TypeVar("_T")
+_SLOWEST = 1 << 18  # bytes a second of a connection that is still waited for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one operation may take, all its attempts together.
+
+    Attributes:
+        seconds: Time for everything.
+        attempts: Attempts, at most.
+        attempt_seconds: Time after which an attempt without a result has failed; large transfers get more.
+        first_wait: Seconds before the second attempt; each further wait is twice as long, and a little random.
+            A server that says for how long to wait is obeyed.
+    """
+
+    seconds: float = 120
+    attempts: int = 8
+    attempt_seconds: float = 30
+    first_wait: float = 0.5
+
+
+BUDGET = Budget()
+"""The budget of every operation on a store."""
+
+
+def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Callable[[], None] | None = None) -> _T:
+    """Return what an attempt returns, trying again where waiting may help.
+
+    An attempt that takes too long is left alone in its thread.
+
+    Args:
+        attempt: Does one try.
+        url: What it is about, for messages.
+        n_bytes: Bytes that it moves.
+        renew: Called once where something is not permitted, before a second attempt: credentials may be renewed.
+
+    Raises:
+        RemoteError: If it is not there, not permitted, or does not work within the budget.
+    """
+    budget = BUDGET
+    started = time.monotonic()
+    limit = budget.attempt_seconds + n_bytes / _SLOWEST
+    deadline = started + budget.seconds + n_bytes / _SLOWEST
+    number = 0
+    while True:
+        number += 1
+        try:
+            return _within(attempt, min(limit, max(0.01, deadline - time.monotonic())))
+        except (WebDataModuleError, MemoryError, ImportError, NotImplementedError):
+            raise
+        except FileNotFoundError as error:
+            raise RemoteError(f"{shown(url)} is not there") from error
+        except PermissionError as error:
+            if renew is None:
+                raise RemoteError(f"{shown(url)} is not permitted{_because(error, url)}") from error
+            renew()
+            renew = None
+        except Exception as error:
+            reason = f"{type(error).__name__}{_because(error, url)}"
+            wait = max(budget.first_wait * 2 ** (number - 1) * random.uniform(0.5, 1.5), _asked(error))
+            now = time.monotonic()
+            if number >= budget.attempts or now + wait >= deadline:
+                raise RemoteError(
+                    f"{shown(url)} cannot be fetched or stored, tried {number} times in {now - started:.0f} s; {reason}"
+                ) from error
+            _log.warning("%s: %s; trying again in %.1f s", shown(url), reason, wait)
+            time.sleep(wait)
+
+
+def _within(attempt: Callable[[], _T], seconds: float) -> _T:
+    """Return what a call returns in time.
+
+    Raises:
+        TimeoutError: If it takes longer.
+    """
+    result: futures.Future[_T] = futures.Future()
+
+    def run() -> None:
+        try:
+            result.set_result(attempt())
+        except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="webdatamodule-attempt", daemon=True).start()
+    try:
+        return result.result(seconds)
+    except futures.TimeoutError as error:
+        if result.done():  # the attempt itself raised it
+            raise
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from error
+
+
+def _because(error: BaseException, url: str) -> str:
+    text = str(error).replace(url, shown(url)).strip()
+    return f": {text}" if text else ""
+
+
+def _asked(error: BaseException) -> float:
+    """Return for how many seconds a server asked to wait."""
+    asked = getattr(error, "retry_after", None)
+    return float(asked) if isinstance(asked, (int, float)) and 0 <= asked < 1e6 else 0.0

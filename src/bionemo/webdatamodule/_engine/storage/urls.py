@@ -1,0 +1,38 @@
+"""URLs of remote directories and of the files in them."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_HTTP = ("http://", "https://")
+
+
+def is_url(path: str) -> bool:
+    """Tell whether a directory is a URL: a scheme and ``://``. All else is a local path, whatever is in it."""
+    return _URL.match(path) is not None
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL in lower-case letters."""
+    found = _URL.match(url)
+    return "" if found is None else found[1].lower()
+
+
+def is_web(url: str) -> bool:
+    """Tell whether a URL is one of a plain web server, which cannot list its files."""
+    return url.startswith(_HTTP)
+
+
+def join(url: str, name: str) -> str:
+    """Return the URL of a file in a directory; what follows a ``?``, such as a signature, stays at the end."""
+    if not is_web(url):
+        return f"{url.rstrip('/')}/{name}"
+    directory, mark, query = url.partition("?")
+    return f"{directory.rstrip('/')}/{quote(name)}{mark}{query}"
+
+
+def shown(url: str) -> str:
+    """Return a URL for messages, without user name, password and signature."""
+    return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]

@@ -1,0 +1,146 @@
+"""The default store: every file system of fsspec."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from bionemo.webdatamodule.components import Store, StoredFile
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.hookspecs import hookimpl
+
+_SILENCE = 20  # seconds without a byte, after which a connection is given up
+_VERSIONS = ("ETag", "etag", "md5Hash", "md5", "generation", "content_md5", "LastModified", "mtime", "created")
+
+
+class FsspecStore:
+    """Files behind any URL that fsspec knows; keys and endpoints come from where fsspec finds them."""
+
+    def __init__(self) -> None:
+        self._filesystems: dict[tuple[str, str], Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FsspecStore, ()
+
+    def list(self, url: str) -> Sequence[StoredFile]:
+        """Return the files in a directory."""
+        if url.startswith(("http://", "https://")):
+            raise NotImplementedError("web servers do not list their files")
+        with self._open(url) as (filesystem, path):
+            filesystem.invalidate_cache()
+            entries = filesystem.ls(path, detail=True)
+        return [_stored(entry) for entry in entries if entry["type"] == "file"]
+
+    def stat(self, url: str) -> StoredFile:
+        """Return the size and version of a file."""
+        with self._open(url) as (filesystem, path):
+            filesystem.invalidate_cache()
+            entry = filesystem.info(path)
+        if entry["type"] != "file":
+            raise FileNotFoundError(f"{path} is a directory")
+        if entry["size"] is None:
+            raise ValueError("the server does not give the size of the file")
+        return _stored(entry)
+
+    def get(self, url: str) -> bytes:
+        """Return the content of a file."""
+        with self._open(url) as (filesystem, path):
+            return bytes(filesystem.cat_file(path))
+
+    def read(self, url: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
+        """Read byte ranges of a file into memory."""
+        with self._open(url) as (filesystem, path):
+            for (begin, end), memory in zip(ranges, into, strict=True):
+                data = filesystem.cat_file(path, start=begin, end=end)
+                if len(data) != end - begin:
+                    raise EOFError(f"{len(data)} bytes came of the {end - begin} from byte {begin} on")
+                memory[:] = data
+
+    def put(self, data: bytes | str | os.PathLike[str], url: str) -> None:
+        """Write a file as a whole."""
+        with self._open(url) as (filesystem, path):
+            if filesystem.protocol == "memory" or "file" in filesystem.protocol:  # where directories are real
+                filesystem.makedirs(filesystem._parent(path), exist_ok=True)  # noqa: SLF001 - subclasses define it
+            if isinstance(data, bytes):
+                filesystem.pipe_file(path, data)
+            else:
+                filesystem.put_file(os.fspath(data), path)
+
+    def delete(self, url: str) -> None:
+        """Delete a file."""
+        with self._open(url) as (filesystem, path):
+            filesystem.rm_file(path)
+
+    @contextlib.contextmanager
+    def _open(self, url: str) -> Iterator[tuple[Any, str]]:
+        """Yield the file system of a URL and the path in it; errors say for how long the server asked to wait."""
+        parts = urlsplit(url)
+        key = parts.scheme, parts.netloc
+        filesystem = self._filesystems.get(key)
+        if filesystem is None:
+            filesystem = self._filesystems.setdefault(key, _connect(url))
+        try:
+            yield filesystem, filesystem._strip_protocol(url)  # noqa: SLF001 - what fsspec.core.url_to_fs does
+        except Exception as error:
+            wait = _retry_after(error)
+            if wait is not None:
+                error.retry_after = wait  # type: ignore[attr-defined]  # read by the core
+            raise
+
+
+def _connect(url: str) -> Any:
+    """Return a new file system that makes one attempt at each request.
+
+    Raises:
+        ConfigError: If the kind of URL is not known, or the package for it is not installed.
+    """
+    import fsspec
+
+    scheme = urlsplit(url).scheme
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    try:
+        if scheme in {"http", "https"}:
+            import aiohttp  # fsspec needs it for these URLs
+
+            # the default ends a download after five minutes, however well it goes
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
+            options["client_kwargs"] = {"timeout": timeout}
+        elif scheme in {"s3", "s3a"}:
+            options["config_kwargs"] = {
+                "retries": {"total_max_attempts": 1},
+                "connect_timeout": _SILENCE,
+                "read_timeout": _SILENCE,
+                "max_pool_connections": 64,
+            }
+        filesystem, _ = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{scheme}:// URLs cannot be opened: {error}") from error
+    if hasattr(filesystem, "retries"):  # s3fs and gcsfs try again by themselves
+        filesystem.retries = 1
+    return filesystem
+
+
+def _stored(entry: dict[str, Any]) -> StoredFile:
+    version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), "")
+    return StoredFile(name=str(entry["name"]).rpartition("/")[2], size=int(entry["size"] or 0), version=version)
+
+
+def _retry_after(error: BaseException | None) -> float | None:
+    """Return what a server's ``Retry-After`` header says, wherever the client keeps it."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        headers = getattr(error, "headers", None) or metadata.get("HTTPHeaders") or {}
+        with contextlib.suppress(LookupError, ValueError, TypeError, AttributeError):
+            return float({str(k).lower(): v for k, v in headers.items()}["retry-after"])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@hookimpl
+def webdatamodule_stores() -> Iterable[Store]:
+    """Register the store ``fsspec``."""
+    yield Store(name="fsspec", summary="any URL that fsspec knows", schemes=("*",), factory=FsspecStore)
