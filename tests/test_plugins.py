@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -17,7 +18,7 @@ from bionemo.webdatamodule import Stage, hookimpl
 
 @hookimpl
 def webdatamodule_stages():
-    yield Stage(name="{component}", summary="a test stage", factory=list)
+    yield Stage(name="{component}", summary="a test stage", factory=lambda: iter)
 """
 
 
@@ -83,9 +84,9 @@ def test_an_installed_plugin_is_found_by_name(install):
 
 
 BROKEN = {
-    "import error": ("import pyarrow_not_there", "No module named 'pyarrow_not_there'"),
-    "import exits": ("import sys\nsys.exit()", "SystemExit()"),
-    "import raises": ("raise RuntimeError('no licence')", "no licence"),
+    "import error": ("import pyarrow_not_there", "ModuleNotFoundError: No module named 'pyarrow_not_there' (at "),
+    "import exits": ("import sys\nsys.exit()", "SystemExit (at "),
+    "import raises": ("raise RuntimeError('no licence')", "plugin_of_acme_broken.py:1); disable it with WEBDATAMOD"),
     "misspelt hook": (
         "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writer(): return ()",
         "it implements webdatamodule_writer, which is no hook of this version; did you mean webdatamodule_writers?",
@@ -117,7 +118,7 @@ BROKEN = {
     ),
     "raises": (
         "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writers(): raise OSError('disk')",
-        "it raised OSError: disk",
+        "it raises OSError: disk (at ",
     ),
     "returns None": (
         "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writers(): return None",
@@ -129,7 +130,10 @@ BROKEN = {
         GOOD.format(component="a").replace("a test stage", "one\\ntwo"),
         "yields 'a' without a summary of one line",
     ),
-    "no factory": (GOOD.format(component="a").replace("factory=list", "factory=3"), "whose factory cannot be called"),
+    "no factory": (
+        GOOD.format(component="a").replace("factory=lambda: iter", "factory=3"),
+        "whose factory cannot be called",
+    ),
     "reserved name": (GOOD.format(component="shuffle"), "registers 'shuffle', which is the name of a default"),
     "twice": (GOOD.format(component="a").replace("yield", "for _ in '12': yield"), "registers 'a' twice"),
 }
@@ -144,7 +148,7 @@ def test_a_broken_plugin_is_named_and_left_out_as_a_whole(install, code, reason)
 
     [message] = messages
 
-    assert message.startswith("plugin 'acme-b' of acme-broken 1.0 is left out: ")
+    assert message.startswith("plugin 'acme-b' of the distribution acme-broken 1.0 is left out: ")
     assert reason in message
     assert ["acme-stage"] == [r.component.name for r in found.registered if r.plugin.startswith("acme")]
 
@@ -155,7 +159,11 @@ def test_a_second_plugin_of_one_name_is_left_out(install):
     install("acme-two", GOOD.format(component="b"), name="acme")
     found, messages = load()
 
-    assert ["plugin 'acme' of acme-two 1.0 is left out: another plugin already has this name"] == messages
+    [message] = messages
+
+    assert message.startswith(
+        "plugin 'acme' of the distribution acme-two 1.0 is left out: another plugin has this name"
+    )
     assert ["a"] == [r.component.name for r in found.registered if r.plugin == "acme"]
 
 
@@ -166,7 +174,9 @@ def test_two_plugins_with_one_component_clash_when_it_is_asked_for(install):
     found = Plugins()
     found.load_installed()
 
-    with pytest.raises(PluginError, match=r"'acme-1' of acme-one 1.0 and 'acme-2' of acme-two 1.0"):
+    with pytest.raises(
+        PluginError, match=r"plugin 'acme-1' of the distribution acme-one 1.0 and by the plugin 'acme-2' of the dis"
+    ):
         found.find(Stage, "same")
 
 
@@ -178,7 +188,7 @@ def test_a_disabled_plugin_is_not_even_imported(install, monkeypatch, disabled):
     found = Plugins()
     found.load_installed()
 
-    assert ["WEBDATAMODULE_DISABLED_PLUGINS says so"] == [
+    assert ["WEBDATAMODULE_DISABLED_PLUGINS names it"] == [
         left.reason for left in found.left_out if left.plugin == "acme"
     ]
     assert module not in sys.modules
@@ -189,7 +199,7 @@ def test_strict_mode_makes_the_first_failure_an_error(install, monkeypatch):
     install("acme-broken", "import not_there_at_all", name="aaa-first")
     monkeypatch.setenv(plugins.STRICT, "1")
 
-    with pytest.raises(PluginError, match=r"plugin 'aaa-first' of acme-broken 1.0 is left out: No module named"):
+    with pytest.raises(PluginError, match=r"plugin 'aaa-first' of the distribution acme-broken 1.0 is left out: Mod"):
         Plugins().load_installed()
 
 
@@ -198,17 +208,119 @@ def test_an_unknown_name_offers_a_near_one_and_what_was_left_out(install):
     install("acme-broken", "import pyarrow_not_there")
     found, _ = load()
 
-    with pytest.raises(UnknownNameError, match=r"no stage is named 'shufle'; did you mean 'shuffle'\?.*acme \(No mod"):
+    with pytest.raises(UnknownNameError, match=r"no stage is named 'shufle'; did you mean 'shuffle'\?.*acme \(ModuleN"):
         found.find(Stage, "shufle")
 
 
-def test_a_default_is_found_without_loading_any_plugin(install, monkeypatch):
-    """Looking a default up imports no third party's code."""
-    module = install("acme-good", GOOD.format(component="acme-stage"))
-    monkeypatch.setattr(plugins, "installed_plugins", None)
+def test_a_broken_plugin_does_not_keep_a_default_from_being_found(install):
+    """Looking a default up loads the installed plugins, since one may override it; a broken one is left out."""
+    install("acme-broken", "import pyarrow_not_there")
+    found, _ = load()
 
-    assert find(Stage, "shuffle").name == "shuffle"
-    assert module not in sys.modules
+    assert "shuffle" == find(Stage, "shuffle", found).name
+
+
+OVERRIDE = GOOD.format(component="shuffle").replace("factory=", "override=True, factory=")
+
+
+def test_a_component_overrides_the_default_of_its_name(install):
+    """`override=True` replaces a default of the same kind and name, and the set says what is overridden."""
+    install("acme-one", OVERRIDE, name="acme-1")
+    found = Plugins()
+    found.load_installed()
+
+    assert iter is resolve(Stage, "shuffle", found)
+    assert "acme-1" == found.lookup(Stage, "shuffle").plugin
+    assert [("stages", "shuffle")] == [(r.plugin, r.component.name) for r in found.overridden]
+
+
+def test_two_overrides_of_one_default_are_an_error_that_names_both(install, monkeypatch):
+    """Which of two overrides is meant is for the user to say; disabling one does."""
+    install("acme-one", OVERRIDE, name="acme-1")
+    install("acme-two", OVERRIDE, name="acme-2")
+    found = Plugins()
+    found.load_installed()
+
+    with pytest.raises(
+        PluginError, match=r"'acme-1' of .* and by the plugin 'acme-2' of .*disable all but one"
+    ) as error:
+        found.find(Stage, "shuffle")
+    variable, _, name = error.value.message.rpartition(" ")[2].partition("=")
+    monkeypatch.setenv(variable, name)
+    again = Plugins()
+    again.load_installed()
+
+    assert iter is resolve(Stage, "shuffle", again)
+
+
+def test_default_plugins_can_be_disabled_by_name(monkeypatch):
+    """The environment variable takes defaults; their names are then unknown, and free for others."""
+    monkeypatch.setenv(plugins.DISABLED, "stages, keys")
+    found = Plugins()
+
+    assert ["stages", "keys"] == [left.plugin for left in found.left_out][::-1]
+    with pytest.raises(UnknownNameError, match=r"Plugins left out: keys \(WEBDATAMODULE_DISABLED_PLUGINS names it\)"):
+        found.find(Stage, "shuffle")
+    found.register(Shuffles(), "mine")
+
+    assert iter is resolve(Stage, "shuffle", found)
+
+
+def test_a_set_without_any_default_can_be_made():
+    """`defaults=()` begins with nothing, and a list of names with those."""
+    empty = Plugins(defaults=())
+    empty.register(Shuffles(), "mine")
+
+    assert ["shuffle"] == [r.component.name for r in empty.registered]
+    assert {"key encoder"} == {r.kind for r in Plugins(defaults=["keys"]).registered}
+    with pytest.raises(ConfigError, match=r"no default plugin is named 'key'; they are .*keys"):
+        Plugins(defaults=["key"])
+
+
+class Shuffles:
+    """A plugin with a stage of a default's name that does not say that it overrides it."""
+
+    @hookimpl
+    def webdatamodule_stages(self):
+        yield Stage(name="shuffle", summary="a test stage", factory=lambda: iter)
+
+
+def test_a_name_of_a_default_is_reserved_unless_it_is_overridden():
+    """The message names the two remedies, and each works."""
+    found = Plugins()
+    with pytest.raises(PluginError, match="choose another name, or set override=True to replace the default"):
+        found.register(Shuffles(), "mine")
+    for change in ({"name": "mine"}, {"override": True}):
+        found.register(Registers(replace(next(Shuffles().webdatamodule_stages()), **change)), f"by {change}")
+
+    assert iter is resolve(Stage, "mine", found) is resolve(Stage, "shuffle", found)
+
+
+@dataclass(frozen=True)
+class Registers:
+    """A plugin of one stage."""
+
+    component: Stage
+
+    @hookimpl
+    def webdatamodule_stages(self):
+        yield self.component
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costly(Stage):
+    """A record with a field more."""
+
+    cost: int = 0
+
+
+def test_records_may_be_subclassed():
+    """A record of a subclass is found as its kind."""
+    found = Plugins(defaults=())
+    found.register(Registers(Costly(name="mine", summary="a stage", factory=lambda: iter, cost=3)), "mine")
+
+    assert 3 == found.find(Stage, "mine").cost
+    assert "stage" == found.lookup(Stage, "mine").kind
 
 
 def test_defaults_of_every_kind_are_registered():
@@ -232,13 +344,13 @@ def test_an_object_can_be_registered_in_process():
     class Mine:
         @hookimpl
         def webdatamodule_stages(self):
-            return [Stage(name="mine", summary="mine", factory=lambda *, n=1: n)]
+            return [Stage(name="mine", summary="mine", factory=lambda *, n=1: n.__add__)]
 
     found = Plugins()
     found.register(Mine(), "mine")
 
-    assert 3 == resolve(Stage, Use("mine", n=3), found)
-    with pytest.raises(PluginError, match="another plugin already has this name"):
+    assert 5 == resolve(Stage, Use("mine", n=3), found)(2)
+    with pytest.raises(PluginError, match="another plugin has this name"):
         found.register(Mine(), "mine")
 
 
@@ -269,7 +381,7 @@ def failing_factory(*, error=None):
         ),
         (RuntimeError("no licence"), "cannot be made: RuntimeError: no licence"),
         (SystemExit(0), "cannot be made: SystemExit: 0"),
-        (None, "gives nothing"),
+        (None, "returns None, not a function from an iterator to an iterator"),
     ],
 )
 def test_a_factory_that_fails_is_named(error, said):
@@ -313,11 +425,11 @@ def test_the_command_lists_components_and_what_was_left_out(install, capsys):
             "version": "1.0",
         }
     ] == [row for row in shown["components"] if row["plugin"] == "acme-good"]
-    assert ["No module named 'pyarrow_not_there'"] == [
-        left["reason"] for left in shown["left_out"] if left["plugin"] == "acme-broken"
-    ]
+    [left] = [left for left in shown["left_out"] if left["plugin"] == "acme-broken"]
+
+    assert left["reason"].startswith("ModuleNotFoundError: No module named 'pyarrow_not_there' (at ")
     assert 0 == main(["plugins"])
-    assert "plugin 'acme-broken' of acme-broken 1.0 is left out" in capsys.readouterr().out
+    assert "plugin 'acme-broken' of the distribution acme-broken 1.0 is left out" in capsys.readouterr().out
 
 
 def test_importing_the_package_imports_neither_torch_nor_plugins():
@@ -325,7 +437,7 @@ def test_importing_the_package_imports_neither_torch_nor_plugins():
     code = (
         "import sys, bionemo.webdatamodule, bionemo.webdatamodule.hookspecs, bionemo.webdatamodule.plugins\n"
         "heavy = [m for m in ('torch', 'lightning', 'webdataset') if m in sys.modules]\n"
-        "defaults = [m for m in sys.modules if '.default_plugins.' in m]\n"
+        "defaults = [m for m in sys.modules if '.builtins.' in m]\n"
         "print(heavy, defaults)"
     )
     shown = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

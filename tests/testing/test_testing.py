@@ -94,8 +94,6 @@ FAILURES = {
         "main-only",
         "test_works_in_a_spawned_worker",
     ): "let nothing depend on hash(), the order of sets, or what",
-    ("stage", "pairs-up", "test_one_to_one_claim_holds"): "it says one_to_one and makes 3 of 5 samples; register it",
-    ("stage", "differences", "test_one_to_one_claim_holds"): "sample 2 alone becomes something else than among",
     ("stage", "swallows", "test_errors_of_the_input_pass"): "it swallows an error of its input and yields 5 results",
     ("stage", "renames", "test_errors_of_the_input_pass"): "an error of the input becomes ValueError; let it pass",
     ("loader", "loses", "test_gives_every_item_once[workers=2]"): "its first epoch loses the items [7] and repeats []",
@@ -171,7 +169,7 @@ def test_bad_component_is_told_what_is_wrong(outcomes, case):
     """Each check fails for a component that breaks it, naming plugin, component, fault and remedy."""
     kind, component, _ = case
     plugin = "heavy" if component == "heavy" else "bad"
-    who = f"plugin '{plugin}' of bad-plugin 1.2, {kind} '{component}': "
+    who = f"plugin '{plugin}' of the distribution bad-plugin 1.2, {kind} '{component}': "
 
     assert FAILURES[case] in outcomes[case]
     assert component == "unknown" or who in outcomes[case]

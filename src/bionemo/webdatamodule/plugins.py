@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
 import os
 import re
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -56,10 +59,11 @@ DEFAULT_PLUGINS: Mapping[str, str] = {
     "stages": "bionemo.webdatamodule.builtins.stages",
     "stores": "bionemo.webdatamodule.builtins.stores",
 }
-"""The modules of the default plugins. The names they register are reserved."""
+"""The modules of the default plugins, by plugin name."""
 
 DISABLED = "WEBDATAMODULE_DISABLED_PLUGINS"
-"""Environment variable: names of plugins to leave alone, comma-separated, or ``*`` for all installed ones."""
+"""Environment variable: names of plugins to leave alone, comma-separated, defaults among them; ``*`` means all
+installed ones, but no default."""
 
 STRICT = "WEBDATAMODULE_STRICT_PLUGINS"
 """Environment variable: ``1`` makes the first plugin that fails to load an error instead of a warning."""
@@ -70,30 +74,62 @@ _C = TypeVar("_C", bound=Component)
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A component and where it comes from."""
+    """A component and where it comes from.
+
+    Attributes:
+        component: The record.
+        plugin: Name of the plugin that registers it: the name of its entry point.
+        distribution: The installed distribution that has the plugin; empty for a plugin registered by hand.
+        version: That distribution's version.
+        default: Whether it comes with this package.
+    """
 
     component: Component
     plugin: str
-    distribution: str
-    version: str
+    distribution: str = ""
+    version: str = ""
+    default: bool = False
 
     @property
     def kind(self) -> str:
         """The component's kind in the words of the documentation, such as ``key encoder``."""
-        return kind_name(type(self.component))
+        return kind_name(kind_of(self.component))
+
+    @property
+    def origin(self) -> str:
+        """Plugin and distribution, for messages."""
+        return _origin(self.plugin, self.distribution, self.version)
+
+    @property
+    def where(self) -> Mapping[str, str]:
+        """The same for an error's ``where``; nothing for a default, whose name says enough."""
+        if self.default:
+            return {}
+        distribution = {"distribution": f"{self.distribution} {self.version}"} if self.distribution else {}
+        return {"plugin": self.plugin, **distribution}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """An installed plugin that is not in use, and why."""
+    """An installed plugin that is not in use, and why.
+
+    Attributes:
+        plugin: The plugin's name.
+        distribution: The distribution that has it.
+        version: That distribution's version.
+        reason: Why it is not in use.
+        remedy: What to do about it; empty where the user wants it so.
+    """
 
     plugin: str
     distribution: str
     version: str
     reason: str
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"plugin {self.plugin!r} of {self.distribution} {self.version} is left out: {self.reason}"
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{_origin(self.plugin, self.distribution, self.version)} is left out: {self.reason}{remedy}"
 
 
 class Plugins:
@@ -101,22 +137,37 @@ class Plugins:
 
     Most code needs none of this and calls :func:`find`; tests and notebooks make their own set
     and pass it as ``plugins=`` to the data modules.
+
+    Args:
+        defaults: Names of the default plugins to begin with, see :data:`DEFAULT_PLUGINS`; ``()`` for none. Without
+            it all that ``WEBDATAMODULE_DISABLED_PLUGINS`` does not name.
+
+    Attributes:
+        left_out: Plugins that are not in use.
+
+    Raises:
+        ConfigError: If there is no default plugin of that name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, defaults: Iterable[str] | None = None) -> None:
         self._manager = pluggy.PluginManager(hookspecs.NAME)
         self._manager.add_hookspecs(hookspecs)
         self._registered: list[Registered] = []
-        self._reserved: frozenset[tuple[type[Component], str]] = frozenset()
         self.left_out: list[LeftOut] = []
-        for name, module in DEFAULT_PLUGINS.items():
-            self.register(
-                importlib.import_module(module),
-                name,
-                distribution="bionemo-webdatamodule",
-                version=_version("bionemo-webdatamodule"),
-            )
-        self._reserved = frozenset((type(r.component), r.component.name) for r in self._registered)
+        self._register_defaults(defaults)
+
+    def _register_defaults(self, names: Iterable[str] | None) -> None:
+        version = _version("bionemo-webdatamodule")
+        disabled = _disabled() if names is None else ()
+        for name in DEFAULT_PLUGINS if names is None else names:
+            if name not in DEFAULT_PLUGINS:
+                raise ConfigError(f"no default plugin is named {name!r}; they are {', '.join(DEFAULT_PLUGINS)}")
+            if name in disabled:
+                self._leave_out(name, "bionemo-webdatamodule", version, reason=f"{DISABLED} names it")
+                continue
+            module = importlib.import_module(DEFAULT_PLUGINS[name])
+            self.register(module, name, distribution="bionemo-webdatamodule", version=version)
+        self._registered = [replace(found, default=True) for found in self._registered]
 
     def register(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Register a plugin, all of it or nothing.
@@ -131,11 +182,12 @@ class Plugins:
             PluginError: If the plugin breaks its contract. It is then left out as a whole.
         """
         if self._manager.has_plugin(name):
-            raise PluginError("another plugin already has this name", plugin=name)
+            raise PluginError("another plugin has this name; rename one of the two entry points", plugin=name)
         try:
             self._manager.register(plugin, name=name)
         except ValueError as error:
-            raise PluginError("this very object is registered already, under another name", plugin=name) from error
+            first = self._manager.get_name(plugin)
+            raise PluginError(f"the plugin {first!r} is the same module", plugin=name) from error
         except pluggy.PluginValidationError as error:
             self._manager.unregister(name=name)
             raise PluginError(" ".join(str(error).split()), plugin=name) from error
@@ -145,7 +197,7 @@ class Plugins:
             self._manager.unregister(name=name)
             if isinstance(error, WebDataModuleError):
                 raise error.located(plugin=name) from error.__cause__
-            raise PluginError(f"it raised {type(error).__name__}: {error}", plugin=name) from error
+            raise PluginError(f"it raises {_said(error)}", plugin=name) from error
         self._registered += [
             Registered(component=component, plugin=name, distribution=distribution, version=version)
             for component in components
@@ -155,32 +207,43 @@ class Plugins:
         """Load every plugin of the entry-point group ``bionemo.webdatamodule``, each by itself.
 
         A plugin that fails is left out with a :class:`PluginWarning`; the others go on.
+        What plugins print while they are imported goes to standard error.
 
         Raises:
             PluginError: If a plugin fails and ``WEBDATAMODULE_STRICT_PLUGINS`` is ``1``.
         """
-        disabled = {name.strip() for name in os.environ.get(DISABLED, "").split(",")}
-        for entry in sorted(metadata.entry_points(group=hookspecs.NAME), key=lambda entry: (entry.name, entry.value)):
-            distribution = entry.dist.name if entry.dist else "an unknown distribution"
+        disabled = _disabled()
+        for entry in installed_entry_points():
+            distribution = entry.dist.name if entry.dist else "unknown"
             version = entry.dist.version if entry.dist else ""
-            leave_out = functools.partial(LeftOut, plugin=entry.name, distribution=distribution, version=version)
-            if disabled & {"*", entry.name}:
-                self.left_out.append(leave_out(reason=f"{DISABLED} says so"))
+            if not {"*", entry.name}.isdisjoint(disabled):
+                self._leave_out(entry.name, distribution, version, reason=f"{DISABLED} names it")
                 continue
             try:
-                self.register(entry.load(), entry.name, distribution=distribution, version=version)
+                with contextlib.redirect_stdout(sys.stderr):
+                    self.register(entry.load(), entry.name, distribution=distribution, version=version)
             except (Exception, SystemExit) as error:
-                reason = error.message if isinstance(error, WebDataModuleError) else str(error) or repr(error)
-                left = leave_out(reason=reason)
-                self.left_out.append(left)
+                reason = error.message if isinstance(error, WebDataModuleError) else _said(error)
+                left = self._leave_out(entry.name, distribution, version, reason, _remedy(entry, distribution, error))
                 if os.environ.get(STRICT) == "1":
                     raise PluginError(str(left)) from error
                 warnings.warn(str(left), PluginWarning, stacklevel=2)
 
+    def _leave_out(self, plugin: str, distribution: str, version: str, reason: str, remedy: str = "") -> LeftOut:
+        left = LeftOut(plugin=plugin, distribution=distribution, version=version, reason=reason, remedy=remedy)
+        self.left_out.append(left)
+        return left
+
     @property
     def registered(self) -> list[Registered]:
-        """Every component, sorted by kind, name and plugin."""
+        """Every component, those that are overridden included, sorted by kind, name and plugin."""
         return sorted(self._registered, key=lambda r: (r.kind, r.component.name, r.plugin))
+
+    @property
+    def overridden(self) -> list[Registered]:
+        """The default components that another plugin's component replaces."""
+        replaced = {_identity(r.component) for r in self._registered if r.component.override and not r.default}
+        return [r for r in self.registered if r.default and _identity(r.component) in replaced]
 
     def find(self, kind: type[_C], name: str) -> _C:
         """Return the component of this kind and name.
@@ -189,30 +252,44 @@ class Plugins:
             UnknownNameError: If no plugin registers it.
             PluginError: If several plugins do.
         """
-        matches = [r for r in self._registered if type(r.component) is kind and r.component.name == name]
+        component = self.lookup(kind, name).component
+        assert isinstance(component, kind)  # noqa: S101 - for the type checker; it is of this kind
+        return component
+
+    def lookup(self, kind: type[Component], name: str) -> Registered:
+        """Return the component of this kind and name with the plugin and the distribution that it comes from.
+
+        Raises:
+            UnknownNameError: If no plugin registers it.
+            PluginError: If several plugins do.
+        """
+        matches = [r for r in self._registered if isinstance(r.component, kind) and r.component.name == name]
+        if any(r.component.override and not r.default for r in matches):
+            matches = [r for r in matches if not r.default]
         if len(matches) > 1:
-            plugins = " and ".join(f"{r.plugin!r} of {r.distribution} {r.version}" for r in matches)
+            origins = " and by the ".join(found.origin for found in matches)
             raise PluginError(
-                f"the {kind_name(kind)} {name!r} is registered by the plugins {plugins}; "
-                f"disable all but one with {DISABLED}"
+                f"the {kind_name(kind)} {name!r} is registered by the {origins}; "
+                f"disable all but one, for example with {DISABLED}={matches[-1].plugin}"
             )
         if not matches:
             raise UnknownNameError(self._unknown(kind, name))
-        component = matches[0].component
-        assert isinstance(component, kind)  # noqa: S101 - for the type checker; matches are of this kind
-        return component
+        return matches[0]
 
     def provider(self, kind: type[Component], name: str) -> Registered | None:
-        """Return where the component of this kind and name comes from, or ``None``."""
-        return next((r for r in self._registered if type(r.component) is kind and r.component.name == name), None)
+        """Return where the component of this kind and name comes from, or ``None`` where no plugin registers it."""
+        try:
+            return self.lookup(kind, name)
+        except UnknownNameError:
+            return None
 
     def _unknown(self, kind: type[Component], name: str) -> str:
-        names = sorted({r.component.name for r in self._registered if type(r.component) is kind})
+        names = sorted({r.component.name for r in self._registered if isinstance(r.component, kind)})
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         left = [f"{plugin.plugin} ({plugin.reason})" for plugin in self.left_out]
-        out = f" Left out: {', '.join(left)}; see `webdatamodule plugins`." if left else ""
-        return f"no {kind_name(kind)} is named {name!r}{hint} Registered: {', '.join(names)}.{out}"
+        out = f" Plugins left out: {', '.join(left)}; see `webdatamodule plugins`." if left else ""
+        return f"no {kind_name(kind)} is named {name!r}{hint} Registered: {', '.join(names) or 'none'}.{out}"
 
     def _components(self, plugin: object) -> Iterable[Component]:
         """Call a plugin's hooks and check what they yield."""
@@ -239,19 +316,25 @@ class Plugins:
                 )
             for component in yielded:
                 self._check(caller.name, component)
-                identity = (type(component), component.name)
+                identity = _identity(component)
                 if identity in seen:
                     raise PluginError(f"{caller.name} registers {component.name!r} twice")
-                if identity in self._reserved:
-                    raise PluginError(f"{caller.name} registers {component.name!r}, which is the name of a default")
+                if not component.override and identity in self._reserved():
+                    raise PluginError(
+                        f"{caller.name} registers {component.name!r}, which is the name of a default; "
+                        "choose another name, or set override=True to replace the default"
+                    )
                 seen.add(identity)
                 yield component
 
+    def _reserved(self) -> set[tuple[type[Component], str]]:
+        return {_identity(r.component) for r in self._registered if r.default}
+
     @staticmethod
-    def _check(hook: str, component: object) -> None:
+    def _check(hook: str, component: Any) -> None:
         """Refuse what is not a well-formed component of this hook."""
         kind = HOOKS[hook]
-        if type(component) is not kind:
+        if not isinstance(component, kind):
             raise PluginError(f"{hook} yields {_brief(component)}, which is no {kind.__name__}")
         if not isinstance(component.name, str) or not _NAME.fullmatch(component.name):
             raise PluginError(
@@ -261,6 +344,10 @@ class Plugins:
             raise PluginError(f"{hook} yields {component.name!r} without a summary of one line")
         if not callable(component.factory):
             raise PluginError(f"{hook} yields {component.name!r}, whose factory cannot be called")
+        if not isinstance(component.override, bool):
+            raise PluginError(
+                f"{hook} yields {component.name!r} with override={component.override!r}, which is no bool"
+            )
 
 
 @functools.cache
@@ -272,13 +359,20 @@ def default_plugins() -> Plugins:
 @functools.cache
 def installed_plugins() -> Plugins:
     """Return the default plugins and all installed ones, found once in a process."""
+    if not installed_entry_points():
+        return default_plugins()
     plugins = Plugins()
     plugins.load_installed()
     return plugins
 
 
+def installed_entry_points() -> list[metadata.EntryPoint]:
+    """Return the entry points of installed plugins, in a repeatable order, without importing any."""
+    return sorted(metadata.entry_points(group=hookspecs.NAME), key=lambda entry: (entry.name, entry.value))
+
+
 def find(kind: type[_C], name: str, plugins: Plugins | None = None) -> _C:
-    """Return the component of this kind and name; a default is found without loading any other plugin.
+    """Return the component of this kind and name.
 
     Args:
         kind: One of the component classes, such as :class:`~bionemo.webdatamodule.Stage`.
@@ -289,18 +383,12 @@ def find(kind: type[_C], name: str, plugins: Plugins | None = None) -> _C:
         UnknownNameError: If no plugin registers it.
         PluginError: If several plugins do.
     """
-    return _set_with(kind, name, plugins).find(kind, name)
+    return (plugins or installed_plugins()).find(kind, name)
 
 
 def provider(kind: type[Component], name: str, plugins: Plugins | None = None) -> Registered | None:
     """Return a component with the plugin, distribution and version it comes from, or ``None``."""
-    return _set_with(kind, name, plugins).provider(kind, name)
-
-
-def _set_with(kind: type[Component], name: str, plugins: Plugins | None) -> Plugins:
-    if plugins is not None:
-        return plugins
-    return default_plugins() if default_plugins().provider(kind, name) else installed_plugins()
+    return (plugins or installed_plugins()).provider(kind, name)
 
 
 def as_use(ref: object) -> Use | None:
@@ -336,11 +424,14 @@ def resolve(kind: type[Component], ref: object, plugins: Plugins | None = None) 
     """
     use = as_use(ref)
     if use is None:
-        if callable(ref) or kind is Executor:
+        if callable(ref) or kind is Executor or (PRODUCTS[kind].is_met_by(ref) and not isinstance(ref, type)):
             return ref
         raise ConfigError(f"a {kind_name(kind)} is a name, a Use or a callable, not {_brief(ref)}")
-    component = find(kind, use.name, plugins)
-    return build(component, use.options)
+    found = (plugins or installed_plugins()).lookup(kind, use.name)
+    try:
+        return build(found.component, use.options)
+    except WebDataModuleError as error:
+        raise error.located(**found.where) from error.__cause__
 
 
 def build(component: Component, options: Mapping[str, Any]) -> Any:
@@ -348,29 +439,69 @@ def build(component: Component, options: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: If the factory does not take these options, or refuses their values.
-        PluginError: If it fails in another way, or gives nothing.
+        PluginError: If it fails in another way, or returns something else than its kind has to.
     """
-    kind = kind_name(type(component))
+    kind = kind_of(component)
+    what = f"{kind_name(kind)} {component.name!r}"
     signature = _signature(component.factory)
     try:
         if signature is not None:
             signature.bind(**options)
     except TypeError as error:
-        raise ConfigError(f"the {kind} {component.name!r} takes {signature}: {error}") from error
+        raise ConfigError(f"the {what} takes {signature}: {error}") from error
     try:
         product = component.factory(**options)
     except WebDataModuleError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the {kind} {component.name!r} refuses its options {dict(options)}: {error}") from error
+        raise ConfigError(f"the {what} refuses its options {dict(options)}: {error}") from error
     except (Exception, SystemExit) as error:
         remedy = "; install what it needs" if isinstance(error, ImportError) else ""
-        raise PluginError(
-            f"the {kind} {component.name!r} cannot be made: {type(error).__name__}: {error}{remedy}"
-        ) from error
-    if product is None:
-        raise PluginError(f"the factory of the {kind} {component.name!r} gives nothing")
+        raise PluginError(f"the {what} cannot be made: {_said(error)}{remedy}") from error
+    if not PRODUCTS[kind].is_met_by(product):
+        raise PluginError(f"the factory of the {what} returns {_brief(product)}, not {PRODUCTS[kind].text}")
     return product
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """What the factory of a kind of component returns.
+
+    Attributes:
+        text: In words.
+        attributes: What it has, all of them callable.
+        or_attributes: What it may have instead.
+    """
+
+    text: str
+    attributes: tuple[str, ...] = ("__call__",)
+    or_attributes: tuple[str, ...] = ("__call__",)
+
+    def is_met_by(self, product: object) -> bool:
+        """Tell whether an object is one."""
+        return any(
+            all(callable(getattr(product, name, None)) for name in names)
+            for names in (self.attributes, self.or_attributes)
+        )
+
+
+_CONTEXT = ("__enter__", "__exit__")
+_STORE = ("list", "stat", "read", "download", "put", "delete")
+PRODUCTS: Mapping[type[Component], Product] = {
+    Writer: Product(text="a function from names to samples"),
+    KeyEncoder: Product(text="a function from a name to a key"),
+    Codec: Product(text="an object with decode()", attributes=("decode",), or_attributes=("decode",)),
+    Stage: Product(text="a function from an iterator to an iterator", or_attributes=("run",)),  # run: webdataset's
+    Loader: Product(text="a function from a dataset to an iterable of its items"),
+    Executor: Product(text="a context manager", attributes=_CONTEXT, or_attributes=_CONTEXT),
+    Store: Product(text=f"an object with {', '.join(_STORE)}", attributes=_STORE, or_attributes=_STORE),
+}
+"""What the factories of each kind return."""
+
+
+def kind_of(component: Component) -> type[Component]:
+    """Return the kind of a component, which may be of a subclass: :class:`Stage`, :class:`Writer` and so on."""
+    return next(kind for kind in HOOKS.values() if isinstance(component, kind))
 
 
 def kind_name(kind: type[Component]) -> str:
@@ -390,6 +521,42 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:  # used from a source tree
         return "0"
+
+
+def _disabled() -> frozenset[str]:
+    """Return the names of plugins that the environment variable gives."""
+    return frozenset(filter(None, map(str.strip, os.environ.get(DISABLED, "").split(","))))
+
+
+def _identity(component: Component) -> tuple[type[Component], str]:
+    return kind_of(component), component.name
+
+
+def _origin(plugin: str, distribution: str, version: str) -> str:
+    return f"plugin {plugin!r}" + (f" of the distribution {distribution} {version}".rstrip() if distribution else "")
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's type and message, and the file and line that it comes from."""
+    internal = ("<frozen ", os.path.dirname(importlib.__file__), __file__)  # noqa: PTH120 - compared with text
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(internal)]
+    known = frames and not isinstance(error, SyntaxError)  # which says where by itself
+    place = f" (at {frames[-1].filename}:{frames[-1].lineno})" if known else ""
+    return f"{type(error).__name__}: {error}".rstrip(": ") + place
+
+
+def _remedy(entry: metadata.EntryPoint, distribution: str, error: BaseException) -> str:
+    """Return what to do about a plugin that does not load."""
+    gone = isinstance(error, ModuleNotFoundError) and f"{entry.module}.".startswith(f"{error.name}.")
+    if gone:
+        return (
+            f"the distribution names the module {entry.module}, which is not there, as after a move or a rename of an "
+            f"editable install; install it again, or run `pip uninstall {distribution}`"
+        )
+    if isinstance(error, PluginError) and "is the same module" in error.message:
+        return f"it is installed twice, perhaps under an old name; run `pip uninstall {distribution}`"
+    wanting = "install what it needs, or " if isinstance(error, ImportError) else ""
+    return f"{wanting}disable it with {DISABLED}={entry.name}"
 
 
 def _brief(value: object) -> str:

@@ -372,26 +372,6 @@ class MainOnly(Forward):
         return ([os.getpid()] for _ in samples)
 
 
-@offer("stage", "pairs-up")
-class PairsUp(Forward):
-    one_to_one = True
-
-    def __call__(self, samples):
-        while pair := list(itertools.islice(samples, 2)):
-            yield pair
-
-
-@offer("stage", "differences")
-class Differences(Forward):
-    one_to_one = True
-
-    def __call__(self, samples):
-        before = 0
-        for (sample,) in samples:
-            yield [sample - before]
-            before = sample
-
-
 @offer("stage", "swallows")
 class Swallows(Forward):
     def __call__(self, samples):
@@ -610,8 +590,7 @@ class FunctionsOnly(_Inline):
 def components(kind, record):
     """Yield the records of a kind."""
     for name, factory in FACTORIES[kind].items():
-        claims = {"one_to_one": True} if getattr(factory, "one_to_one", False) else {}
-        yield record(name=name, summary=f"{name} {kind}", factory=factory, **claims)
+        yield record(name=name, summary=f"{name} {kind}", factory=factory)
 
 
 @hookimpl

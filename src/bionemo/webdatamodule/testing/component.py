@@ -19,7 +19,6 @@ from bionemo.webdatamodule.plugins import (
     DEFAULT_PLUGINS,
     Registered,
     build,
-    default_plugins,
     installed_plugins,
     kind_name,
 )
@@ -27,7 +26,7 @@ from bionemo.webdatamodule.testing.processes import ProcessError, imported_with
 
 
 class NonconformingError(AssertionError):
-    """A component does not do what its kind has to do; the message says who, what and how to mend it."""
+    """A component breaks a rule of its kind; the message says which component, what is wrong and what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Subject:
     @property
     def module(self) -> str:
         """Import name of the plugin that registers the component."""
-        if self.registered.plugin in DEFAULT_PLUGINS:
+        if self.registered.default:
             return DEFAULT_PLUGINS[self.registered.plugin]
         entries = metadata.entry_points(group=NAME, name=self.registered.plugin)
         return next(e.module for e in entries if e.dist and e.dist.name == self.registered.distribution)
@@ -58,7 +57,7 @@ class Subject:
         """Fail the test, saying who does what, and what to do instead."""
         __tracebackhide__ = True
         found = self.registered
-        who = f"plugin {found.plugin!r} of {found.distribution} {found.version}, {found.kind} {found.component.name!r}"
+        who = f"{found.origin}, {found.kind} {found.component.name!r}"
         raise NonconformingError(f"{who}: {what}; {remedy}") from cause
 
     @contextlib.contextmanager
@@ -97,17 +96,13 @@ class ComponentConformance:
     @pytest.fixture
     def subject(self, options: Mapping[str, Any]) -> Subject:
         """The component that is tested."""
-        is_default = default_plugins().provider(self.kind, self.name)
-        plugins = default_plugins() if is_default else installed_plugins()
         try:
-            plugins.find(self.kind, self.name)
+            registered = installed_plugins().lookup(self.kind, self.name)
         except PluginError as error:
             raise NonconformingError(
                 f"the {kind_name(self.kind)} {self.name!r} cannot be used: {error.message} Install the plugin that "
                 f"offers it (pip install -e .), and check its entry point in the group {NAME!r}"
             ) from error
-        registered = plugins.provider(self.kind, self.name)
-        assert registered is not None  # noqa: S101 - it was found a moment ago
         return Subject(registered=registered, options=options)
 
     def test_options_are_spelled_out_keywords(self, subject: Subject) -> None:

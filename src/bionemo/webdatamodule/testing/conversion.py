@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.components import KeyEncoder, Sample, SampleReader
 from bionemo.webdatamodule.plugins import build, find
 
@@ -53,15 +53,9 @@ class MadeUpReader:
 
 
 def convert_samples(
-    reader: SampleReader,
-    names: Sequence[str],
-    directory: str,
-    *,
-    executor: Any = None,
-    n_shards: int = 2,
-    writer: str = "under-test",
+    reader: SampleReader, names: Sequence[str], directory: str, *, executor: Any = "serial", n_shards: int = 2
 ) -> Shards:
-    """Convert a reader's samples to shards as the data modules do, with the key encoder ``escaped``.
+    """Convert a reader's samples to shards through the data module, with the key encoder ``escaped``.
 
     Args:
         reader: Where the samples come from.
@@ -69,28 +63,26 @@ def convert_samples(
         directory: Where the shards go.
         executor: What runs the tasks; by default one after the other.
         n_shards: How many shards.
-        writer: Name of the writer, for messages.
     """
-    from bionemo.webdatamodule._engine.writing.convert import convert
-    from bionemo.webdatamodule.pickles import Policy
+    from bionemo.webdatamodule.datamodule import SourceDataWDS
 
+    SourceDataWDS(
+        reader,
+        {"train": list(names)},
+        f"{directory}/",
+        "any",  # nothing is read by it
+        1,
+        n_tars_wds=n_shards,
+        key_encoder="escaped",
+        executor=executor,
+        pickles="trusted",
+    ).prepare_data()
+    manifest = json.loads(Path(directory, "train", "wdshards.manifest.json").read_text(encoding="utf-8"))
     encode = build(find(KeyEncoder, "escaped"), {})
-    manifest = convert(
-        reader=reader,
-        names={"train": list(names)},
-        directories={"train": directory},
-        prefix="checked",
-        n_shards=n_shards,
-        key_encoder=encode,
-        executor=Serial() if executor is None else executor,
-        policy=Policy(pickles="trusted"),
-        writer=writer,
-        progress=False,
-    )["train"]
     return Shards(
-        paths=tuple(f"{directory}/{shard.name}" for shard in manifest.shards),
+        paths=tuple(f"{directory}/train/{shard['name']}" for shard in manifest["shards"]),
         keys={name: encode(name) for name in names},
-        codecs=manifest.codecs,
+        codecs=manifest["codecs"],
     )
 
 

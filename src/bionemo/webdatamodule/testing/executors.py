@@ -122,9 +122,9 @@ class ExecutorConformance(ComponentConformance):
         """A conversion by this executor writes the same shards as one task after the other."""
         reader = MadeUpReader(n=40)
         digests = {}
-        for name, executor in (("serial", None), (self.name, subject.make())):
+        for name, executor in (("serial", "serial"), (self.name, subject.make())):
             directory = tmp_path_factory.mktemp("shards")
-            with subject.trying(f"conversion by {name}", "mend the cause above"):
+            with subject.trying(f"conversion by {name}", "correct the cause above"):
                 shards = convert_samples(reader, reader.names(), str(directory), executor=executor, n_shards=5)
             digests[name] = [
                 (Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()) for path in shards.paths

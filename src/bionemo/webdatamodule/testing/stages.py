@@ -118,23 +118,6 @@ class StageConformance(ComponentConformance):
                 "let nothing depend on hash(), the order of sets, or what was set up in the main process",
             )
 
-    def test_one_to_one_claim_holds(self, subject: Subject, samples: Sequence[Any]) -> None:
-        """A stage that claims it gives one result for each sample, which depends on that sample alone."""
-        if not getattr(subject.registered.component, "one_to_one", False):
-            return
-        got = _run(subject, samples)
-        if len(got) != len(samples):
-            subject.wrong(
-                f"it says one_to_one and makes {len(got)} of {len(samples)} samples",
-                "register it without one_to_one=True; resume would count wrongly",
-            )
-        for number, (sample, result) in enumerate(zip(samples, got, strict=True)):
-            if not same(_run(subject, [sample]), [result]):
-                subject.wrong(
-                    f"it says one_to_one, and sample {number} alone becomes something else than among the others",
-                    "register it without one_to_one=True; resume seeks past the samples before",
-                )
-
     def test_errors_of_the_input_pass(self, subject: Subject, samples: Sequence[Any]) -> None:
         """An error while samples are read reaches the training loop."""
 

@@ -219,8 +219,8 @@ class WriterConformance(ComponentConformance):
         self, subject: Subject, reader: Any, names: Sequence[str], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         """Stock webdataset reads from the shards what the reader delivered."""
-        with subject.trying("conversion", "mend the cause above"):
-            shards = convert_samples(reader, names, str(tmp_path_factory.mktemp("converted")), writer=self.name)
+        with subject.trying("conversion", "correct the cause above"):
+            shards = convert_samples(reader, names, str(tmp_path_factory.mktemp("converted")))
         stored = raw_samples(shards.paths)
         for sample in read(subject, reader, names):
             key = shards.keys[sample.name]

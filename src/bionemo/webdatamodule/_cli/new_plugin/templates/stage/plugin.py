@@ -30,5 +30,5 @@ class Scale:
 
 @hookimpl
 def webdatamodule_stages() -> Iterable[Stage]:
-    """Register the stage. It makes one sample of each, of that sample alone, so it says ``one_to_one``."""
+    """Register the stage."""
     yield Stage(name="$name", summary="multiply every sample", factory=Scale)
