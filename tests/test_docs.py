@@ -28,7 +28,7 @@ DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rgl
 MARKDOWN = [*(path.name for path in sorted(ROOT.glob("*.md"))), *DOCS]
 READMES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("plugins/*/README.md"))]
 ELSEWHERE = {
-    "docs/tutorial/fasta.md": "plugins/fasta/tests/test_docs.py",
+    "docs/tutorial/fasta.md": "tests/plugins/test_pages.py",
     "docs/how-to/clusters.md": "tests/integration/test_dask.py",
 }
 """Pages whose examples need a plugin or a cluster, and the tests that run them."""

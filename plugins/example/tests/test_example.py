@@ -1,14 +1,4 @@
-from pathlib import Path
-
-from bionemo.webdatamodule.testing import run_examples
 from bionemo_webdatamodule_example import LineReader
-
-ROOT = Path(__file__).parents[1]
-
-
-def test_readme_does_what_it_says(tmp_path):
-    """The example of the README runs and prints what it shows."""
-    assert run_examples(ROOT / "README.md", tmp_path) == 1
 
 
 def test_empty_lines_are_samples_and_unusual_line_breaks_are_text(tmp_path):

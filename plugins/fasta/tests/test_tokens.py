@@ -148,3 +148,10 @@ def test_the_stage_pickles_and_is_lazy():
     stage = pickle.loads(pickle.dumps(Tokenize(field=None, special=True)))
 
     assert [0, 20, 2] == next(stage(endless())).tolist()
+
+
+@pytest.mark.parametrize("number", [0.5, True, 2**63, "1"])
+def test_vocabularies_of_anything_but_whole_numbers_are_refused(number):
+    """Tensors of tokens are int64, which would cut such a number down."""
+    with pytest.raises(ConfigError, match="a whole number of 64 bits, not"):
+        Tokenize(vocabulary={"A": number, "<unk>": 0})

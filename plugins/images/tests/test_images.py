@@ -12,10 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from bionemo.webdatamodule.errors import ConfigError, DecodeError, InputError
-from bionemo.webdatamodule.testing import run_examples, same
+from bionemo.webdatamodule.testing import same
 from bionemo_webdatamodule_images import DecodeImage, ImageReader
 
-ROOT = Path(__file__).parents[1]
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 
 
@@ -33,11 +32,6 @@ def put(directory, *paths):
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(path.encode())
     return str(directory)
-
-
-def test_readme_does_what_it_says(tmp_path):
-    """The example of the README runs and prints what it shows."""
-    assert run_examples(ROOT / "README.md", tmp_path) == 1
 
 
 def test_photographs_are_copied_untouched_and_decode_to_their_pixels():
@@ -90,6 +84,33 @@ def test_bad_folders_are_errors(tmp_path):
         list(ImageReader(directory=put(tmp_path / "new", "dog/1.png"), classes=["cat"])(["dog/1"]))
 
 
+def test_class_folders_that_are_links_keep_their_images_and_numbers(tmp_path, caplog):
+    """A linked class, a linked folder within a class and a linked file are read; a link back up is not followed."""
+    put(tmp_path / "store", "cats/1.png", "old/2.png", "3.png")
+    root = Path(put(tmp_path / "data", "ant/0.png", "dog/4.png"))
+    (root / "cat").symlink_to(tmp_path / "store" / "cats")
+    (root / "dog" / "old").symlink_to(tmp_path / "store" / "old")
+    (root / "dog" / "3.png").symlink_to(tmp_path / "store" / "3.png")
+    (root / "dog" / "up").symlink_to(root)
+    reader = ImageReader(directory=str(root))
+
+    assert ["ant/0", "cat/1", "dog/3", "dog/4", "dog/old/2"] == reader.names()
+    assert [b"0", b"1", b"2", b"2", b"2"] == [sample.files["cls"] for sample in reader(reader.names())]
+    assert "did not follow 1 links to folders that they lie in, first dog/up" in caplog.text
+
+
+def test_hidden_images_and_empty_classes_are_logged(tmp_path, caplog):
+    """A class without an image keeps its number, so that the classes of two data sets agree."""
+    put(tmp_path, "ant/1.png", "ant/.2.png", ".trash/3.png", "dog/4.png")
+    (tmp_path / "cat").mkdir()
+    reader = ImageReader(directory=str(tmp_path))
+
+    assert ["ant/1", "dog/4"] == reader.names()
+    assert b"2" == next(reader(["dog/4"])).files["cls"]
+    assert "left out 1 hidden files and 1 hidden folders" in caplog.text
+    assert "1 classes have no image, first cat" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["../secret/1", "/etc/1", "a/../../secret/1", "a//1", "./a/1"])
 def test_names_stay_below_the_directory(tmp_path, name):
     """A name that leads elsewhere, or is another spelling of one, is refused."""
@@ -105,13 +126,13 @@ def test_unreadable_folder_is_an_error(tmp_path, monkeypatch):
     scandir = os.scandir
 
     def refuse(path):
-        if str(path).endswith("locked"):
+        if str(path).rstrip("/").endswith("locked"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
 
-    with pytest.raises(InputError, match=r"a folder cannot be read.*locked"):
+    with pytest.raises(InputError, match=r"cannot be listed: Permission denied.*locked"):
         ImageReader(directory=directory).names()
 
 
@@ -210,3 +231,21 @@ def test_bytes_that_are_no_good_image_are_errors():
         DecodeImage(mode="L").decode(encoded(np.array([[1000]], np.uint16)))
     with pytest.raises(DecodeError, match="not int; in tuples of several suffixes"):
         list(DecodeImage()(iter([(5, photo)])))
+
+
+def deep_png(colour, channels):
+    """Return a PNG of 2 x 2 pixels with 16 bits a channel."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, colour, 0, 0, 0)
+    rows = (b"\0" + b"\x12\x34" * channels * 2) * 2
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_images_of_16_bits_a_channel_are_refused_in_colour_too(colour, channels):
+    """Pillow opens them as modes of 8 bits and drops the lower ones."""
+    with pytest.raises(DecodeError, match="more than 8 bits a channel"):
+        DecodeImage(mode="RGB").decode(deep_png(colour, channels))

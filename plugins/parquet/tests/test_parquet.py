@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_iris
 
 from bionemo.webdatamodule.errors import ConfigError, InputError
-from bionemo.webdatamodule.testing import run_examples, same
+from bionemo.webdatamodule.testing import same
 from bionemo_webdatamodule_parquet import ParquetReader, fields
-
-ROOT = Path(__file__).parents[1]
 
 
 def write(path, columns, **options):
@@ -29,11 +27,6 @@ def values_of(path, column, kind, given):
     """Return what a column's values are after a round trip through a file, a field and plain pickle."""
     reader = ParquetReader(paths=write(path / "t.parquet", {column: pa.array(given, kind)}, row_group_size=2))
     return [pickle.loads(sample.files[f"{column}.pyd"]) for sample in reader(reader.names())]
-
-
-def test_readme_does_what_it_says(tmp_path):
-    """The example of the README runs and prints what it shows."""
-    assert run_examples(ROOT / "README.md", tmp_path) == 1
 
 
 def test_numbers_keep_their_type(tmp_path):
@@ -261,3 +254,171 @@ def test_iris_measures_survive(tmp_path):
     assert "sepal_length_cm_.pyd" == next(iter(rows[0].files))
     lengths = [pickle.loads(row.files["sepal_length_cm_.pyd"]) for row in rows]
     assert iris["sepal length (cm)"].tolist() == lengths
+
+
+def table(root, name, **columns):
+    """Write a table of a data set of several files."""
+    (root / "set").mkdir(exist_ok=True)
+    write(root / "set" / name, columns)
+    return str(root / "set")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (pa.array([2**62]), pa.array([0.5]), r"'x': int64 in .*a\.parquet, double in .*cast=\{'x': 'float64'\}"),
+        (pa.array([1], pa.int32()), pa.array([1]), r"int32 in .*a\.parquet, int64 in .*cast=\{'x': 'int64'\}"),
+        (pa.array([1]), pa.array(["1"]), r"int64 in .*, text in .*cast=\{'x': 'string'\}"),
+        (pa.array([[1]]), pa.array([[0.5]]), r"list<int64> in .*, list<double> in"),
+        (pa.array([{"a": 1}]), pa.array([{"b": 1}]), r"struct<a: int64> in .*, struct<b: int64> in"),
+        (pa.array([1], pa.timestamp("us")), pa.array([1], pa.timestamp("ns")), r"timestamp\[us\] in"),
+    ],
+)
+def test_columns_whose_types_differ_between_files_are_listed(tmp_path, one, other, message):
+    """Before anything is written, with the files, and with a type that fits all of them where there is one."""
+    table(tmp_path, "a.parquet", x=one)
+    reader = ParquetReader(paths=table(tmp_path, "b.parquet", x=other))
+
+    with pytest.raises(InputError, match=message):
+        reader.names()
+    with pytest.raises(InputError, match=message):
+        reader.fingerprints(["a/000000000", "b/000000000"])
+    assert [""] != reader.fingerprints(["a/000000000"])
+
+
+def test_columns_missing_in_a_file_are_listed_and_can_be_left_out(tmp_path):
+    """Every column that differs is in the message, whose advice works."""
+    table(tmp_path, "a.parquet", x=[1], y=[1])
+    path = table(tmp_path, "b.parquet", x=[2], z=[1])
+
+    with pytest.raises(InputError, match=r"(?s)'y': int64 in .*a\.parquet, missing in .*b\.parquet;.*'z': missing in"):
+        ParquetReader(paths=path).names()
+    assert ["a/000000000", "b/000000000"] == ParquetReader(paths=path, columns=["x"]).names()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "wanted", "expected"),
+    [
+        ([1], [0.5], "float64", [np.float64(1), np.float64(0.5)]),
+        (pa.array([1], pa.int32()), [2**40], "int64", [np.int64(1), np.int64(2**40)]),
+        ([[1, 2]], [[0.5]], "float64", [np.array([1.0, 2.0]), np.array([0.5])]),
+        (pa.array([0.25]), pa.array([np.nan]), "float32", [np.float32(0.25), np.float32(np.nan)]),
+    ],
+)
+def test_columns_are_cast_where_asked(tmp_path, one, other, wanted, expected):
+    """The advice of the message works, and no value changes."""
+    table(tmp_path, "a.parquet", x=one)
+    reader = ParquetReader(paths=table(tmp_path, "b.parquet", x=other), cast={"x": wanted})
+
+    assert same(expected, [pickle.loads(sample.files["x.pyd"]) for sample in reader(reader.names())])
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([2**53 + 1], "float64"),
+        ([2**40], "int32"),
+        ([1 / 3], "float32"),
+        ([16777217], "float32"),
+        ([0.5], "int64"),
+        ([[1 / 3]], "float32"),
+        (["many"], "int64"),
+    ],
+)
+def test_casts_that_would_change_a_value_are_errors(tmp_path, values, wanted):
+    """A number that the wanted type cannot hold is never rounded."""
+    reader = ParquetReader(paths=write(tmp_path / "t.parquet", {"x": values}), cast={"x": wanted})
+
+    with pytest.raises(InputError, match=r"column 'x' cannot be cast from .*file=.*t\.parquet"):
+        list(reader(reader.names()))
+
+
+def test_wrong_casts_are_errors(tmp_path):
+    """Before anything is read where that is possible."""
+    path = write(tmp_path / "t.parquet", {"x": [1]})
+
+    with pytest.raises(ConfigError, match=r"'number'\} names no type; give one such as"):
+        ParquetReader(paths=path, cast={"x": "number"}).names()
+    with pytest.raises(ConfigError, match="cast names the column 'y', which columns does not"):
+        ParquetReader(paths=path, columns=["x"], cast={"y": "int64"})
+    with pytest.raises(ConfigError, match="cast is a mapping"):
+        ParquetReader(paths=path, cast="int64")
+
+
+@pytest.mark.parametrize(
+    ("empty", "full", "suffix", "expected"),
+    [
+        (pa.nulls(1), pa.array([7]), "x.pyd", [None, np.int64(7)]),
+        (pa.array([[]], pa.list_(pa.null())), pa.array([[7]]), "x.pyd", [np.array([], np.int64), np.array([7])]),
+        (pa.array([{"a": None}]), pa.array([{"a": "b"}]), "x.pyd", [{"a": None}, {"a": "b"}]),
+    ],
+)
+def test_columns_without_a_value_take_the_type_of_the_other_files(tmp_path, empty, full, suffix, expected):
+    """The engines that write tables give such columns the type null."""
+    table(tmp_path, "a.parquet", x=empty)
+    reader = ParquetReader(paths=table(tmp_path, "b.parquet", x=full))
+
+    assert same(expected, [pickle.loads(sample.files[suffix]) for sample in reader(reader.names())])
+
+
+def test_null_text_is_an_error_that_names_the_row(tmp_path):
+    """Also where the whole column is null in this file, so that the suffix comes from another one."""
+    table(tmp_path, "a.parquet", x=pa.nulls(1))
+    path = table(tmp_path, "b.parquet", x=["text"])
+
+    with pytest.raises(InputError, match=r"'x' holds NoneType here.*the suffix 'x\.pyd'"):
+        list(ParquetReader(paths=path)(["a/000000000"]))
+    as_pickles = ParquetReader(paths=path, columns={"x": "x.pyd"})
+    assert [None, "text"] == [pickle.loads(s.files["x.pyd"]) for s in as_pickles(as_pickles.names())]
+
+
+def test_text_is_text_however_it_is_encoded(tmp_path):
+    """Dictionaries, large and plain strings of several files are one column; so are times in several zones."""
+    table(tmp_path, "a.parquet", x=pa.array(["u"], pa.large_string()), t=pa.array([1], pa.timestamp("us", "UTC")))
+    table(
+        tmp_path, "b.parquet", x=pa.array(["v"]).dictionary_encode(), t=pa.array([2], pa.timestamp("us", "Asia/Tokyo"))
+    )
+    reader = ParquetReader(paths=table(tmp_path, "c.parquet", x=["w"], t=pa.array([3], pa.timestamp("us", "UTC"))))
+
+    assert [b"u", b"v", b"w"] == [sample.files["x.txt"] for sample in reader(reader.names())]
+    assert [1, 2, 3] == [int(pickle.loads(s.files["t.pyd"]).astype("int64")) for s in reader(reader.names())]
+
+
+@pytest.mark.parametrize("system", ["local", "memory"])
+def test_what_engines_keep_beside_tables_is_left_out(tmp_path, caplog, system):
+    """``_temporary`` folders and hidden files hold no rows; linked folders do."""
+    for place in ("day=1/part.parquet", "day=1/.part.parquet.crc.parquet", "_temporary/0/part.parquet", "B.PARQUET"):
+        (tmp_path / "set" / place).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "set" / place, {"x": [1]})
+    (tmp_path / "set" / "_SUCCESS").touch()
+    root = str(tmp_path / "set")
+    if system == "memory":
+        root = f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").put(str(tmp_path / "set"), root, recursive=True)
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        write(tmp_path / "elsewhere" / "c.pq", {"x": [1]})
+        (tmp_path / "set" / "day=2").symlink_to(tmp_path / "elsewhere")
+
+    found = list(ParquetReader(paths=root).names())
+
+    linked = ["day=2/c/000000000"] if system == "local" else []
+    assert ["B/000000000", "day=1/part/000000000", *linked] == found
+    assert "left out" in caplog.text
+    assert ["day=1/part/000000000", *linked] == list(ParquetReader(paths=f"{root}/day=*").names())
+    assert ["day=1/part/000000000"] == list(ParquetReader(paths=f"{root}/*/*.parquet").names())
+    assert ["0/part/000000000"] == list(ParquetReader(paths=f"{root}/_temporary/*/*.parquet").names())
+
+
+def test_images_of_hugging_face_are_their_bytes(tmp_path):
+    """A struct of bytes and path is the file; under a pickled suffix it stays a dictionary."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    path = write(tmp_path / "t.parquet", {"image": pa.array([{"bytes": b"png", "path": "a.png"}], kind)})
+    paths = write(tmp_path / "p.parquet", {"image": pa.array([{"bytes": None, "path": "a.png"}], kind)})
+
+    assert [{"image.bin": b"png"}] == [sample.files for sample in ParquetReader(paths=path)(["t/000000000"])]
+    assert [{"png": b"png"}] == [s.files for s in ParquetReader(paths=path, columns={"image": "png"})(["t/000000000"])]
+    [pickled] = ParquetReader(paths=path, columns={"image": "i.pyd"})(["t/000000000"])
+    assert {"bytes": b"png", "path": "a.png"} == pickle.loads(pickled.files["i.pyd"])
+    with pytest.raises(InputError, match="column 'image' holds paths without bytes in 1 rows"):
+        list(ParquetReader(paths=paths)(["p/000000000"]))

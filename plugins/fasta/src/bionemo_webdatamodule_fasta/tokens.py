@@ -64,6 +64,8 @@ class Tokenize:
         letters = [token for token in vocabulary if not (token.startswith("<") and token.endswith(">"))]
         if wrong := [token for token in letters if len(token) != 1 or not token.isascii()]:
             raise ConfigError(f"a vocabulary holds single ASCII letters and special tokens like '<pad>', not {wrong}")
+        if wrong := [token for token, number in vocabulary.items() if type(number) is not int or abs(number) >= 2**62]:
+            raise ConfigError(f"a vocabulary gives each token a whole number of 64 bits, not {vocabulary[wrong[0]]!r}")
         needed = {"<unk>": self.unknown == "token", "<pad>": self.length is not None}
         needed |= {"<cls>": self.special, "<eos>": self.special}
         if missing := [token for token, asked in needed.items() if asked and token not in vocabulary]:

@@ -82,7 +82,7 @@ class DecodeImage:
                     raise DecodeError(
                         f"an image of {image.width} x {image.height} pixels has more than max_pixels={self.max_pixels}"
                     )
-                if image.mode.startswith(("I", "F")):
+                if image.mode.startswith(("I", "F")) or _is_deep(image):
                     raise DecodeError(f"an image of mode {image.mode!r} has more than 8 bits a channel")
                 found = image.convert(self.mode) if image.mode != self.mode else image
                 if self.size is not None:
@@ -98,3 +98,12 @@ class DecodeImage:
         import torch
 
         return torch.from_numpy(pixels)
+
+
+def _is_deep(image: Any) -> bool:
+    """Whether a channel has more than 8 bits in the file, of which Pillow would drop the lower ones."""
+    if image.format not in ("PNG", "TIFF") or not image.tile:
+        return False
+    args = image.tile[0][3]
+    raw = args if isinstance(args, str) else args[0]
+    return any(bits in raw for bits in ("16", "32"))

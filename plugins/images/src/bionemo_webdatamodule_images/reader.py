@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from bionemo.webdatamodule import Sample
 from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.files import walk_files
+
+_log = logging.getLogger("bionemo.webdatamodule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,8 @@ class ImageReader:
     A sample is named by its path below the directory without the extension, such as ``cats/tabby/0001``.
     Its fields are the file's bytes, untouched, under the extension in lower case, and the number of its class
     as decimal text under ``cls``. The class is the first folder of the path.
-    Hidden files and folders are left out, and links to folders are not followed.
+    Hidden files and folders are left out. Links to folders are followed, but not back into a folder they lie in.
+    What is left out is logged.
 
     Args:
         directory: The directory.
@@ -50,19 +55,20 @@ class ImageReader:
         Raises:
             InputError: If there is none, two differ in nothing but the extension, or one is in no class.
         """
-        found: list[str] = []
         numbers = self._numbers()
-        for folder, folders, _ in os.walk(self.directory, onerror=_raise):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = PurePosixPath(Path(folder).relative_to(self.directory).as_posix())
-            images = self._images(folder)
-            for stem in images:
-                name = str(inside / stem)
-                self._only(name, images)
-                self._class(name, numbers)
-                found.append(name)
+        paths = list(walk_files(self.directory, wanted=self._is_image))
+        folders: dict[str, dict[str, list[str]]] = {}
+        for path in paths:
+            folder, _, file = path.rpartition("/")
+            folders.setdefault(folder, {}).setdefault(Path(file).stem, []).append(file)
+        found = [f"{folder}/{stem}".lstrip("/") for folder, images in folders.items() for stem in images]
+        for name in found:
+            self._only(name, folders[name.rpartition("/")[0]])
+            self._class(name, numbers)
         if not found:
             raise InputError(f"no image was found; images end in {', '.join(self.extensions)}", file=self.directory)
+        if empty := sorted(numbers.keys() - {name.partition("/")[0] for name in found}):
+            _log.warning("%s: %d classes have no image, first %s", self.directory, len(empty), empty[0])
         return sorted(found)
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
@@ -105,15 +111,17 @@ class ImageReader:
 
     def _images(self, folder: str) -> dict[str, list[str]]:
         """Return the image files of a folder by their names without extension."""
-        endings = {f".{extension.lower().lstrip('.')}" for extension in self.extensions}
         found: dict[str, list[str]] = {}
         if os.path.isdir(folder):  # noqa: PTH112 - a missing folder is a missing image, which is said by name
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    stem, ending = os.path.splitext(entry.name)  # noqa: PTH122 - the plain tool for one name
-                    if ending.lower() in endings and not entry.name.startswith(".") and entry.is_file():
-                        found.setdefault(stem, []).append(entry.name)
+                    if self._is_image(entry.name) and not entry.name.startswith(".") and not entry.is_dir():
+                        found.setdefault(Path(entry.name).stem, []).append(entry.name)
         return found
+
+    def _is_image(self, file: str) -> bool:
+        """Tell whether a file is an image, by its name."""
+        return Path(file).suffix[1:].lower() in {extension.lower().lstrip(".") for extension in self.extensions}
 
     def _only(self, name: str, images: dict[str, list[str]]) -> str:
         """Return the one file of a sample."""
@@ -156,8 +164,3 @@ class ImageReader:
                 file=self.directory,
             )
         return numbers[parts[0]]
-
-
-def _raise(error: OSError) -> None:
-    """Stop at a folder that cannot be listed; ``os.walk`` would leave its images out in silence."""
-    raise InputError(f"a folder cannot be read: {error}", file=error.filename) from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bionemo.webdatamodule import pickles
 from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo_webdatamodule_parquet import schema
 
 Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
 """Something with a value for each row."""
@@ -62,8 +63,8 @@ def read_rows(
     parquet: Any,
     group: int,
     rows: Iterable[int],
-    columns: Sequence[str] | Mapping[str, str] | None,
-    key: str | None,
+    suffixes: Mapping[str, str],
+    types: Mapping[str, Any],
     *,
     file: str,
 ) -> Rows:
@@ -73,16 +74,14 @@ def read_rows(
         parquet: The open ``pyarrow.parquet.ParquetFile``.
         group: Number of the row group.
         rows: Numbers of the rows in the group, in any order.
-        columns: The columns, see :class:`~bionemo_webdatamodule_parquet.ParquetReader`.
-        key: The key column.
+        suffixes: The suffix of each column.
+        types: The Arrow type that each column is read as.
         file: Path of the file, for messages.
 
     Raises:
-        ConfigError: If the file lacks a column, or two columns get one suffix.
-        InputError: If a list of numbers has a null in it, or the file is damaged.
+        InputError: If a list of numbers has a null in it, a value does not fit its type, or the file is damaged.
     """
     wanted = np.unique(np.fromiter(rows, dtype=np.int64))
-    suffixes = suffixes_of(parquet.schema_arrow, columns, key, file)
     try:
         taken = _take(parquet, group, wanted, list(suffixes))
     except (pa.ArrowInvalid, OSError) as error:
@@ -90,10 +89,11 @@ def read_rows(
     decoded = []
     for name, suffix in suffixes.items():
         try:
-            column = values(taken.column(name).combine_chunks())
+            column = schema.casted(taken.column(name).combine_chunks(), types[name])
+            read = _images(column) if _is_image(column.type) and not _is_pickled(suffix) else values(column)
         except ValueError as error:
             raise InputError(f"column {name!r} {error}", file=file) from error
-        decoded.append((name, suffix, _ENCODERS.get(suffix.rpartition(".")[2], _as_bytes), column))
+        decoded.append((name, suffix, _ENCODERS.get(suffix.rpartition(".")[2], _as_bytes), read))
     return Rows(file=file, slots={int(row): slot for slot, row in enumerate(wanted)}, columns=tuple(decoded))
 
 
@@ -111,22 +111,31 @@ def _take(parquet: Any, group: int, wanted: Any, columns: list[str]) -> Any:
     return pa.Table.from_batches(parts)
 
 
-def suffixes_of(
-    schema: Any, columns: Sequence[str] | Mapping[str, str] | None, key: str | None, file: str
-) -> dict[str, str]:
-    """Return the suffix of each column that is to be read.
+def chosen(available: Any, columns: Sequence[str] | Mapping[str, str] | None, key: str | None, file: str) -> list[str]:
+    """Return the names of the columns to read, given the Arrow schema of a file.
 
     Raises:
-        ConfigError: If there is no such column, or two columns get one suffix.
+        ConfigError: If there is no such column.
     """
-    chosen = [name for name in schema.names if name != key] if columns is None else list(columns)
-    if missing := [name for name in chosen if schema.get_field_index(name) < 0]:
+    names = [name for name in available.names if name != key] if columns is None else list(columns)
+    if missing := [name for name in names if available.get_field_index(name) < 0]:
         raise ConfigError(
-            f"there is no column {missing[0]!r} (or there are several); the columns are {', '.join(schema.names)}",
+            f"there is no column {missing[0]!r} (or there are several); the columns are {', '.join(available.names)}",
             file=file,
         )
+    return names
+
+
+def suffixes_of(
+    types: Mapping[str, Any], columns: Sequence[str] | Mapping[str, str] | None, file: str
+) -> dict[str, str]:
+    """Return the suffix of each column, given the Arrow types.
+
+    Raises:
+        ConfigError: If two columns get one suffix.
+    """
     given = columns if isinstance(columns, Mapping) else {}
-    suffixes = {name: given.get(name) or _default_suffix(name, schema.field(name).type) for name in chosen}
+    suffixes = {name: given.get(name) or _default_suffix(name, kind) for name, kind in types.items()}
     for (one, suffix), (other, same) in itertools.combinations(suffixes.items(), 2):
         if suffix == same:
             raise ConfigError(
@@ -138,9 +147,31 @@ def suffixes_of(
 
 
 def _default_suffix(name: str, kind: Any) -> str:
-    if _is_bytes(kind):
+    if _is_bytes(kind) or _is_image(kind):
         return f"{_plain(name)}.bin"
     return f"{_plain(name)}.{'txt' if _is_text(kind) else 'pyd'}"
+
+
+def _is_pickled(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in _PICKLED
+
+
+def _is_image(kind: Any) -> bool:
+    """Whether it is what Hugging Face's datasets store for a file: a struct of its bytes and its path."""
+    return bool(
+        pa.types.is_struct(kind)
+        and {field.name for field in kind} == {"bytes", "path"}
+        and (_is_bytes(kind.field("bytes").type))
+    )
+
+
+def _images(column: Any) -> Sequence[Any]:
+    """Return the bytes of each file."""
+    present = column.is_valid().to_pylist()
+    found = [data if here else None for here, data in zip(present, column.field("bytes").to_pylist(), strict=True)]
+    if missing := sum(present) - sum(data is not None for data in found):
+        raise ValueError(f"holds paths without bytes in {missing} rows; store the files' bytes in the table")
+    return found
 
 
 def _plain(name: str) -> str:

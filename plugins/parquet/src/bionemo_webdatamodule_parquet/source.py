@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import itertools
+import logging
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.files import HIDDEN_TABLES, is_visible, walk_files
 
-_EXTENSION = ".parquet"
+_EXTENSIONS = (".parquet", ".parq", ".pq")
+_log = logging.getLogger("bionemo.webdatamodule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +55,24 @@ class File:
                 raise InputError(f"this is no readable Parquet file: {error}", file=self.path) from error
             yield parquet
 
-    def group_sizes(self) -> list[int]:
-        """Return the number of rows of each row group."""
-        with self.open() as parquet:
-            metadata = parquet.metadata
-            return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+class Footer(NamedTuple):
+    """What the end of a file says."""
+
+    schema: Any
+    group_sizes: list[int]
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def footer(file: File) -> Footer:
+    """Return the columns of a file and the number of rows in each of its row groups.
+
+    Raises:
+        InputError: If it is no Parquet file.
+    """
+    with file.open() as parquet:
+        metadata = parquet.metadata
+        return Footer(parquet.schema_arrow, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
 
 
 @contextlib.contextmanager
@@ -109,10 +127,12 @@ def _files(path: str) -> list[File]:
     if system.isfile(root):
         found, base = [root], posixpath.dirname(root)
     elif system.isdir(root):
-        found, base = [p for p in system.find(root) if p.endswith(_EXTENSION)], root
+        found, base = _below(system, root), root
     else:
         base = posixpath.dirname(root[: min((root.find(c) for c in "*?[" if c in root), default=len(root))])
-        found = [p for p in system.glob(root) if system.isfile(p)]
+        hidden = tuple(mark for mark in HIDDEN_TABLES if f"/{mark}" not in root[len(base) :])
+        matches = _visible(list(system.glob(root)), base, hidden)
+        found = [p for m in matches for p in ([m] if system.isfile(m) else _below(system, m))]
     if not found:
         raise InputError(f"paths names {path!r}, which is no Parquet file, no directory with any, and no glob of any")
     return [
@@ -124,6 +144,25 @@ def _files(path: str) -> list[File]:
         )
         for p in sorted(found)
     ]
+
+
+def _below(system: Any, root: str) -> list[str]:
+    """Return the Parquet files in a folder and below, without what engines keep beside tables."""
+    if isinstance(system, LocalFileSystem):
+        return [posixpath.join(root, p) for p in walk_files(root, wanted=_is_parquet, hidden=HIDDEN_TABLES)]
+    return _visible([p for p in system.find(root) if _is_parquet(p)], root, HIDDEN_TABLES)
+
+
+def _visible(paths: Sequence[str], base: str, hidden: tuple[str, ...]) -> list[str]:
+    """Return the paths that are not hidden; log what is left out."""
+    kept = [p for p in paths if is_visible(posixpath.relpath(p, base or "."), hidden=hidden)]
+    if left_out := sorted(set(paths) - set(kept)):
+        _log.warning("%s: left out %d hidden files, first %s", base, len(left_out), left_out[0])
+    return kept
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(_EXTENSIONS)
 
 
 def _fingerprint(system: Any, path: str) -> str:
@@ -139,7 +178,7 @@ def names(files: Sequence[File], key: str | None) -> list[str]:
         InputError: If the key column holds a null, or a value twice.
     """
     if key is None:
-        return [_row_name(file, row) for file in files for row in range(sum(file.group_sizes()))]
+        return [_row_name(file, row) for file in files for row in range(sum(footer(file).group_sizes))]
     found: dict[str, str] = {}
     for file in files:
         for group, keys in _keys(file, key):
@@ -177,7 +216,7 @@ def _by_number(files: Sequence[File], names: Sequence[str]) -> list[Place | None
             places.append(None)
             continue
         if number not in starts:
-            starts[number] = [0, *itertools.accumulate(files[number].group_sizes())]
+            starts[number] = [0, *itertools.accumulate(footer(files[number]).group_sizes)]
         group = bisect.bisect_right(starts[number], row) - 1
         within = row < starts[number][-1]
         places.append(Place(number, group, row - starts[number][group]) if within else None)

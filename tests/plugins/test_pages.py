@@ -1,0 +1,44 @@
+"""The examples of the plugins' pages run: their READMEs, tutorials, and the page on clusters."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.helpers import pages
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / "README.md").exists())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Work in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_readme_examples_print_what_they_show(place, plugin):
+    """The blocks of a README run from top to bottom, beside the files that the plugin brings."""
+    for path in (ROOT / "plugins" / plugin).glob("examples/*.*"):
+        shutil.copy(path, place)
+    page = ROOT / "plugins" / plugin / "README.md"
+
+    assert "python" in pages.run_page(f"plugins/{plugin}/README.md", page.read_text())
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # Lightning's advice; the data are few
+@pytest.mark.filterwarnings("ignore:The number of training batches")  # for logging intervals, and there is no logger
+def test_fasta_tutorial_trains_a_model(place):
+    """From the file to a trained model, every block of docs/tutorial/fasta.md runs and prints what the page shows."""
+    shutil.copy(ROOT / "plugins/fasta/examples/chloroplast.faa", place)
+
+    assert 7 == len(pages.run_page("docs/tutorial/fasta.md", (ROOT / "docs/tutorial/fasta.md").read_text()))
+
+
+def test_page_on_clusters_converts_on_ray(place):
+    """The blocks of docs/how-to/clusters.md up to those on Dask, which the core's own tests run."""
+    head, _, _ = (ROOT / "docs/how-to/clusters.md").read_text().partition("## Dask")
+
+    assert 2 == len(pages.run_page("docs/how-to/clusters.md", head))
