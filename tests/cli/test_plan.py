@@ -78,7 +78,9 @@ def test_json_holds_everything(shards, capsys):
     assert [(first, 60, 2), (second, 7, 1)] == [(s["directory"], s["samples"], s["shards"]) for s in report["sources"]]
     assert [30, 10] == [source["drawn"] for source in report["mixture"]]
     assert [0.5, pytest.approx(10 / 7)] == [source["passes"] for source in report["mixture"]]
-    assert [plan.share(2, 0, rank, 2).tolist() for rank in (0, 1)] == [r["first_samples"] for r in report["ranks"]]
+    assert [plan.shares(2, [0], rank, 2)[0].tolist() for rank in (0, 1)] == [
+        r["first_samples"] for r in report["ranks"]
+    ]
 
 
 def test_a_run_that_cannot_be_is_said_with_the_numbers(shards, capsys):
@@ -160,7 +162,7 @@ def test_the_picture_shows_the_epoch_and_the_price_of_a_window():
     points = sorted(tuple(point) for dots in reading.collections for point in dots.get_offsets().tolist())
     curve, mark = mixing.lines
 
-    assert [(float(place), float(sample)) for place, sample in enumerate(plan.share(3, 0, 0, 1))] == points[:16]
+    assert [(float(place), float(sample)) for place, sample in enumerate(plan.shares(3, [0], 0, 1)[0])] == points[:16]
     assert 160 == len(points)
     assert [1, 2, 4, 8] == curve.get_xdata().tolist()
     assert sorted(curve.get_ydata()) == list(curve.get_ydata())

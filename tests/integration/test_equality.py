@@ -86,7 +86,7 @@ def expected(loader, chosen):
     """Return the batches of two epochs, worked out from the plan in plain Python."""
     epochs = []
     for epoch in range(2):
-        shares = [loader.plan.share(epoch, batch, 0, 1).tolist() for batch in range(len(loader))]
+        shares = [share.tolist() for share in loader.plan.shares(epoch, range(len(loader)), 0, 1)]
         for name in chosen:
             shares = [AFTER[name][1](samples) for samples in shares]
         epochs.append(shares)

@@ -1,16 +1,35 @@
-"""What a planner stage builds on: the protocol of an epoch plan, permutations, and equal division among ranks."""
+"""What a planner stage builds on: the protocol of an epoch plan, a base for it, permutations, and equal division.
+
+A planner's ``plan(sizes, request)`` returns any :class:`EpochPlan`. Where the batches of an epoch can be listed,
+:class:`ListedPlan` is one: it divides the list among ranks and goes on at any place of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+import contextlib
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ids: TypeAlias = NDArray[np.int64]
-"""Numbers of samples, int64 of shape ``(k,)``."""
+from bionemo.webdatamodule._engine.sampling.partition import divide_last, part
+from bionemo.webdatamodule._engine.sampling.permutation import Ids, Permutation, permutation
+from bionemo.webdatamodule.errors import PlanError
+
+__all__ = [
+    "Batches",
+    "EpochPlan",
+    "Ids",
+    "ListedPlan",
+    "Permutation",
+    "PlanRequest",
+    "divide_last",
+    "part",
+    "permutation",
+    "size_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +78,11 @@ class EpochPlan(Protocol):
         ...
 
     def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:
-        """Return the numbers of the samples that a rank takes at each of some steps; never none."""
+        """Return the numbers of the samples that a rank takes at each of some steps; never none.
+
+        Raises:
+            IndexError: If there is no such step.
+        """
         ...
 
     def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
@@ -73,3 +96,135 @@ class EpochPlan(Protocol):
     def check(self, world_size: int) -> None:
         """Raise a :class:`~bionemo.webdatamodule.errors.PlanError` with the numbers if the ranks cannot be served."""
         ...
+
+
+Batches: TypeAlias = Callable[[int], tuple[Ids, Ids]]
+"""Lists an epoch: its sample numbers in order, ``(n,)``, and where each batch begins and the last ends, ``(b + 1,)``.
+
+It is a pure function of the epoch, gives the same number of batches in every epoch, and pickles.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ListedPlan:
+    """An :class:`EpochPlan` of batches that are listed for a whole epoch; at each step each rank takes the next one.
+
+    Where the batches do not divide by the ranks, those at the end of the epoch are divided further until they do
+    (:func:`divide_last`). So all ranks take equal steps, every sample comes once, and the batches but for the last
+    are the same for any number of ranks.
+
+    Attributes:
+        batches: Lists the batches of an epoch.
+        n_samples: Samples of one epoch.
+        seed: The seed of the request.
+        digest: 16 hexadecimal digits of all that the batches depend on beside the seed and the data.
+        global_batch_size: 0: the number of samples in a batch varies.
+    """
+
+    batches: Batches = field(repr=False)
+    n_samples: int
+    seed: int
+    digest: str
+    global_batch_size: int = field(init=False, default=0)
+    _listed: dict[int, tuple[Ids, Ids]] = field(init=False, repr=False, default_factory=dict)
+    _divided: dict[tuple[int, int, int], Ids] = field(init=False, repr=False, default_factory=dict)
+
+    def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
+        """Return the number of steps after ``start``, the same on every rank."""
+        return (len(self._edges(epoch, start, world_size)) - 1) // world_size
+
+    def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:
+        """Return the numbers of the samples that a rank takes at each of some steps; never none.
+
+        Raises:
+            IndexError: If there is no such step.
+        """
+        ids, edges = self._list(epoch)[0], self._edges(epoch, start, world_size)
+        steps = (len(edges) - 1) // world_size
+        for batch in batches:
+            if not 0 <= batch < steps:
+                raise IndexError(f"there is no batch {batch}: {world_size} ranks take {steps} from sample {start} on")
+        places = [batch * world_size + rank for batch in batches]
+        return [ids[edges[place] : edges[place + 1]] for place in places]
+
+    def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
+        """Return the samples of the epoch that are consumed after so many steps, ``start`` included.
+
+        Raises:
+            IndexError: If there are not so many.
+        """
+        return int(self._edges(epoch, start, world_size)[batches * world_size])
+
+    def unserved(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
+        """Return the samples at the end of the epoch that no step takes.
+
+        There are some only after a change of the number of ranks so near the end of an epoch that too few samples
+        are left for equal steps.
+        """
+        return self.n_samples - int(self._edges(epoch, start, world_size)[-1])
+
+    def check(self, world_size: int) -> None:
+        """Check that every rank gets a sample at every step, and every sample comes.
+
+        Raises:
+            PlanError: If not, with the numbers; the same on every rank.
+        """
+        if world_size < 1 or self.unserved(world_size):
+            raise PlanError(
+                f"{self.n_samples} samples in {len(self._list(0)[1]) - 1} batches are too few for equal steps on "
+                f"{world_size} ranks; use fewer ranks"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickling, without the lists of epochs, which are made again."""
+        return {**self.__dict__, "_listed": {}, "_divided": {}}
+
+    def _list(self, epoch: int) -> tuple[Ids, Ids]:
+        if epoch not in self._listed:
+            _make_room(self._listed, 2)  # this epoch and the next
+            self._listed[epoch] = self.batches(epoch)
+        return self._listed[epoch]
+
+    def _edges(self, epoch: int, start: int, world_size: int) -> Ids:
+        """Return where each rank's batches begin, from ``start`` on, and where the last ends."""
+        place = epoch, start, world_size
+        if place not in self._divided:
+            edges = self._list(epoch)[1]
+            rest = np.append(start, edges[np.searchsorted(edges, start, side="right") :])
+            _make_room(self._divided, 6)
+            self._divided[place] = divide_last(rest, world_size)
+        return self._divided[place]
+
+
+def size_of(value: Any, name: str = "a value") -> int:
+    """Return the size of a field: the value of a number, the length of text, bytes, sequences, arrays and tensors.
+
+    Args:
+        value: The value of the field.
+        name: What it is, for the message.
+
+    Raises:
+        PlanError: If it has no length that means something, as a dictionary.
+    """
+    number = value.item() if getattr(value, "ndim", -1) == 0 else value
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    with contextlib.suppress(TypeError):
+        return operator.index(number)
+    if isinstance(value, Sequence | bytearray | memoryview) or getattr(value, "ndim", None):
+        return len(value)
+    raise PlanError(
+        f"{name} is {_described(value)}, which has no size; give as size a function of the sample, such as one that "
+        "returns len(value['tokens']), or the suffix of a number, text, a list, an array or a tensor"
+    )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, dict):
+        return f"a dictionary with {', '.join(map(repr, list(value)[:4]))}{' …' if len(value) > 4 else ''}"
+    return repr(value) if isinstance(value, float) or value is None else f"a {type(value).__name__}"
+
+
+def _make_room(kept: dict[Any, Any], most: int) -> None:
+    while len(kept) >= most:
+        kept.pop(next(iter(kept)))

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset, Topology
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
+from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Untuple
@@ -85,7 +86,7 @@ def make(
         loader=loader or WebLoader(num_workers=workers, **options),
         stages=loader_stages or (),
         clock=clock or HandClock(),
-        cursor=plan.cursor(digest),
+        cursor=Cursor.of(plan, digest),
     )
 
 

@@ -10,7 +10,7 @@ import webdataset as wds
 from bionemo.webdatamodule._engine.loading.dataset import Topology
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader, interleave
-from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Shuffle, Untuple
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 
 from bionemo.webdatamodule._engine.sampling.cursor import VERSION, Cursor
 from bionemo.webdatamodule._engine.sampling.partition import chunks, n_batches, part
-from bionemo.webdatamodule._engine.sampling.plan import EpochPlan, Plan, Source
+from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
 from bionemo.webdatamodule.errors import PlanError, ResumeError
+from bionemo.webdatamodule.planning import EpochPlan
 
 
 def plan_of(n, size, **options):
@@ -286,7 +287,7 @@ def test_batches_that_are_not_there_are_refused():
     """Asking beyond the epoch is an error, not an empty share."""
     for batch in (-1, 3):
         with pytest.raises(IndexError, match=f"batch {batch}"):
-            plan_of(10, 4).share(0, batch, 0, 1)
+            plan_of(10, 4).shares(0, [batch], 0, 1)
 
 
 def test_a_rest_with_fewer_samples_than_ranks_ends_the_epoch_and_is_counted():
@@ -302,13 +303,13 @@ def test_plans_are_constant_in_size_and_pickle():
     """A plan over 10**12 samples takes no memory, gives shares anywhere, and is the same after pickling."""
     tracemalloc.start()
     plan = plan_of(10**12, 512, seed=3)
-    share = plan.share(5, plan.n_batches(8) - 1, 7, 8)
+    share = plan.shares(5, [plan.n_batches(8) - 1], 7, 8)[0]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     again = pickle.loads(pickle.dumps(plan))
 
     assert peak < 1_000_000
-    assert share.tolist() == again.share(5, plan.n_batches(8) - 1, 7, 8).tolist()
+    assert share.tolist() == again.shares(5, [plan.n_batches(8) - 1], 7, 8)[0].tolist()
     assert plan == again
     assert isinstance(plan, EpochPlan)
 
@@ -319,7 +320,7 @@ def test_the_order_is_the_same_in_every_process_and_needs_no_torch():
         "import sys; from bionemo.webdatamodule._engine.sampling.plan import Plan, Source; "
         "sources = Source(samples=9000, weight=3), Source(samples=100, weight=1); "
         "p = Plan(sources=sources, global_batch_size=8, seed=7); "
-        "assert 'torch' not in sys.modules; print(p.share(2, 100, 1, 2).tolist())"
+        "assert 'torch' not in sys.modules; print(p.shares(2, [100], 1, 2)[0].tolist())"
     )
     printed = [
         subprocess.run(
@@ -347,7 +348,7 @@ def test_workers_asked_in_turn_bring_all_batches_in_order(workers, length):
 
 def test_cursors_are_small_and_plain():
     """The state is JSON of less than 1 kB and comes back equal."""
-    cursor = plan_of(10**12, 512, seed=2**64).cursor("f" * 64, epoch=10**6, samples=np.int64(10**12))
+    cursor = Cursor.of(plan_of(10**12, 512, seed=2**64), "f" * 64, epoch=10**6, samples=np.int64(10**12))
     text = json.dumps(cursor.to_state())
 
     assert len(text) < 1000
@@ -358,13 +359,13 @@ def test_cursors_are_small_and_plain():
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (plan_of(37, 4, seed=1).cursor("data"), "seed=0.*seed=0 to go on"),
-        (plan_of(37, 4, n_samples=36).cursor("data"), "n_samples=37.* 36"),
-        (plan_of(37, 4).cursor("other"), "other data.*data.*other"),
-        (plan_of(37, 4, shuffle=False).cursor("data"), "order"),
+        (Cursor.of(plan_of(37, 4, seed=1), "data"), "seed=0.*seed=0 to go on"),
+        (Cursor.of(plan_of(37, 4, n_samples=36), "data"), "n_samples=37.* 36"),
+        (Cursor.of(plan_of(37, 4), "other"), "other data.*data.*other"),
+        (Cursor.of(plan_of(37, 4, shuffle=False), "data"), "order"),
         (
-            Plan(sources=(Source(samples=20, weight=1), Source(samples=17, weight=2)), global_batch_size=4).cursor(
-                "data"
+            Cursor.of(
+                Plan(sources=(Source(samples=20, weight=1), Source(samples=17, weight=2)), global_batch_size=4), "data"
             ),
             "order",
         ),
@@ -372,7 +373,7 @@ def test_cursors_are_small_and_plain():
 )
 def test_a_cursor_of_something_else_is_refused_by_name(other, reason):
     """Going on with another seed, length, order or other data would repeat and lose samples."""
-    state = plan_of(37, 4).cursor("data", samples=8).to_state()
+    state = Cursor.of(plan_of(37, 4), "data", samples=8).to_state()
 
     with pytest.raises(ResumeError, match=reason):
         Cursor.from_state(state, expected=other)
@@ -380,8 +381,8 @@ def test_a_cursor_of_something_else_is_refused_by_name(other, reason):
 
 def test_a_cursor_of_another_batch_size_or_tail_is_accepted():
     """How the rest of the epoch is cut is free to change."""
-    state = plan_of(37, 4).cursor("data", epoch=2, samples=8).to_state()
-    now = plan_of(37, 6, tail="drop").cursor("data")
+    state = Cursor.of(plan_of(37, 4), "data", epoch=2, samples=8).to_state()
+    now = Cursor.of(plan_of(37, 6, tail="drop"), "data")
 
     assert (2, 8) == (Cursor.from_state(state, expected=now).epoch, Cursor.from_state(state, expected=now).samples)
 
@@ -402,7 +403,7 @@ def test_a_cursor_of_another_batch_size_or_tail_is_accepted():
 def test_damaged_states_are_refused_by_name(change, reason):
     """A state that is newer, incomplete or nonsense names what is wrong with it."""
     with pytest.raises(ResumeError, match=reason):
-        Cursor.from_state({**plan_of(37, 4).cursor("data").to_state(), **change})
+        Cursor.from_state({**Cursor.of(plan_of(37, 4), "data").to_state(), **change})
 
 
 def test_states_of_other_loaders_are_refused():

@@ -17,19 +17,18 @@ from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
 from bionemo.webdatamodule._engine.loading.placement import (
     dataset_stages,
     loader_stages,
-    sized_stage,
     torch_batch,
     torch_convert,
     worker_part,
 )
-from bionemo.webdatamodule._engine.loading.plans import make_plan
+from bionemo.webdatamodule._engine.loading.plans import check_planner, make_plan, planner_of
 from bionemo.webdatamodule._engine.loading.records import LoaderChoice, Settings, SplitSettings, resolve_loader
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.errors import ConfigError, DataWarning
 
@@ -123,7 +122,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             loader=function,
             stages=loader_stages(split),
             clock=clock,
-            cursor=dataset.plan.cursor(dataset.reader.digest),
+            cursor=Cursor.of(dataset.plan, dataset.reader.digest),
         )
     else:
         dataset.check(split.loader.num_workers)
@@ -152,6 +151,7 @@ def check_order(split: SplitSettings) -> None:
     Raises:
         ConfigError: If there are any.
     """
+    check_planner(split)
     if split.order == "shards" and any(source.weight is not None for source in split.sources):
         raise ConfigError(
             f"weights need order='global', and shards order was chosen since {split.order_reason}; "
@@ -193,7 +193,7 @@ def _planned(
     plan = make_plan(settings, split, sets, reader, training=split.split == "train")
     plan.check(topology.world_size)
     share = -(-settings.global_batch_size // topology.world_size)
-    if sized_stage(split) is None and (split.loader.batch_size or share) < share:
+    if planner_of(split) is None and (split.loader.batch_size or share) < share:
         raise ConfigError(
             f"batch_size in kwargs_wld is {split.loader.batch_size}, and each rank's share of a global batch is "
             f"{share} samples, of which workers make one batch; leave batch_size out, or choose global_batch_size",

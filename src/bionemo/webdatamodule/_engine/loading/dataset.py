@@ -28,8 +28,7 @@ from bionemo.webdatamodule.errors import ConfigError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.reading.reader import SampleReader
-    from bionemo.webdatamodule._engine.sampling.permutation import Ids
-    from bionemo.webdatamodule._engine.sampling.plan import EpochPlan
+    from bionemo.webdatamodule.planning import EpochPlan, Ids
 
 
 _PLANNED = 1024  # samples that are planned at a time, since numpy's calls cost as much for one

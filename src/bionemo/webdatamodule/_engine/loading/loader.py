@@ -13,14 +13,14 @@ import webdataset as wds
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import Items, Planned, PlannedDataset, apart
 from bionemo.webdatamodule._engine.loading.progress import Progress
-from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.clock import Clock
-    from bionemo.webdatamodule._engine.sampling.plan import EpochPlan
     from bionemo.webdatamodule.components import Item, LoaderFunction
+    from bionemo.webdatamodule.planning import EpochPlan
 
 
 class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import default_convert
 
+from bionemo.webdatamodule._engine.loading.plans import planner_of
 from bionemo.webdatamodule._engine.loading.records import Settings, SplitSettings
-from bionemo.webdatamodule.builtins.batching import Batch, BatchBySize
+from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Untuple
 
 _PADDED = Batch(collate="pad")
@@ -67,8 +68,8 @@ def worker_part(settings: Settings, split: SplitSettings) -> WorkerPart:
         return WorkerPart(stages=(*stages, Batch(collate=split.loader.collate or "default")))
     if loader_stages(split):
         return WorkerPart(stages=(*stages, torch_convert(split)))
-    if (sized := sized_stage(split)) is not None:
-        return WorkerPart(stages=(*stages, sized))
+    if (planner := planner_of(split)) is not None:
+        return WorkerPart(stages=(*stages, planner))
     if stages == () or (stages == (Untuple(),) and len(settings.suffixes) == 1):
         return WorkerPart(collate=True, pad=split.loader_stages == (_PADDED,), untuple=bool(stages))
     return WorkerPart(stages=(*stages, *(split.loader_stages or (Batch(),))))
@@ -77,7 +78,7 @@ def worker_part(settings: Settings, split: SplitSettings) -> WorkerPart:
 def loader_stages(split: SplitSettings) -> tuple[Any, ...]:
     """Return what is left to do behind the loader in global order; a lone batching stage is done by workers."""
     given = split.loader_stages
-    lone = given is None or given == (Batch(),) or (len(given) == 1 and sized_stage(split) is not None)
+    lone = given is None or given == (Batch(),) or (len(given) == 1 and planner_of(split) is not None)
     if given == (_PADDED,):
         lone = split.loader.batch_size is None and split.loader.collate is None
     return () if given is None or lone else given
@@ -88,12 +89,6 @@ def dataset_stages(settings: Settings, split: SplitSettings) -> tuple[Any, ...]:
     if split.stages is not None:
         return split.stages
     return (Untuple(),) if len(settings.suffixes) == 1 else ()
-
-
-def sized_stage(split: SplitSettings) -> BatchBySize | None:
-    """Return the stage that decides a plan by size, if the loader's stages begin with one."""
-    first = split.loader_stages[0] if split.loader_stages else None
-    return first if isinstance(first, BatchBySize) else None
 
 
 def torch_batch(split: SplitSettings) -> Batch:

@@ -6,17 +6,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
-from bionemo.webdatamodule._engine.loading.placement import sized_stage
 from bionemo.webdatamodule._engine.loading.records import Settings, SplitSettings
+from bionemo.webdatamodule._engine.loading.sizes import measure
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule._engine.sampling.plan import EpochPlan, Plan
+from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.plan import Source as PlanSource
-from bionemo.webdatamodule._engine.sampling.size_plan import SizedPlan
-from bionemo.webdatamodule.builtins.batching import BatchBySize, size_of
-from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
+from bionemo.webdatamodule._engine.stages import describe
+from bionemo.webdatamodule.components import Planner
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError
+from bionemo.webdatamodule.planning import EpochPlan, PlanRequest
 
 REMOTE_BLOCK = 16
 """Shards that are shuffled together where they are remote and the user gave no number."""
@@ -29,13 +28,13 @@ def make_plan(
 
     Raises:
         PlanError: If the samples do not suffice, or there are none.
-        ConfigError: If ``batch_by_size`` is asked for together with ``n_samples`` or weights.
+        PluginError: If a planner gives no plan.
     """
     available = sum(found.n_samples for found in sets)
     if not available:
         raise PlanError(f"{split.sources[0].directory} holds no sample", split=split.split)
-    if (stage := sized_stage(split)) is not None:
-        return _sized_plan(settings, split, stage, reader, training=training)
+    if (planner := planner_of(split)) is not None:
+        return _planned_by(planner, settings, split, reader, training=training)
     if not training and split.n_samples is not None and split.n_samples < available:
         warnings.warn(
             f"{split.split}: n_samples is {split.n_samples}, so {available - split.n_samples} of {available} samples "
@@ -94,24 +93,63 @@ def plan_of(
     )
 
 
-def _sized_plan(
-    settings: Settings, split: SplitSettings, stage: BatchBySize, reader: SampleReader, *, training: bool
-) -> SizedPlan:
-    if split.n_samples not in (None, reader.n_samples) or any(source.weight is not None for source in split.sources):
-        raise ConfigError("batch_by_size takes every sample once an epoch, without n_samples or weights")
-    suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
-    measure = stage.size if callable(stage.size) else size_of
-    fields = SampleReader(reader.sets, suffixes, policy=settings.policy, check="never", split=split.split)
-    sizes = np.empty(fields.n_samples, dtype=np.int64)
-    for first in range(0, len(sizes), 1024):
-        samples = fields.read(np.arange(first, min(first + 1024, len(sizes))))
-        sizes[first : first + 1024] = [measure(sample if len(suffixes) > 1 else sample[0]) for sample in samples]
-    return SizedPlan(
-        sizes=sizes,
-        max_total=stage.max_total,
-        max_samples=stage.max_samples,
-        width=stage.width,
-        oversize=stage.oversize,
+def planner_of(split: SplitSettings) -> Planner | None:
+    """Return the stage that decides the plan of a split in global order, if there is one."""
+    first = split.loader_stages[0] if split.loader_stages else None
+    return first if split.order == "global" and isinstance(first, Planner) else None
+
+
+def check_planner(split: SplitSettings) -> None:
+    """Check that a planner stands where it decides the plan, with nothing that contradicts it.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if split.order == "shards":
+        return  # a stream has no plan
+    stages = [("pipeline_wds", stage) for stage in split.stages or ()]
+    stages += [("pipeline_prebatch_wld", stage) for stage in split.loader_stages or ()]
+    for argument, stage in stages:
+        if callable(getattr(stage, "plan", None)) and stage is not planner_of(split):
+            if not isinstance(stage, Planner):
+                raise ConfigError(f"{describe(stage)} has plan(…) and no size; a planner has both", split=split.split)
+            where = "behind other stages of " if argument == "pipeline_prebatch_wld" else "in "
+            raise ConfigError(
+                f"{describe(stage)} stands {where}{argument}, and it decides which samples make up a batch; "
+                "make it the first stage of pipeline_prebatch_wld, and put stages of single samples into pipeline_wds",
+                split=split.split,
+            )
+    planner = planner_of(split)
+    if planner is None:
+        return
+    if any(source.weight is not None for source in split.sources):
+        raise ConfigError(f"{describe(planner)} plans one data set, so directories have no weights", split=split.split)
+    if split.loader.batch_size is not None:
+        raise ConfigError(
+            f"{describe(planner)} decides the batches; leave batch_size out of kwargs_wld", split=split.split
+        )
+
+
+def _planned_by(
+    stage: Planner, settings: Settings, split: SplitSettings, reader: SampleReader, *, training: bool
+) -> EpochPlan:
+    if split.n_samples not in (None, reader.n_samples):
+        raise PlanError(
+            f"n_samples is {split.n_samples}, and {describe(stage)} plans all {reader.n_samples} samples; "
+            "leave n_samples out",
+            split=split.split,
+        )
+    request = PlanRequest(
         seed=settings.seed,
         shuffle=training,
+        global_batch_size=settings.global_batch_size,
+        tail=settings.tail if training else "share",
     )
+    sizes = measure(stage, reader, policy=settings.policy, split=split.split)
+    try:
+        plan = stage.plan(sizes, request)
+    except PlanError as error:
+        raise error.located(split=split.split) from error.__cause__
+    if not isinstance(plan, EpochPlan):
+        raise PluginError(f"plan(…) of {describe(stage)} gives {plan!r:.60}, which is no EpochPlan", split=split.split)
+    return plan

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bionemo.webdatamodule._engine.loading.clock import Clock
-from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 
 
 class Progress:

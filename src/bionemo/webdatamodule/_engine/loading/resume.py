@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 
 _log = logging.getLogger("bionemo.webdatamodule")
 

@@ -14,7 +14,7 @@ from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import Items, apart
 from bionemo.webdatamodule._engine.loading.loader import close, keeps_workers, torch_loader
 from bionemo.webdatamodule._engine.loading.progress import Progress
-from bionemo.webdatamodule._engine.sampling.plan import Cursor
+from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from bionemo.webdatamodule.errors import ResumeError
+from bionemo.webdatamodule.planning import EpochPlan
 
 VERSION = 1
 """Version of the state that this package writes."""
@@ -34,6 +35,25 @@ class Cursor:
     seed: int
     global_batch_size: int
     digest: str
+
+    @classmethod
+    def of(cls, plan: EpochPlan, data: str, *, epoch: int = 0, samples: int = 0) -> Cursor:
+        """Return the cursor of a place in a plan.
+
+        Args:
+            plan: The plan.
+            data: Digest of the data.
+            epoch: Number of the epoch.
+            samples: Samples of it that are consumed, as the plan's ``consumed`` returns it.
+        """
+        return cls(
+            epoch=epoch,
+            samples=samples,
+            n_samples=plan.n_samples,
+            seed=plan.seed,
+            global_batch_size=plan.global_batch_size,
+            digest=f"{data}/{plan.digest}",
+        )
 
     def to_state(self) -> dict[str, int | str]:
         """Return plain integers and strings, which JSON and ``torch.load(weights_only=True)`` take."""

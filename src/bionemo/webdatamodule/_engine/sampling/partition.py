@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
+import numpy as np
+
+from bionemo.webdatamodule._engine.sampling.permutation import Ids
 from bionemo.webdatamodule.errors import PlanError
 
 CHUNK_SAMPLES = 512  # that cross from a worker at once, at most
@@ -89,6 +92,35 @@ def part(size: int, rank: int, ranks: int) -> tuple[int, int]:
     each, more = divmod(size, ranks)
     first = rank * each + min(rank, more)
     return first, first + each + (rank < more)
+
+
+def divide_last(edges: Ids, ranks: int) -> Ids:
+    """Divide batches at the end of a list until their number is a multiple of the number of ranks.
+
+    From the end on, batches become single samples, and the last one to be divided becomes near-equal parts.
+    That depends on the end of the list alone, so what is left of the result after any step
+    is the result for what is left of the list. Dividing the largest first would not have this property.
+
+    Args:
+        edges: (b + 1,) where each of b batches begins, and the end; rising.
+        ranks: Number of ranks.
+
+    Returns:
+        The same with more edges. Where samples are too few, whole steps of undivided batches alone:
+        the end is then left out.
+    """
+    count = len(edges) - 1
+    more = -count % ranks
+    if not more:
+        return edges
+    if edges[-1] - edges[0] < count + more:
+        return edges[: count - count % ranks + 1]
+    spare = np.cumsum((np.diff(edges) - 1)[::-1])
+    behind = int(np.searchsorted(spare, more))
+    parts = 1 + more - (int(spare[behind - 1]) if behind else 0)
+    first, stop = (int(edge) for edge in edges[count - 1 - behind : count + 1 - behind])
+    inner = [first + part(stop - first, number, parts)[0] for number in range(parts)]
+    return np.concatenate([edges[: count - 1 - behind], inner, np.arange(stop, edges[-1] + 1)])
 
 
 def chunks(batches: int, worker: int, workers: int, *, length: int = 1) -> Iterator[range]:

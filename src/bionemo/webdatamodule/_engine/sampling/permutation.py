@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids: TypeAlias = NDArray[np.int64]
+"""Numbers of samples, int64 of shape ``(k,)``."""
 
 _ROUNDS = 6
 _TABLE = 4096  # up to here a sorted table is as quick to make as a few batches, and free of any bias
@@ -132,6 +133,16 @@ class Permutation:
         np.multiply(moved, columns, out=moved)
         np.add(moved, fixed, out=moved)
         return moved
+
+
+def permutation(n: int, *parts: int | str) -> Permutation:
+    """Return a random permutation of ``0 … n - 1`` that depends on these parts alone.
+
+    Args:
+        n: Length, 1 to 2**62.
+        *parts: What it is for, such as ``("my planner", seed, epoch)``.
+    """
+    return Permutation(n, key(*parts))
 
 
 def _hash(value: int, round_key: int, size: int) -> int:

@@ -4,59 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.order import Order, Source
 from bionemo.webdatamodule._engine.sampling.partition import Tail, bounds, n_batches, part
 from bionemo.webdatamodule._engine.sampling.permutation import Ids
 from bionemo.webdatamodule.errors import PlanError
 
-__all__ = ["Cursor", "EpochPlan", "Plan", "Source"]
-
-
-@runtime_checkable
-class EpochPlan(Protocol):
-    """What a dataset follows: which samples each rank takes at each step of an epoch.
-
-    ``start`` is a count of samples of the epoch that are used up already, as :meth:`consumed` gives it;
-    batches are counted from there. Whoever plans on from a batch boundary gets the batches that were to come.
-    """
-
-    @property
-    def n_samples(self) -> int:
-        """Samples of one epoch."""
-        ...
-
-    def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
-        """Return the number of global batches, which are every rank's steps; from 0 on the same in all epochs."""
-        ...
-
-    def share(self, epoch: int, batch: int, rank: int, world_size: int, *, start: int = 0) -> Ids:
-        """Return the ids of the samples that a rank takes at a step; never none."""
-        ...
-
-    def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:
-        """Return a rank's shares of several batches; quicker than one by one."""
-        ...
-
-    def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
-        """Return the samples of the epoch that are used up after so many batches, ``start`` included."""
-        ...
-
-    def unserved(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
-        """Return the samples at the end of the epoch that no batch takes."""
-        ...
-
-    def check(self, world_size: int) -> None:
-        """Raise a :class:`PlanError` with the numbers if so many ranks cannot be served."""
-        ...
-
-    def cursor(self, data: str, *, epoch: int = 0, samples: int = 0) -> Cursor:
-        """Return the state to store after so many samples of an epoch of the data with this digest."""
-        ...
+__all__ = ["Plan", "Source"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +59,11 @@ class Plan:
         object.__setattr__(self, "order", order)
         object.__setattr__(self, "n_samples", order.n_samples)
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of all that the order depends on beside the seed and the data themselves."""
+        return self.order.digest
+
     def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002 - equal epochs
         """Return the number of global batches after ``start`` samples of an epoch: the steps of every rank.
 
@@ -120,26 +81,22 @@ class Plan:
         first, stop = bounds(batch, self.n_samples - start, self.global_batch_size, world_size, self.tail)
         return start + first, start + stop
 
-    def share(self, epoch: int, batch: int, rank: int, world_size: int, *, start: int = 0) -> Ids:
-        """Return the ids of the samples that a rank takes at a step.
+    def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:
+        """Return the numbers of the samples that a rank takes at each of some steps.
 
         Args:
             epoch: Number of the epoch, from 0.
-            batch: Number of the global batch, from 0 at ``start``.
+            batches: Numbers of global batches, from 0 at ``start``.
             rank: This rank.
             world_size: Number of ranks.
-            start: Samples of the epoch that are used up already.
+            start: Samples of the epoch that are consumed already.
 
         Returns:
-            (k,) int64 with k ≥ 1; k differs by one at most between ranks.
+            (k,) int64 each, with k ≥ 1; k differs by one at most between ranks.
 
         Raises:
             IndexError: If there is no such batch.
         """
-        return self.order.ids(epoch, np.arange(*self._part(batch, rank, world_size, start)))
-
-    def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:
-        """Return :meth:`share` of several batches; quicker, since they are worked out together."""
         parts = [self._part(batch, rank, world_size, start) for batch in batches]
         if not parts:
             return []
@@ -147,7 +104,7 @@ class Plan:
         return np.split(ids, np.cumsum([stop - first for first, stop in parts[:-1]]))
 
     def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002
-        """Return the samples of the epoch that are used up after so many batches from ``start``.
+        """Return the samples of the epoch that are consumed after so many batches from ``start``.
 
         After the last batch that is all of them, those that ``tail="drop"`` drops included.
 
@@ -185,23 +142,6 @@ class Plan:
                 f"{self.n_samples} samples do not fill one global batch of {self.global_batch_size}, "
                 "and tail='drop' leaves out what does not; lower global_batch_size or use tail='share'"
             )
-
-    def cursor(self, data: str, *, epoch: int = 0, samples: int = 0) -> Cursor:
-        """Return the state to store after so many samples of an epoch.
-
-        Args:
-            data: Digest of the data.
-            epoch: Number of the epoch.
-            samples: Samples of it that are used up, as :meth:`consumed` gives it.
-        """
-        return Cursor(
-            epoch=epoch,
-            samples=samples,
-            n_samples=self.n_samples,
-            seed=self.seed,
-            global_batch_size=self.global_batch_size,
-            digest=f"{data}/{self.order.digest}",
-        )
 
     def _part(self, batch: int, rank: int, world_size: int, start: int) -> tuple[int, int]:
         first, stop = self.batch_bounds(batch, world_size, start=start)

@@ -134,7 +134,7 @@ def _rank(plan: Plan, rank: int, ranks: int, batches: int, last: list[int], epoc
         "samples": (batches - len(last)) * (stop - first) + sum(taken),
         "share": stop - first if batches > len(last) else taken[0],
         "last_share": taken[-1],
-        "first_samples": plan.share(epoch, 0, rank, ranks)[:6].tolist(),
+        "first_samples": plan.shares(epoch, [0], rank, ranks)[0][:6].tolist(),
     }
 
 

@@ -5,13 +5,13 @@ import random
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
-from bionemo.webdatamodule._engine.sampling.by_size import divide_last
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
-from bionemo.webdatamodule._engine.sampling.plan import EpochPlan
-from bionemo.webdatamodule._engine.sampling.size_plan import SizedPlan, batch_by_size
-from bionemo.webdatamodule.errors import PlanError, ResumeError
+from bionemo.webdatamodule.builtins.batch_by_size import BatchBySize
+from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
+from bionemo.webdatamodule.planning import EpochPlan, PlanRequest, divide_last, size_of
 
 
 def lengths(n, seed=0):
@@ -19,10 +19,22 @@ def lengths(n, seed=0):
     return np.clip(np.random.default_rng(seed).lognormal(5.5, 0.7, n).astype(np.int64), 20, 2000)
 
 
+def sized(sizes, *, seed=0, shuffle=True, **options):
+    """Return the plan of the stage for these sizes."""
+    request = PlanRequest(seed=seed, shuffle=shuffle, global_batch_size=1)
+    return BatchBySize(size="x", **options).plan(np.asarray(sizes), request)
+
+
+def batch_by_size(samples, size, **options):
+    """Return the batches of a stream."""
+    return BatchBySize(size=size, collate="list", **options)(iter(samples))
+
+
 def batches_of(plan, ranks, *, epoch=0, start=0):
     """Return the ranks' batches in the order of steps and ranks."""
     steps = range(plan.n_batches(ranks, start=start, epoch=epoch))
-    return [plan.share(epoch, step, rank, ranks, start=start).tolist() for step in steps for rank in range(ranks)]
+    dealt = zip(*[plan.shares(epoch, steps, rank, ranks, start=start) for rank in range(ranks)], strict=True)
+    return [share.tolist() for step in dealt for share in step]
 
 
 def joined(batches):
@@ -40,8 +52,8 @@ def test_thousands_of_shapes_lose_and_repeat_nothing():
         limit, most, alone = rng.randint(1, 300), rng.choice([0, 0, 3]), rng.random() < 0.3
         if not alone:
             limit = max(limit, int(sizes.max()))
-        plan = SizedPlan(
-            sizes=sizes,
+        plan = sized(
+            sizes,
             max_total=limit,
             max_samples=most,
             oversize="alone" if alone else "error",
@@ -72,7 +84,7 @@ def test_every_step_boundary_goes_on_as_if_nothing_had_happened():
     for number in range(300):
         n, ranks = rng.randint(1, 60), rng.randint(1, 8)
         sizes = np.array([rng.choice([1, 10, 10, 40]) for _ in range(n)])
-        plan = SizedPlan(sizes=sizes, max_total=rng.choice([40, 60, 200]), seed=number)
+        plan = sized(sizes, max_total=rng.choice([40, 60, 200]), seed=number)
         whole = batches_of(plan, ranks, epoch=number)
         for done in range(len(whole) // ranks + 1):
             start = plan.consumed(done, ranks, epoch=number)
@@ -83,7 +95,7 @@ def test_every_step_boundary_goes_on_as_if_nothing_had_happened():
 def test_every_place_is_restored_to_every_other_number_of_ranks():
     """The unseen rest of an epoch comes once each after a change of ranks; what cannot be dealt is counted."""
     sizes = lengths(150)
-    plan = SizedPlan(sizes=sizes, max_total=4000, seed=3)
+    plan = sized(sizes, max_total=4000, seed=3)
     order = joined(batches_of(plan, 1, epoch=2))
     for ranks, others in itertools.product((1, 2, 3, 8), repeat=2):
         for done in range(plan.n_batches(ranks, epoch=2) + 1):
@@ -97,7 +109,7 @@ def test_every_place_is_restored_to_every_other_number_of_ranks():
 
 def test_batches_are_the_same_for_every_number_of_ranks_but_at_the_end():
     """Where the batches divide by the ranks they are the same list; else the last ones are divided further."""
-    plan = SizedPlan(sizes=lengths(3000), max_total=8000, seed=1)
+    plan = sized(lengths(3000), max_total=8000, seed=1)
     alone = batches_of(plan, 1)
     for ranks in (2, 3, 4, 7, 16):
         dealt = batches_of(plan, ranks)
@@ -110,7 +122,7 @@ def test_batches_are_the_same_for_every_number_of_ranks_but_at_the_end():
 def test_batches_are_of_like_size_and_nearly_full():
     """Padding wastes a few percent, and orders and batches differ from epoch to epoch."""
     sizes = lengths(20_000)
-    plan = SizedPlan(sizes=sizes, max_total=16_384)
+    plan = sized(sizes, max_total=16_384)
     batches = batches_of(plan, 1)
     padded = [len(batch) * int(sizes[batch].max()) for batch in batches]
 
@@ -125,7 +137,7 @@ def test_batches_are_of_like_size_and_nearly_full():
 
 def test_without_shuffling_the_largest_come_first():
     """Evaluation takes the same batches every time, and meets a lack of memory at once."""
-    plan = SizedPlan(sizes=np.array([3, 9, 1, 9, 5]), max_total=18, shuffle=False, width=0)
+    plan = sized(np.array([3, 9, 1, 9, 5]), max_total=18, shuffle=False, width=0)
 
     assert [[1, 3], [4, 0, 2]] == batches_of(plan, 1)
     assert [[1, 3], [4, 0, 2]] == batches_of(plan, 1, epoch=8)
@@ -136,38 +148,34 @@ def test_a_sample_that_is_too_large_is_named():
     sizes = np.array([3, 30, 4])
 
     with pytest.raises(PlanError, match=r"sample 1 has size 30.*10"):
-        SizedPlan(sizes=sizes, max_total=10)
-    assert [[1], [2, 0]] == batches_of(SizedPlan(sizes=sizes, max_total=10, oversize="alone", shuffle=False), 1)
+        sized(sizes, max_total=10)
+    assert [[1], [2, 0]] == batches_of(sized(sizes, max_total=10, oversize="alone", shuffle=False), 1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("options", "reason"),
     [
-        ({"sizes": np.array([])}, "float64.*0"),
-        ({"sizes": np.array([[1]])}, r"\(1, 1\)"),
-        ({"sizes": np.array([1.5])}, "float64"),
-        ({"sizes": np.array([1, -2])}, "-2"),
-        ({"sizes": [1], "max_total": 0}, "max_total"),
-        ({"sizes": [1], "max_samples": -1}, "max_samples"),
-        ({"sizes": [1], "width": float("nan")}, "nan"),
-        ({"sizes": [1], "oversize": "drop"}, "drop"),
+        ({"max_total": 0}, "max_total"),
+        ({"max_samples": -1}, "max_samples"),
+        ({"width": float("nan")}, "nan"),
+        ({"oversize": "drop"}, "drop"),
     ],
 )
-def test_impossible_arguments_are_refused(arguments, reason):
-    """Sizes are integers from 0 on, limits are positive."""
-    with pytest.raises(PlanError, match=reason):
-        SizedPlan(**{"max_total": 10, **arguments})
+def test_impossible_options_are_refused(options, reason):
+    """Limits are positive."""
+    with pytest.raises(ConfigError, match=reason):
+        BatchBySize(**{"size": "x", "max_total": 10, **options})
 
 
 def test_too_few_samples_for_the_ranks_are_refused():
     """Five batches of one sample each cannot be dealt to four ranks in equal steps."""
-    plan = SizedPlan(sizes=np.full(5, 10), max_total=10)
+    plan = sized(np.full(5, 10), max_total=10)
 
     with pytest.raises(PlanError, match=r"5 samples in 5 batches.*4 ranks"):
         plan.check(4)
     assert (1, 1) == (plan.n_batches(4), plan.unserved(4))
     with pytest.raises(IndexError, match="batch 1"):
-        plan.share(0, 1, 0, 4)
+        plan.shares(0, [1], 0, 4)
 
 
 @settings(deadline=None)
@@ -188,26 +196,52 @@ def test_division_at_the_end_keeps_the_beginning(sizes, ranks):
 
 def test_plans_follow_the_protocol_pickle_and_resume_by_cursor():
     """A pickled plan gives the same batches, and a cursor of other limits or sizes is refused."""
-    plan = SizedPlan(sizes=lengths(100), max_total=4000)
-    state = plan.cursor("data", epoch=1, samples=plan.consumed(2, 2, epoch=1)).to_state()
-    other = SizedPlan(sizes=lengths(100), max_total=5000)
+    plan = sized(lengths(100), max_total=4000)
+    state = Cursor.of(plan, "data", epoch=1, samples=plan.consumed(2, 2, epoch=1)).to_state()
+    other = sized(lengths(100), max_total=5000)
 
     assert isinstance(plan, EpochPlan)
     assert batches_of(plan, 2) == batches_of(pickle.loads(pickle.dumps(plan)), 2)
-    assert plan.cursor("data", epoch=1, samples=state["samples"]) == Cursor.from_state(
-        state, expected=plan.cursor("data")
+    assert Cursor.of(plan, "data", epoch=1, samples=state["samples"]) == Cursor.from_state(
+        state, expected=Cursor.of(plan, "data")
     )
     with pytest.raises(ResumeError, match="order"):
-        Cursor.from_state(state, expected=other.cursor("data"))
+        Cursor.from_state(state, expected=Cursor.of(other, "data"))
 
 
-def test_shares_are_those_asked_one_by_one():
-    """Several steps at once are the same as each by itself."""
-    plan = SizedPlan(sizes=lengths(300), max_total=4000)
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (7, 7),
+        (np.int16(7), 7),
+        (torch.tensor(7), 7),
+        (7.0, 7),
+        ("four", 4),
+        (b"four", 4),
+        ([1, 2], 2),
+        (np.zeros((3, 9)), 3),
+        (torch.zeros(3, 9), 3),
+    ],
+)
+def test_sizes_of_fields(value, size):
+    """A number is its own size; anything else has the length of its first dimension."""
+    assert size == size_of(value)
 
-    assert [plan.share(1, step, 1, 2).tolist() for step in range(5)] == [
-        share.tolist() for share in plan.shares(1, range(5), 1, 2)
-    ]
+
+@pytest.mark.parametrize(
+    ("value", "described"),
+    [
+        ({"a": 1, "b": 2}, "a dictionary with 'a', 'b'"),
+        ({1, 2}, "a set"),
+        (None, "None"),
+        (1.5, "1.5"),
+        (torch.tensor(0.5), "a Tensor"),
+    ],
+)
+def test_what_has_no_size_is_an_error(value, described):
+    """The length of a dictionary is the number of its keys, which is not the size of a sample."""
+    with pytest.raises(PlanError, match=rf"'x.pyd' is {described}, which has no size; give as size a function"):
+        size_of(value, "'x.pyd'")
 
 
 @settings(deadline=None)
