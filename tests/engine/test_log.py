@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bionemo.webdatamodule
-from bionemo.webdatamodule import PickledDataWDS, WebDataModule
+from bionemo.webdatamodule import PickledDataWDS, WebDataModule, context
 from bionemo.webdatamodule._engine import log
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
 
@@ -145,13 +145,12 @@ def test_the_rank_of_torch_comes_first(monkeypatch):
     assert not log.is_first()
 
 
-def test_only_the_first_worker_tells(monkeypatch):
+def test_only_the_first_worker_tells():
     """All workers of a loader see the same."""
-    info = type("Info", (), {"id": 1})()
-    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: info)
-    assert not log.is_first()
-    info.id = 0
-    assert log.is_first()
+    with context.working(context.Worker(number=1, count=2)):
+        assert not log.is_first()
+    with context.working(context.Worker(number=0, count=2)):
+        assert log.is_first()
 
 
 def test_a_line_is_said_to_come_from_who_decided(caplog):
@@ -159,4 +158,4 @@ def test_a_line_is_said_to_come_from_who_decided(caplog):
     caplog.set_level(logging.INFO, logger=NAME)
     log.decided("%d of %d", 1, 2)
     (record,) = caplog.records
-    assert ("test_logging.py", "1 of 2") == (record.filename, record.getMessage())
+    assert ("test_log.py", "1 of 2") == (record.filename, record.getMessage())

@@ -1,6 +1,7 @@
 import math
 import operator
 import pickle
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -212,6 +213,7 @@ class TestWebLoader(LoaderConformance):
     """The default loader."""
 
     name = "webloader"
+    keeping: ClassVar = {"num_workers": 2, "persistent_workers": True}
 
 
 class TestSpawnedWebLoader(LoaderConformance):
@@ -219,11 +221,13 @@ class TestSpawnedWebLoader(LoaderConformance):
 
     name = "webloader"
 
-    @pytest.fixture(params=[1], ids=["workers=1"])
-    def loader(self, subject):
-        from bionemo.webdatamodule.plugins import build
+    @pytest.fixture
+    def options(self):
+        return {"multiprocessing_context": "spawn"}
 
-        return build(subject.registered.component, {"num_workers": 1, "multiprocessing_context": "spawn"})
+    @pytest.fixture(params=[1], ids=["workers=1"])
+    def count(self, request):
+        return request.param
 
 
 class TestProcesses(ExecutorConformance):

@@ -96,10 +96,33 @@ FAILURES = {
     ): "let nothing depend on hash(), the order of sets, or what",
     ("stage", "swallows", "test_errors_of_the_input_pass"): "it swallows an error of its input and yields 5 results",
     ("stage", "renames", "test_errors_of_the_input_pass"): "an error of the input becomes ValueError; let it pass",
-    ("loader", "loses", "test_gives_every_item_once[workers=2]"): "its first epoch loses the items [7] and repeats []",
-    ("loader", "one-epoch", "test_gives_every_item_once[workers=0]"): "its second epoch loses the items [0, 1, 2",
-    ("loader", "left-over", "test_starts_anew_after_an_epoch_was_left[workers=1]"): "the next has 20 items of 23",
-    ("loader", "batches", "test_gives_every_item_once[workers=0]"): "an item arrives as [0]; give items as they are",
+    ("loader", "loses", "test_gives_every_item_once_and_in_order[workers=2]"): "it loses the items [7] and repeats []",
+    ("loader", "keeps-back", "test_gives_every_item_once_and_in_order[workers=2]"): "it loses the items [21, 22]",
+    (
+        "loader",
+        "reorders",
+        "test_gives_every_item_once_and_in_order[workers=2]",
+    ): "it passes on item 2 in the place of item 1; take an item of each worker in turn",
+    (
+        "loader",
+        "one-epoch",
+        "test_gives_every_item_once_and_in_order[workers=0]",
+    ): "iterating epoch 1 from 0 on, it loses the items [0, 1, 2",
+    (
+        "loader",
+        "left-over",
+        "test_goes_on_in_the_middle[workers=1]",
+    ): "iterating epoch 1 from 5 on, it passes on an item of epoch 0 from 0 on; iterate the dataset anew each time",
+    (
+        "loader",
+        "miscounts",
+        "test_says_how_many_workers_it_has[workers=2]",
+    ): "the dataset is iterated by 1 workers where num_workers says 2",
+    (
+        "loader",
+        "batches",
+        "test_gives_every_item_once_and_in_order[workers=0]",
+    ): "an item arrives as [Item(",
     ("loader", "ends-on-error", "test_errors_of_the_data_arrive[workers=1]"): "it swallows an error while reading",
     (
         "loader",

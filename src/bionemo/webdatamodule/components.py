@@ -249,7 +249,7 @@ class Item:
         number: In global order the number of its first batch in this iteration; in shards order the number of its
             first sample among the worker's.
         values: In global order one value for each batch; without workers it may be an iterator that makes batches
-            when they are asked for, once. In shards order samples.
+            when they are asked for, once. In shards order samples; a worker's last item there is empty.
     """
 
     epoch: int
@@ -293,7 +293,7 @@ class ItemLoader(Protocol):
 
     A plain function without these attributes is a loader without workers.
     The iterators of the result are closed by ``close()`` if they have it, as generators do; an iteration that
-    ended early then frees its workers, unless the loader keeps them.
+    ended early then frees its workers, unless the loader keeps them. Those are freed by ``close()`` of the result.
     ``kwargs_wld`` are the options of the factory. Where it takes ``batch_size``, ``collate_fn`` or ``drop_last``
     itself they are passed to it; otherwise they say how the worker makes batches.
 
@@ -316,6 +316,15 @@ class ItemLoader(Protocol):
 
     def __call__(self, dataset: ItemDataset, /) -> Iterable[Item]:
         """Return an iterable of the dataset's items; every ``iter`` begins an epoch."""
+        ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What a loader returns, or its iterator, where it has workers or files to close."""
+
+    def close(self) -> object:
+        """End the workers; may be called twice."""
         ...
 
 

@@ -156,18 +156,21 @@ def webdatamodule_loaders() -> Iterable[Loader]:
 
         from collections.abc import Iterable
         from dataclasses import dataclass
-        from typing import Any
+        from typing import ClassVar
 
         from torch.utils.data import DataLoader
 
         from bionemo.webdatamodule import Loader, hookimpl
+        from bionemo.webdatamodule.components import Item, ItemDataset
 
 
         @dataclass(frozen=True, kw_only=True)
         class PlainLoader:
             num_workers: int = 0
+            keeps_workers: ClassVar[bool] = False
+            in_order: ClassVar[bool] = True
 
-            def __call__(self, dataset: Iterable[Any]) -> Iterable[Any]:
+            def __call__(self, dataset: ItemDataset) -> Iterable[Item]:
                 return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
 
 

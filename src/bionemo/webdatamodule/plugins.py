@@ -505,6 +505,12 @@ def kind_of(component: Component) -> type[Component]:
     return next(kind for kind in HOOKS.values() if isinstance(component, kind))
 
 
+def option_names(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the options that a factory declares."""
+    signature = _signature(factory)
+    return () if signature is None else tuple(signature.parameters)
+
+
 def kind_name(kind: type[Component]) -> str:
     """Return a component class's name in words: ``KeyEncoder`` is ``key encoder``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()

@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
-from bionemo.webdatamodule.builtins.webloader import shared_blocks, sigint, status
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule.builtins.webloader import shared_blocks, sigint
 from bionemo.webdatamodule.builtins.webloader.loader import DEFAULT_TIMEOUT, make_loader
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader
 from bionemo.webdatamodule.builtins.webloader.start_method import start_context
-from bionemo.webdatamodule.builtins.webloader.status import Board, doing
+from bionemo.webdatamodule.builtins.webloader.status import StatusTable
 from bionemo.webdatamodule.builtins.webloader.worker_errors import WorkerTraceback
+from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, RefusedPickleError, WorkerError
 
 
@@ -35,15 +37,19 @@ class Numbers(IterableDataset):
         self.make = make or tensors
 
     def __iter__(self):
-        info = get_worker_info()
-        first, step = (info.id, info.num_workers) if info else (0, 1)
-        for number in range(first, self.n, step):
+        worker = context.worker()
+        for number in range(worker.number, self.n, max(1, worker.count)):
             yield self.make(number)
 
 
 def tensors(number):
     """Return an item with something large and something small in it."""
     return [torch.full((20_000,), number), {"number": number}]
+
+
+def item(number):
+    """Return an item as a dataset makes it."""
+    return Item(epoch=0, start=0, worker=0, number=number, values=[tensors(number)])
 
 
 def numbers(items):
@@ -60,7 +66,7 @@ def raise_at_five(number):
 
 def die_at_five(number):
     """Die as the kernel's out-of-memory killer makes a worker die."""
-    doing(f"reading s-00000{number}.tar")
+    context.worker().note(f"reading s-00000{number}.tar")
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return tensors(number)
@@ -75,7 +81,7 @@ def leave_at_five(number):
 
 def hang_at_five(number):
     """Never come back."""
-    doing(f"reading s-00000{number}.tar")
+    context.worker().note(f"reading s-00000{number}.tar")
     while number == 5:
         time.sleep(1000)
     return tensors(number)
@@ -149,16 +155,16 @@ def test_a_dataset_that_pickles_passes_the_check_without_a_copy():
 
 def test_no_workers_means_the_dataset_itself():
     """Without workers items are what the dataset made, not copies."""
-    item = tensors(1)
-    assert [True, True] == [item is got for got in loader(Numbers(2, lambda _: item), num_workers=0)]
+    made = item(1)
+    assert [True, True] == [made is got for got in loader(Numbers(2, lambda _: made), num_workers=0)]
 
 
 def test_pinning_without_workers_asks_for_an_accelerator(monkeypatch):
     """Tensors are pinned where there is an accelerator, and items are left alone elsewhere."""
-    assert [0] == [int(tensor[0]) for tensor, _ in loader(Numbers(1), num_workers=0, pin_memory=True)]
+    assert [0] == [int(got.values[0][0][0]) for got in loader(Numbers(1, item), num_workers=0, pin_memory=True)]
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, _=None: tensor + 100)
-    assert [100] == [int(tensor[0]) for tensor, _ in loader(Numbers(1), num_workers=0, pin_memory=True)]
+    assert [100] == [int(got.values[0][0][0]) for got in loader(Numbers(1, item), num_workers=0, pin_memory=True)]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -173,7 +179,7 @@ def test_items_arrive_from_workers_of_every_kind(method):
     """Two epochs of persistent workers that share nothing with the main process."""
     spawned = loader(Numbers(9), multiprocessing_context=method, persistent_workers=True)
     assert [list(range(9))] * 2 == [numbers(spawned), numbers(spawned)]
-    spawned._iterator._shutdown_workers()
+    spawned.close()
 
 
 def test_persistent_workers_stay_and_survive_an_early_end():
@@ -186,11 +192,11 @@ def test_persistent_workers_stay_and_survive_an_early_end():
         assert [0, 1, 2] == numbers(next(iteration) for _ in range(3))
     assert list(range(30)) == numbers(kept)
     assert pids == [worker.pid for worker in kept._iterator._workers]
-    kept._iterator._shutdown_workers()
+    kept.close()
 
 
 def test_two_loaders_and_two_iterations_of_one_do_not_meet():
-    """Blocks, boards and processes belong to one iteration each."""
+    """Blocks, status tables and processes belong to one iteration each."""
     first, second = loader(Numbers(20)), loader(Numbers(20, lambda i: tensors(-i)))
     four = zip(first, second, first, second, strict=True)
     assert [(i, -i, i, -i) for i in range(20)] == [tuple(numbers(items)) for items in four]
@@ -275,7 +281,8 @@ def test_a_killed_worker_is_an_error_that_names_it_and_what_it_read(persistent):
     assert [] == multiprocessing.active_children()
     anew = iter(dying)
     assert [0] == numbers([next(anew)])
-    anew._shutdown_workers()
+    dying.close()
+    anew.close()
 
 
 def test_a_worker_that_leaves_is_an_error_that_says_how():
@@ -336,18 +343,19 @@ def test_iterating_leaves_torchs_random_numbers_alone():
     assert seeds == list(loader(Numbers(2, lambda _: torch.initial_seed())))
 
 
-def test_a_board_keeps_what_fits():
+def test_a_status_table_keeps_what_fits():
     """Text is cut at the record's end, and a worker that never wrote is silent."""
-    notes = Board(2)
+    notes = StatusTable(2)
     notes.write(0, "ä" * 2000, 5)
     assert ("ä" * 200, 5) == (notes.read(0).text[:200], notes.read(0).stacks_fd)
     assert ("", -1) == (notes.read(1).text, notes.read(1).stacks_fd)
 
 
-def test_saying_what_one_does_outside_a_worker_does_nothing():
-    """So that readers need not know where they run."""
-    doing("reading")
-    assert status._this is None
+def test_workers_know_who_they_are():
+    """Number and count come from the context, in the worker; a note outside a worker does nothing."""
+    context.worker().note("reading")
+    assert (0, 0) == (context.worker().number, context.worker().count)
+    assert [(0, 2), (1, 2)] == list(loader(Numbers(2, lambda _: (context.worker().number, context.worker().count))))
 
 
 def test_nothing_is_left_over_after_many_epochs(tmp_path):
@@ -373,7 +381,7 @@ def test_nothing_is_left_over_after_many_epochs(tmp_path):
                 elif number % 3 == 1:
                     broken_off = iter(loader(Numbers(12)))
                     next(broken_off)
-                    broken_off._shutdown_workers()
+                    broken_off.close()
                 else:
                     try:
                         list(loader(Numbers(12, raise_at_five)))
@@ -385,8 +393,7 @@ def test_nothing_is_left_over_after_many_epochs(tmp_path):
         before = state()
         epochs(50)
         after = state()
-        kept._iterator._shutdown_workers()
-        kept._iterator = None
+        kept.close()
         print(before, after, state()[1])
     """)
     run = subprocess.run(
@@ -435,7 +442,7 @@ def test_the_main_processs_maps_are_let_go_with_the_workers():
     shared_blocks.release_idle()
     items = iter(loader(Numbers(10)))
     assert list(range(10)) == numbers(items)
-    items._shutdown_workers()
+    items.close()
     assert {} == shared_blocks._Here.idle
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from bionemo.webdatamodule import Executor, KeyEncoder, Loader, Sample, Stage, Writer, hookimpl
 from bionemo.webdatamodule.errors import InputError
@@ -393,6 +394,8 @@ class Renames(Forward):
 @dataclass(frozen=True, kw_only=True)
 class PlainLoader:
     num_workers: int = 0
+    keeps_workers: ClassVar[bool] = False
+    in_order: ClassVar[bool] = True
 
     def __call__(self, dataset):
         from torch.utils.data import DataLoader
@@ -417,7 +420,7 @@ class Altered:
 @offer("loader", "loses")
 class Loses(PlainLoader):
     def __call__(self, dataset):
-        return Altered(super().__call__(dataset), lambda items: (item for item in items if item != 7))
+        return Altered(super().__call__(dataset), lambda items: (item for item in items if item.number != 7))
 
 
 @offer("loader", "one-epoch")
@@ -444,6 +447,35 @@ class LeftOver(PlainLoader):
 class Batches(PlainLoader):
     def __call__(self, dataset):
         return Altered(super().__call__(dataset), lambda items: ([item] for item in items))
+
+
+@offer("loader", "reorders")
+class Reorders(PlainLoader):
+    def __call__(self, dataset):
+        from torch.utils.data import DataLoader
+
+        def by_worker(items):
+            yield from sorted(items, key=lambda item: item.worker)
+
+        return Altered(DataLoader(dataset, batch_size=None, num_workers=self.num_workers), by_worker)
+
+
+@offer("loader", "keeps-back")
+class KeepsBack(PlainLoader):
+    def __call__(self, dataset):
+        def keep_back(items):
+            yield from list(items)[:-2]
+
+        return Altered(super().__call__(dataset), keep_back)
+
+
+@offer("loader", "miscounts")
+@dataclass(frozen=True, kw_only=True)
+class Miscounts(PlainLoader):
+    def __call__(self, dataset):
+        from torch.utils.data import DataLoader
+
+        return DataLoader(dataset, batch_size=None, num_workers=1)
 
 
 @offer("loader", "ends-on-error")

@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 
+from bionemo.webdatamodule import context
+
 _log = logging.getLogger("bionemo.webdatamodule")
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in the order in which Lightning asks
 
@@ -29,9 +31,7 @@ def is_first() -> bool:
 
     The rank is asked of ``torch.distributed``, else of the environment that launchers set.
     """
-    data = sys.modules.get("torch.utils.data")  # who has not imported it is no worker
-    info = data.get_worker_info() if data is not None else None
-    if info is not None and info.id:
+    if context.worker().number:
         return False
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

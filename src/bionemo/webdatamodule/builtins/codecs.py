@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from bionemo.webdatamodule import context
 from bionemo.webdatamodule.builtins.padding import joined
 from bionemo.webdatamodule.builtins.pickle.safe.limits import from_torch
-from bionemo.webdatamodule.builtins.webloader.transport import empty
 from bionemo.webdatamodule.errors import DecodeError, ManifestError
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class _Pickles:
         return self.decode.values(views)
 
     def batcher(self, views: Sequence[memoryview], *, pad: bool = False) -> Callable[[slice], Any]:
-        return self.decode.batcher(views, empty=empty, pad=pad)
+        return self.decode.batcher(views, empty=context.worker().empty, pad=pad)
 
 
 def _same(key: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
+
+from bionemo.webdatamodule.components import Item
 
 _BYTES = 1 << 20
 _TIMEOUT = 60.0  # seconds
@@ -27,11 +29,14 @@ class Trial:
 class _Batches:
     """Two batches of a megabyte."""
 
-    def __iter__(self) -> Iterator[Any]:
+    where: ClassVar[Mapping[str, object]] = {}
+
+    def __iter__(self) -> Iterator[Item]:
         import torch
 
         for number in range(2):
-            yield torch.full((_BYTES,), number + 1, dtype=torch.uint8)
+            batch = torch.full((_BYTES,), number + 1, dtype=torch.uint8)
+            yield Item(epoch=0, start=0, worker=0, number=number, values=[batch])
 
 
 def try_worker() -> Trial:
@@ -40,7 +45,8 @@ def try_worker() -> Trial:
 
     began = time.monotonic()
     try:
-        batches = list(WebLoader(num_workers=1, timeout=_TIMEOUT)(_Batches()))
+        items = WebLoader(num_workers=1, timeout=_TIMEOUT)(_Batches())
+        batches = [batch for item in items for batch in item.values]
         right = [int(batch.min()) for batch in batches] == [int(batch.max()) for batch in batches] == [1, 2]
         problem = None if right else "what arrived is not what was sent"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what would happen in a run

@@ -115,25 +115,27 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
     clock: Clock = TrainerClock(module) if split.split == "train" else EvaluationClock()
     function = split.loader.function
     if isinstance(dataset, PlannedDataset):
-        if not getattr(function, "in_order", True):
+        if not function.in_order:
             raise ConfigError("in_order=False in kwargs_wld breaks the plan of order='global'", split=split.split)
         loader: Any = PlannedLoader(
             dataset=dataset,
             loader=function,
+            loader_name=split.loader.name,
             stages=loader_stages(split),
             clock=clock,
             cursor=Cursor.of(dataset.plan, dataset.reader.digest),
         )
     else:
-        dataset.check(split.loader.num_workers)
+        dataset.check(function.num_workers)
         _warn_of_evaluation(split, dataset.topology)
         n_samples = split.n_samples or dataset.reader.n_samples
         loader = StreamLoader(
             dataset=dataset,
             loader=function,
+            loader_name=split.loader.name,
             stages=_stream_loader_stages(split),
             n_batches=math.ceil(n_samples / settings.global_batch_size),
-            num_workers=split.loader.num_workers,
+            num_workers=function.num_workers,
             clock=clock,
             cursor=Cursor(
                 n_samples=n_samples,
@@ -176,7 +178,7 @@ def add_resume(module: Resuming, trainer: L.Trainer) -> None:
 
 def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:
     """Say where shards order may leave samples out of evaluation, or repeat some."""
-    apart = split.loader.batch_size is not None and split.loader.num_workers > 1
+    apart = split.loader.batch_size is not None and split.loader.function.num_workers > 1
     if split.split != "train" and (topology.world_size > 1 or apart):
         who = "ranks" if topology.world_size > 1 else "workers"
         warnings.warn(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import webdataset as wds
-from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule import context
@@ -79,33 +78,6 @@ class Placed(Protocol):
     """A dataset that is iterated from a position on."""
 
     position: Position
-
-
-class ItemSource(Protocol):
-    """A dataset that gives its samples in items."""
-
-    split: str
-    topology: Topology
-
-    def items(self) -> Iterator[Item]:
-        """Yield this worker's items of the epoch."""
-        ...
-
-
-class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
-    """The view of a dataset that a loader gets: its items, whatever they hold."""
-
-    def __init__(self, dataset: ItemSource) -> None:
-        super().__init__()
-        self.dataset = dataset
-
-    @property
-    def where(self) -> dict[str, object]:
-        """Split and rank, for the errors of workers."""
-        return {"split": self.dataset.split, "rank": self.dataset.topology.rank}
-
-    def __iter__(self) -> Iterator[Item]:
-        return self.dataset.items()
 
 
 class Planned(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # webdataset is not typed
@@ -208,8 +180,8 @@ class PlannedDataset(Planned):
     def items(self) -> Iterator[Item]:
         """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
         epoch, start = self.position.get()
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 0)
+        reads = context.worker()
+        worker, workers = reads.number, reads.count
         # Large batches are made when they are asked for: less memory is less time.
         lazy = self.collate and not workers and self.sample_bytes * CHUNK_SAMPLES > CHUNK_BYTES
         place = self.topology
@@ -236,7 +208,7 @@ class PlannedDataset(Planned):
                     if not samples:
                         raise self.reader.nothing_left(ids)
                     values.append(self._staged(samples, batch, epoch, start))
-            yield Item(epoch=epoch, start=start, worker=worker, values=values)
+            yield Item(epoch=epoch, start=start, worker=worker, number=batches[0], values=values)
 
     def _runs(self, runs: Iterator[range], epoch: int, start: int, together: int) -> Iterator[tuple[range, list[Ids]]]:
         """Yield runs of batches with this rank's shares of them, planning several runs at a time."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import webdataset as wds
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import Items, Planned, PlannedDataset, apart
+from bionemo.webdatamodule._engine.loading.dataset import Planned, PlannedDataset, apart
+from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Progress
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.stages import chain, describe
-from bionemo.webdatamodule.errors import ConfigError, UsageError
+from bionemo.webdatamodule.errors import ConfigError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.clock import Clock
-    from bionemo.webdatamodule.components import Item, LoaderFunction
+    from bionemo.webdatamodule.components import LoaderFunction
     from bionemo.webdatamodule.planning import EpochPlan
 
 
@@ -32,6 +34,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
     Args:
         dataset: The split's dataset.
         loader: Makes an iterable of the dataset's items, from worker processes or not.
+        loader_name: What it is called, for messages.
         stages: Run on the samples of each share, in this process; empty where the workers make batches.
         clock: Tells the trainer's epoch and how many steps ran.
         cursor: A cursor at the start of the data, with the identity of data and plan.
@@ -45,15 +48,15 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         stages: Sequence[Any],
         clock: Clock,
         cursor: Cursor,
+        loader_name: str = "",
     ) -> None:
         dataset = apart(dataset)
-        wds.DataPipeline.__init__(self, loader(Items(dataset)))  # WebLoader's own makes a torch DataLoader
+        self._items = LoaderItems(dataset, loader, loader_name)
+        wds.DataPipeline.__init__(self, self._items)  # WebLoader's own makes a torch DataLoader
         self.split = dataset.split
         self.stages = tuple(stages)
         self._data = dataset
         self._progress = Progress(cursor, clock)
-        if keeps_workers(self.pipeline[0]):
-            dataset.position.share()
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, the same on every rank."""
@@ -120,13 +123,12 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         return not self.plan.n_batches(self.world_size, start=cursor.samples, epoch=cursor.epoch)
 
     @property
-    def _iterator(self) -> Any:
-        # Lightning shuts persistent workers down through this attribute of torch's DataLoader.
-        return getattr(torch_loader(self.pipeline[0]), "_iterator", None)
+    def _iterator(self) -> None:
+        """Lightning's way to end workers that are kept: it sets this attribute of a loader to ``None``."""
 
     @_iterator.setter
-    def _iterator(self, value: Any) -> None:
-        torch_loader(self.pipeline[0])._iterator = value  # noqa: SLF001 - as Lightning does
+    def _iterator(self, value: None) -> None:  # noqa: ARG002 - always None
+        self._items.close()
 
     def _epoch(self) -> Iterator[Any]:
         cursor = self._progress.begin(self.finished)
@@ -134,41 +136,23 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             return
         place = self._data.topology
         shares = self.plan.n_batches(place.world_size, start=cursor.samples, epoch=cursor.epoch)
-        items = self._items(cursor)
-        values = itertools.chain.from_iterable(items)
-        for index in range(shares):
-            try:
-                value = next(values)
-            except StopIteration:
-                raise UsageError(
-                    f"the loader stopped after {index} of {shares} batches; it must pass on every item once",
-                    split=self.split,
-                    rank=place.rank,
-                ) from None
-            batch = value if self._data.collate and not self.stages else self._batch(value, cursor, index)
-            self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
-            if index + 1 == shares:
-                self._data.reader.tell_skipped()
-                items.close()  # nobody may ask again, and a Ctrl-C while garbage is collected would be forgotten
-            yield batch
-
-    def _items(self, cursor: Cursor) -> Generator[Iterable[Any], None, None]:
-        self._data.position.set(cursor.epoch, cursor.samples)
-        source = iter(self.pipeline[0])
-        try:
-            for item in source:
-                yield self._checked(item, cursor).values
-        finally:
-            close(source)
-
-    def _checked(self, item: Item, cursor: Cursor) -> Item:
-        if (item.epoch, item.start) != (cursor.epoch, cursor.samples):
-            raise UsageError(
-                "the loader passed on an item of another epoch: its workers live on after an iteration, or two "
-                "iterations share them; set persistent_workers on a loader that keeps its workers",
-                split=self.split,
-            )
-        return item
+        if not shares:
+            return
+        index = 0
+        with contextlib.closing(self._items.begin(cursor.epoch, cursor.samples)) as items:
+            for item in items:
+                self._items.check(item, index)
+                for value in item.values:
+                    batch = value if self._data.collate and not self.stages else self._batch(value, cursor, index)
+                    index += 1
+                    self._progress.delivered = index  # before it is yielded: Lightning may never ask again
+                    if index == shares:
+                        self._data.reader.tell_skipped()
+                        items.close()  # before the last batch: a Ctrl-C while a generator is collected would be lost
+                        yield batch
+                        return
+                    yield batch
+        raise self._items.out_of_turn(f"stopped after {index} of {shares} batches")
 
     def _batch(self, value: Any, cursor: Cursor, index: int) -> Any:
         """Run the stages on the samples of one share, or on the batch of it, which must give one batch."""
@@ -191,25 +175,3 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             return cursor.samples
         world_size = self._data.topology.world_size
         return self._data.plan.consumed(batches, world_size, start=cursor.samples, epoch=cursor.epoch)
-
-
-def close(source: Iterator[Any]) -> None:
-    """Stop the workers of an iteration that ended early, unless they are kept for the next one."""
-    if getattr(source, "_persistent_workers", False):
-        return
-    for method in ("_shutdown_workers", "close"):
-        stop = getattr(source, method, None)
-        if callable(stop):
-            stop()
-            return
-
-
-def torch_loader(loader: Iterable[Any]) -> Any:
-    """Return the torch ``DataLoader`` inside a ``WebLoader``, or the loader itself."""
-    pipeline = getattr(loader, "pipeline", None)
-    return pipeline[0] if pipeline else loader
-
-
-def keeps_workers(loader: Iterable[Any]) -> bool:
-    """Tell whether a loader's workers outlive an iteration."""
-    return bool(getattr(torch_loader(loader), "persistent_workers", False))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bionemo.webdatamodule._engine.config import ErrorPolicy, Source
-from bionemo.webdatamodule.components import Loader, LoaderFunction
+from bionemo.webdatamodule._engine.loading.items import as_loader
+from bionemo.webdatamodule._engine.stages import describe
+from bionemo.webdatamodule.components import ItemLoader, Loader
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.options import whole_number
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.plugins import Plugins, as_use, build, find, resolve
+from bionemo.webdatamodule.plugins import Plugins, as_use, build, find, option_names, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class Settings:
 class LoaderChoice:
     """A loader, and what of its options concerns the samples rather than the workers."""
 
-    function: LoaderFunction
-    num_workers: int
+    function: ItemLoader
+    name: str
     batch_size: int | None
     collate: Any
     drop_last: bool
@@ -65,24 +67,28 @@ def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None)
         UnknownNameError: If its name is not registered.
     """
     options = dict(kwargs)
-    batch_size = options.pop("batch_size", None)
-    collate = options.pop("collate_fn", None)
-    drop_last = bool(options.pop("drop_last", False))
-    if options.pop("shuffle", False):
-        raise ConfigError("kwargs_wld cannot shuffle; training data are shuffled already, evaluation data are not")
     use = as_use(ref)
-    if use is not None:
-        function = build(find(Loader, use.name, plugins), {**use.options, **options})
+    component = None if use is None else find(Loader, use.name, plugins)
+    own = set() if component is None else set(option_names(component.factory))
+    batch_size, collate, drop_last, shuffle = (
+        None if name in own else options.pop(name, None)
+        for name in ("batch_size", "collate_fn", "drop_last", "shuffle")
+    )
+    if shuffle:
+        raise ConfigError("kwargs_wld cannot shuffle; training data are shuffled already, evaluation data are not")
+    if use is not None and component is not None:
+        function, name = build(component, {**use.options, **options}), repr(use.name)
     elif options:
         raise ConfigError(f"the loader is an object, so kwargs_wld cannot set {', '.join(options)} on it")
     else:
         function = resolve(Loader, ref, plugins)
+        name = describe(function)
     if batch_size is not None:
         whole_number("batch_size in kwargs_wld", batch_size, least=1)
     return LoaderChoice(
-        function=function,
-        num_workers=int(getattr(function, "num_workers", 0)),
+        function=as_loader(function, name),
+        name=name,
         batch_size=batch_size,
         collate=collate,
-        drop_last=drop_last,
+        drop_last=bool(drop_last),
     )

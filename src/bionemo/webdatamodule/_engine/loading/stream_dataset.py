@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import webdataset as wds
-from torch.utils.data import get_worker_info
 from webdataset.compat import FluidInterface
 from webdataset.shardlists import split_by_node, split_by_worker
 
@@ -115,15 +114,19 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 return
 
     def items(self) -> Iterator[Item]:
-        """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte."""
+        """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte.
+
+        The last one is empty.
+        """
         epoch, start = self.position.get()
         worker = _worker()[0]
         samples = iter(self)
         largest = max(1, min(LARGEST_ITEM, int(CHUNK_BYTES / max(1.0, self.sample_bytes))))
-        size = 1
+        number, size = 0, 1
         while values := list(itertools.islice(samples, size)):
-            yield Item(epoch=epoch, start=start, worker=worker, values=values)
-            size = min(2 * size, largest)
+            yield Item(epoch=epoch, start=start, worker=worker, number=number, values=values)
+            number, size = number + len(values), min(2 * size, largest)
+        yield Item(epoch=epoch, start=start, worker=worker, number=number, values=())  # so that a lost item is noticed
 
     def place(self, epoch: int, passed: int, worker: int) -> context.Context:
         """Return the place of a pass for stages that draw random numbers."""
@@ -212,5 +215,5 @@ def _source() -> Iterator[Any]:
 
 def _worker() -> tuple[int, int]:
     """Return this worker's number and how many there are; 0 and 1 in the main process."""
-    info = get_worker_info()
-    return (info.id, info.num_workers) if info else (0, 1)
+    worker = context.worker()
+    return worker.number, max(1, worker.count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import webdataset as wds
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import Items, apart
-from bionemo.webdatamodule._engine.loading.loader import close, keeps_workers, torch_loader
+from bionemo.webdatamodule._engine.loading.dataset import apart
+from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Progress
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.stages import chain, describe
@@ -36,6 +37,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
     Args:
         dataset: The split's dataset.
         loader: Makes an iterable of the dataset's items, from worker processes or not.
+        loader_name: What it is called, for messages.
         stages: Run on the stream of samples, in this process.
         n_batches: Batches of an epoch on this rank.
         num_workers: Worker processes, which the order of samples depends on.
@@ -53,16 +55,16 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         num_workers: int,
         clock: Clock,
         cursor: Cursor,
+        loader_name: str = "",
     ) -> None:
         dataset = apart(dataset)
-        wds.DataPipeline.__init__(self, loader(Items(dataset)), *stages)  # WebLoader's own makes a torch DataLoader
+        self._items = LoaderItems(dataset, loader, loader_name)
+        wds.DataPipeline.__init__(self, self._items, *stages)  # WebLoader's own makes a torch DataLoader
         self._data = dataset
         self._num_workers = num_workers
         self._progress = Progress(cursor, clock)
         self.n_batches = 0
         self.with_epoch(nbatches=n_batches)
-        if keeps_workers(self.pipeline[0]):
-            dataset.position.share()
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, the same on every rank."""
@@ -154,13 +156,12 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         self._progress.seek(cursor)
 
     @property
-    def _iterator(self) -> Any:
-        # Lightning shuts persistent workers down through this attribute of torch's DataLoader.
-        return getattr(torch_loader(self.pipeline[0]), "_iterator", None)
+    def _iterator(self) -> None:
+        """Lightning's way to end workers that are kept: it sets this attribute of a loader to ``None``."""
 
     @_iterator.setter
-    def _iterator(self, value: Any) -> None:
-        torch_loader(self.pipeline[0])._iterator = value  # noqa: SLF001 - as Lightning does
+    def _iterator(self, value: None) -> None:  # noqa: ARG002 - always None
+        self._items.close()
 
     def _order(self) -> dict[str, Any]:
         return {"order": "shards", "ranks": self._data.topology.world_size, "workers": self._num_workers}
@@ -195,12 +196,23 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
                 )
 
     def _samples(self, epoch: int, passed: int) -> Iterator[Any]:
-        self._data.position.set(epoch, passed)
-        source = iter(self.pipeline[0])
-        try:
-            yield from interleave(source, max(1, self._num_workers))
-        finally:
-            close(source)
+        with contextlib.closing(self._items.begin(epoch, passed)) as items:
+            yield from interleave(self._checked(items), max(1, self._num_workers))
+
+    def _checked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass on items, each of which must be its worker's next."""
+        due = dict.fromkeys(range(max(1, self._num_workers)), 0)
+        left = set(due)
+        for item in items:
+            self._items.check(item, due.setdefault(item.worker, 0), of=f" of worker {item.worker}")
+            values = tuple(item.values)
+            due[item.worker] += len(values)
+            if not values:
+                left.discard(item.worker)
+            yield replace(item, values=values)
+        if left:
+            worker = min(left)
+            raise self._items.out_of_turn(f"stopped after {due[worker]} samples of worker {worker}, which has more")
 
 
 def _seeded(stage: object) -> bool:

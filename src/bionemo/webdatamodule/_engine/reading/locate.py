@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import distributed
-from torch.utils.data import get_worker_info
 
+from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.format.fields import Place
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, most_open, open_shard
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule.builtins.webloader.status import doing
 from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Places:
             raise error.located(split=self._split, **process()) from error.__cause__
         if opened:
             others = f" and {len(opened) - 1} other shards" if len(opened) > 1 else ""
-            doing(f"reading {opened[shards[0]].path}{others}")
+            context.worker().note(f"reading {opened[shards[0]].path}{others}")
         return [(opened[number], row) for number, row in zip(shards, rows, strict=True)]
 
     def prefetch(self, numbers: Iterable[int]) -> None:
@@ -126,7 +125,7 @@ class Places:
 
     def _open_shard(self, number: int) -> OpenShard:
         found, place = self._shards[number]
-        doing(f"opening {found.paths[place]}")
+        context.worker().note(f"opening {found.paths[place]}")
         attempts = 1 if found.remote is None else _REOPEN
         try:
             while True:
@@ -147,7 +146,7 @@ class Places:
 
 def process() -> dict[str, Any]:
     """Return the worker and rank that this process is, as far as it is one, for errors."""
-    info = get_worker_info()
+    worker = context.worker()
     joined = distributed.is_available() and distributed.is_initialized()
     rank = distributed.get_rank() if joined else os.environ.get("RANK")
-    return {"worker": info.id if info else None, "rank": rank}
+    return {"worker": worker.number if worker.count else None, "rank": rank}

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import signal_handling
-from torch.utils.data._utils.pin_memory import pin_memory
 
-from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule.builtins.webloader import sigint
-from bionemo.webdatamodule.builtins.webloader import status as boards
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule.builtins.webloader import buffer_pool, sigint, status, transport
 from bionemo.webdatamodule.builtins.webloader.start_method import check_pickles, start_context
-from bionemo.webdatamodule.builtins.webloader.status import Board
+from bionemo.webdatamodule.builtins.webloader.status import StatusTable
 from bionemo.webdatamodule.builtins.webloader.transport import Packed, pack, pack_all, release_idle
 from bionemo.webdatamodule.builtins.webloader.worker_errors import Failure, explained, wait_for
+from bionemo.webdatamodule.components import Item, ItemDataset
 
-DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error that names nobody
+_log = logging.getLogger("bionemo.webdatamodule")
+
+DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error without rank or place
 
 _POLL = 0.5  # seconds between looks at whether all workers live
 _KILL_WAIT = 5.0  # seconds that killed workers get to be gone
@@ -81,14 +83,17 @@ class LoaderOptions(Protocol):
 class _Init:
     """What a worker does first."""
 
-    board: Board
+    table: StatusTable
+    count: int
     then: Callable[[int], None] | None
 
-    def __call__(self, worker: int) -> None:
+    def __call__(self, number: int) -> None:
         sigint.restore()
-        boards.join(self.board, worker)
+        note = status.writer(self.table, number)
+        context.join(context.Worker(number=number, count=self.count, empty=transport.empty, note=note))
+        note("starting")
         if self.then is not None:
-            self.then(worker)
+            self.then(number)
 
 
 class _Sending(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
@@ -100,24 +105,24 @@ class _Sending(IterableDataset):  # type: ignore[type-arg]  # torch's class is g
         self._where = where
 
     def __iter__(self) -> Iterator[Packed]:
-        info = get_worker_info()
+        worker = context.worker()
         try:
-            boards.doing("preparing its first data")
+            worker.note("preparing its first data")
             for packed in pack_all(self._dataset):
-                boards.doing("waiting for the main process")
+                worker.note("waiting for the main process")
                 yield packed
-                boards.doing("preparing data")
+                worker.note("preparing data")
         except Exception as error:  # noqa: BLE001 - it is raised again in the main process
-            yield pack(Failure.of(error, {"worker": info.id if info else None, **self._where}))
+            yield pack(Failure.of(error, {"worker": worker.number, **self._where}))
 
 
 class _Receiving:
     """One iteration of a :class:`WorkerLoader`: items arrive as the dataset made them, errors too."""
 
-    def __init__(self, loader: WorkerLoader, source: Any, board: Board) -> None:
+    def __init__(self, loader: WorkerLoader, source: Any, table: StatusTable) -> None:
         self._loader = loader
         self._source = source
-        self._board = board
+        self._table = table
 
     def __iter__(self) -> _Receiving:
         return self
@@ -125,8 +130,7 @@ class _Receiving:
     def __next__(self) -> Any:
         value = self._next().unpack()
         if isinstance(value, Failure):
-            if not self._loader.persistent_workers:
-                self._shutdown_workers()
+            self.close()
             value.throw()
         return value
 
@@ -144,22 +148,22 @@ class _Receiving:
         """Return if it is too early to worry, or raise what is the matter."""
         if _TIMED_OUT in str(error) and not 0 < self._loader.timeout <= waited:
             return
-        told = explained(error, self._workers, self._board, self._awaited(), self._loader.where)
-        if told is error:
+        explanation = explained(error, self._workers, self._table, self._awaited(), self._loader.where)
+        if explanation is error:
             raise error
         self._give_up()
-        raise told from told.__cause__ or error
+        raise explanation from explanation.__cause__ or error
 
     @property
     def _workers(self) -> Sequence[Any]:
         return self._source._workers  # type: ignore[no-any-return]  # noqa: SLF001 - torch has no public way
 
-    @property
-    def _persistent_workers(self) -> bool:
-        return self._loader.persistent_workers
+    def close(self) -> None:
+        """End the workers, unless they are kept for the next iteration."""
+        if not self._loader.persistent_workers:
+            self._end_workers()
 
-    def _shutdown_workers(self) -> None:
-        """End the workers; torch's loaders are closed by this name."""
+    def _end_workers(self) -> None:
         self._source._shutdown_workers()  # noqa: SLF001 - torch's own would wait for the garbage collector
         release_idle(all_workers=False)
 
@@ -169,11 +173,11 @@ class _Receiving:
         return tasks[next_task][0] if next_task in tasks else None
 
     def _give_up(self) -> None:
-        """Kill the workers, since one is dead or stuck, so that nobody waits for them."""
+        """Kill the workers, since one is dead or stuck, and the others would wait for it."""
         for worker in self._workers:
             worker.kill()
         wait_for(lambda: not any(worker.is_alive() for worker in self._workers), _KILL_WAIT)
-        self._shutdown_workers()
+        self._end_workers()
         self._loader._iterator = None  # noqa: SLF001 - where torch keeps persistent workers
 
 
@@ -188,16 +192,17 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
         ConfigError: If the dataset must pickle and does not.
     """
 
-    def __init__(self, dataset: Iterable[Any], options: LoaderOptions) -> None:
-        self.where: Mapping[str, object] = getattr(dataset, "where", {})
-        context = start_context(options.multiprocessing_context)
-        check_pickles(dataset, context.get_start_method(), self.where)
+    def __init__(self, dataset: ItemDataset, options: LoaderOptions) -> None:
+        self.where = dataset.where
+        start = start_context(options.multiprocessing_context)
+        check_pickles(dataset, start.get_start_method(), self.where)
         self._user_init = options.worker_init_fn
-        decided(
+        _log.log(
+            logging.DEBUG if self.where.get("rank") else logging.INFO,  # the same on all ranks
             "%s: %d workers, started by %s",
             self.where.get("split", "data"),
             options.num_workers,
-            context.get_start_method(),
+            start.get_start_method(),
         )
         super().__init__(
             _Sending(dataset, self.where),
@@ -207,7 +212,7 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             prefetch_factor=options.prefetch_factor,
             persistent_workers=options.persistent_workers,
             timeout=DEFAULT_TIMEOUT if options.timeout is None else options.timeout,
-            multiprocessing_context=context,
+            multiprocessing_context=start,
             generator=options.generator or _generator(),
             in_order=options.in_order,
         )
@@ -216,19 +221,26 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
         kept: Any = self._iterator
         if kept is None:
             # Its own for each set of workers: two iterations may be alive at once.
-            self._board = Board(self.num_workers)
-            self.worker_init_fn = _Init(self._board, self._user_init)
+            self._table = StatusTable(self.num_workers)
+            self.worker_init_fn = _Init(self._table, self.num_workers, self._user_init)
         else:
             kept._timeout = self.timeout or sys.maxsize  # noqa: SLF001 - for the wait until the workers are ready
         with sigint.postponed():
             source: Any = super().__iter__()
-        # Torch tells of a dead worker by an exception in whatever the main process happens to do.
-        # Here it is told where the data are awaited, and torch only waits for a moment at a time.
+        # Torch raises the error of a dead worker in whatever the main process happens to do.
+        # Here it is raised where the data are awaited, and torch only waits for a moment at a time.
         if source._worker_pids_set:  # noqa: SLF001
             signal_handling._remove_worker_pids(id(source))  # type: ignore[attr-defined]  # noqa: SLF001
             source._worker_pids_set = False  # noqa: SLF001
         source._timeout = _POLL  # noqa: SLF001
-        return _Receiving(self, source, self._board)
+        return _Receiving(self, source, self._table)
+
+    def close(self) -> None:
+        """End the workers that were kept."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001 - torch has no public way
+            self._iterator = None
+            release_idle(all_workers=False)
 
 
 class InProcessLoader:
@@ -239,26 +251,39 @@ class InProcessLoader:
         pin_memory: Copy tensors to page-locked memory where there is an accelerator.
     """
 
-    num_workers = 0
-    persistent_workers = False
-
-    def __init__(self, dataset: Iterable[Any], *, pin_memory: bool) -> None:
+    def __init__(self, dataset: ItemDataset, *, pin_memory: bool) -> None:
         self.dataset = dataset
         self.pin_memory = pin_memory
-        self._iterator: Any = None  # Lightning sets it to None after use
 
-    def __iter__(self) -> Iterator[Any]:
-        if self.pin_memory and torch.accelerator.is_available():
-            return map(pin_memory, self.dataset)
-        return iter(self.dataset)
+    def __iter__(self) -> Iterator[Item]:
+        pin = self.pin_memory and torch.accelerator.is_available()
+        for item in _reading(self.dataset):
+            made = item
+            if isinstance(item.values, Iterator):  # batches that are made when they are asked for
+                made = replace(item, values=_reading(item.values))
+            yield made.pin_memory() if pin else made
 
 
-def make_loader(dataset: Iterable[Any], options: LoaderOptions) -> WorkerLoader | InProcessLoader:
+_MAIN = context.Worker(empty=buffer_pool.empty)
+
+
+def _reading(source: Iterable[Any]) -> Iterator[Any]:
+    """Yield what is made in the main process, in memory that is used again."""
+    values = iter(source)
+    while True:
+        with context.working(_MAIN):
+            try:
+                value = next(values)
+            except StopIteration:
+                return
+        yield value
+
+
+def make_loader(dataset: ItemDataset, options: LoaderOptions) -> WorkerLoader | InProcessLoader:
     """Return an iterable of a dataset's items, read in worker processes if there are any.
 
     Args:
-        dataset: An iterable; in a worker it yields that worker's part of the items.
-            Its attribute ``where``, a mapping such as ``{"split": "train", "rank": 0}``, is shown in errors.
+        dataset: In a worker it yields that worker's part of the items.
         options: Those of the ``webloader`` component.
 
     Raises:

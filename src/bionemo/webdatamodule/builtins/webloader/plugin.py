@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bionemo.webdatamodule.components import Loader
+from bionemo.webdatamodule.components import Item, ItemDataset, Loader
 from bionemo.webdatamodule.hookspecs import hookimpl
 
 
@@ -40,7 +40,12 @@ class WebLoader:
     generator: Any = None
     in_order: bool = True
 
-    def __call__(self, dataset: Iterable[Any]) -> Iterable[Any]:
+    @property
+    def keeps_workers(self) -> bool:
+        """Whether workers live on after an iteration."""
+        return self.persistent_workers
+
+    def __call__(self, dataset: ItemDataset) -> Iterable[Item]:
         """Return a loader of the dataset's items."""
         from bionemo.webdatamodule.builtins.webloader.loader import make_loader
 

@@ -1,4 +1,4 @@
-"""What each worker is doing, told to the main process for the day it hangs or dies."""
+"""What each worker is doing, in memory that the main process reads when one hangs or dies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,13 @@ class Note:
     stacks_fd: int
 
 
-class Board:
+class StatusTable:
     """A few hundred bytes of shared memory for each worker of a loader.
 
     It goes to the workers as an argument of their process, under any start method.
 
     Args:
-        num_workers: How many workers write on it.
+        num_workers: How many workers write to it.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -46,7 +47,7 @@ class Board:
         self._records = torch.zeros(num_workers, RECORD, dtype=torch.uint8).share_memory_()
 
     def write(self, worker: int, text: str, stacks_fd: int) -> None:
-        """Say what a worker is doing; text that does not fit is cut."""
+        """Write what a worker is doing; text that does not fit is cut."""
         data = text.encode(errors="replace")[: RECORD - _HEAD.size]
         record = _HEAD.pack(time.monotonic(), stacks_fd, len(data)) + data
         memoryview(self._records[worker].numpy())[: len(record)] = record
@@ -61,39 +62,25 @@ class Board:
         return Note(text=text, seconds=max(0.0, time.monotonic() - when), stacks_fd=stacks_fd)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Worker:
-    board: Board
-    number: int
-    stacks_fd: int
+def writer(table: StatusTable, worker: int) -> Callable[[str], None]:
+    """Return a function that writes what this process, a worker, is doing.
 
-
-_this: _Worker | None = None
-
-
-def join(board: Board, worker: int) -> None:
-    """Let this process write on a board, and write its stacks to a file of its own on ``SIGUSR1``.
-
-    Schedulers send that signal to every process of a job; in a worker it would otherwise run the trainer's
-    handler, or end the process.
+    ``SIGUSR1`` from then on writes the stacks to a file of its own. Schedulers send that signal to every process of
+    a job; in a worker it would otherwise run the trainer's handler, or end the process.
     """
-    global _this  # noqa: PLW0603 - one worker a process
     stacks_fd = -1
     if hasattr(os, "memfd_create"):
         stacks_fd = os.memfd_create("webdatamodule-stacks", os.MFD_CLOEXEC)
         faulthandler.register(signal.SIGUSR1, file=stacks_fd, all_threads=True)
-    _this = _Worker(board=board, number=worker, stacks_fd=stacks_fd)
-    doing("starting")
 
+    def note(text: str) -> None:
+        table.write(worker, text, stacks_fd)
 
-def doing(text: str) -> None:
-    """Say what this worker is doing now, such as ``"reading wdshards-000003.tar"``; nothing outside a worker."""
-    if _this is not None:
-        _this.board.write(_this.number, text, _this.stacks_fd)
+    return note
 
 
 def stacks(pid: int, note: Note) -> str:
-    """Return the Python stacks of a live worker, in the main process; empty where they cannot be had."""
+    """Return the Python stacks of a live worker, in the main process; empty where they cannot be read."""
     if note.stacks_fd < 0:
         return ""
     file = Path(f"/proc/{pid}/fd/{note.stacks_fd}")

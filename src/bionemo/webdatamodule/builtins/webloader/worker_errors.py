@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bionemo.webdatamodule.builtins.webloader.status import Board, stacks
+from bionemo.webdatamodule.builtins.webloader.status import StatusTable, stacks
 from bionemo.webdatamodule.errors import WebDataModuleError, WorkerError
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ def _pickles(error: BaseException) -> bool:
 
 
 def explained(
-    error: RuntimeError, workers: Sequence[Any], board: Board, awaited: int | None, where: Mapping[str, object]
+    error: RuntimeError, workers: Sequence[Any], table: StatusTable, awaited: int | None, where: Mapping[str, object]
 ) -> Exception:
-    """Say in our words what torch's loader says of dead and hung workers.
+    """Return a clear error for what torch's loader raises about dead and hung workers.
 
     Args:
         error: What torch raised.
         workers: The loader's processes.
-        board: What they wrote.
+        table: What they wrote.
         awaited: The worker whose data are next, if that is known.
         where: Rank, split and the like, for the message.
 
@@ -107,9 +107,9 @@ def explained(
         wait_for(lambda: any(worker.exitcode for worker in workers), _EXIT_WAIT)
     for number, worker in enumerate(workers):
         if worker.exitcode:
-            return _dead(number, worker, board, where)
+            return _dead(number, worker, table, where)
     if "timed out" in str(error):
-        return _hung(workers, board, awaited, where)
+        return _hung(workers, table, awaited, where)
     return error
 
 
@@ -123,25 +123,25 @@ def wait_for(done: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.01)
 
 
-def _dead(number: int, worker: Any, board: Board, where: Mapping[str, object]) -> WorkerError:
+def _dead(number: int, worker: Any, table: StatusTable, where: Mapping[str, object]) -> WorkerError:
     if worker.exitcode > 0:
         how = f"ended with exit code {worker.exitcode}: something called os._exit() or sys.exit() in a stage"
     else:
         killer = signal.Signals(-worker.exitcode)
         how = f"was killed by {killer.name}: {_HINTS.get(killer, 'see the log of the system')}"
-    doing = _doing(number, board)
+    doing = _doing(number, table)
     last = f"; at last it was {doing}" if doing else ""
     return WorkerError(f"a worker process {how}{last}", worker=number, pid=worker.pid, **where)
 
 
-def _hung(workers: Sequence[Any], board: Board, awaited: int | None, where: Mapping[str, object]) -> WorkerError:
+def _hung(workers: Sequence[Any], table: StatusTable, awaited: int | None, where: Mapping[str, object]) -> WorkerError:
     texts = []
     for number, worker in enumerate(workers):
         if worker.is_alive():
-            doing = _doing(number, board) or "silent"
-            lines = _own_frames(stacks(worker.pid, board.read(number)))
+            doing = _doing(number, table) or "silent"
+            lines = _own_frames(stacks(worker.pid, table.read(number)))
             texts.append(f"Worker {number} (pid {worker.pid}), {doing}:\n{lines}")
-    doing = _doing(awaited, board) if awaited is not None else ""
+    doing = _doing(awaited, table) if awaited is not None else ""
     error = WorkerError(
         f"no data came from a worker process in time{', which was ' if doing else ''}{doing}; "
         "the stacks above show where the workers stand; "
@@ -153,8 +153,8 @@ def _hung(workers: Sequence[Any], board: Board, awaited: int | None, where: Mapp
     return error
 
 
-def _doing(number: int, board: Board) -> str:
-    note = board.read(number)
+def _doing(number: int, table: StatusTable) -> str:
+    note = table.read(number)
     return f"{note.text} for {note.seconds:.0f} s" if note.text else ""
 
 

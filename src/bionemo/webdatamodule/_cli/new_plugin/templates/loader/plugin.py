@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from bionemo.webdatamodule import Loader, hookimpl
+from bionemo.webdatamodule.components import Item, ItemDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +22,14 @@ class PlainLoader:
     """
 
     num_workers: int = 0
+    keeps_workers: ClassVar[bool] = False
+    in_order: ClassVar[bool] = True
 
-    def __call__(self, dataset: Any) -> Iterable[Any]:
-        """Return an iterable of the data set's items, as they are; each pass over it is an epoch."""
+    def __call__(self, dataset: ItemDataset) -> Iterable[Item]:
+        """Return an iterable of the dataset's items, as they are and in order; each pass over it is an epoch."""
         from torch.utils.data import DataLoader
 
-        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
+        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)  # type: ignore[arg-type]  # any iterable
 
 
 @hookimpl

@@ -1,0 +1,175 @@
+"""Items of a loader: what it gets to iterate, and what it passes on, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch.utils.data import IterableDataset
+
+from bionemo.webdatamodule._engine.stages import describe
+from bionemo.webdatamodule.components import Closable, Item, ItemLoader
+from bionemo.webdatamodule.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.loading.dataset import Position, Topology
+    from bionemo.webdatamodule.components import ItemDataset, LoaderFunction
+
+_ATTRIBUTES = ("num_workers", "keeps_workers", "in_order")
+
+
+class ItemSource(Protocol):
+    """A dataset that gives its samples in items."""
+
+    split: str
+    topology: Topology
+    position: Position
+
+    def items(self) -> Iterator[Item]:
+        """Yield this worker's items of the epoch."""
+        ...
+
+
+class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone
+    """The view of a dataset that a loader gets: its items, whatever they hold."""
+
+    def __init__(self, dataset: ItemSource) -> None:
+        super().__init__()
+        self.dataset = dataset
+
+    @property
+    def where(self) -> dict[str, object]:
+        """Split and rank, for the errors of workers."""
+        return {"split": self.dataset.split, "rank": self.dataset.topology.rank}
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.dataset.items()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMainProcess:
+    """A plain function as a loader: it has no workers, as far as anybody knows.
+
+    Args:
+        function: Returns an iterable of a dataset's items.
+    """
+
+    function: LoaderFunction
+    num_workers: int = 0
+    keeps_workers: bool = False
+    in_order: bool = True
+
+    def __call__(self, dataset: ItemDataset, /) -> Iterable[Item]:
+        """Call the function."""
+        return self.function(dataset)
+
+
+def as_loader(function: LoaderFunction, name: str = "") -> ItemLoader:
+    """Return a loader that can be asked for its workers.
+
+    Args:
+        function: A loader, or a function that has none of a loader's attributes.
+        name: Its name, for the message.
+
+    Raises:
+        ConfigError: If it has some of them.
+    """
+    if isinstance(function, ItemLoader):
+        return function
+    if found := [attribute for attribute in _ATTRIBUTES if hasattr(function, attribute)]:
+        missing = [attribute for attribute in _ATTRIBUTES if attribute not in found]
+        raise ConfigError(
+            f"the loader {name or describe(function)} has {' and '.join(found)} and no {' or '.join(missing)}; "
+            f"give it {', '.join(_ATTRIBUTES)}, or none of them if it has no workers"
+        )
+    return InMainProcess(function=function)
+
+
+class LoaderItems:
+    """The items of a dataset that come out of a loader.
+
+    Args:
+        dataset: The dataset. No other loader may have it.
+        loader: The loader.
+        name: What the loader is called, for messages.
+    """
+
+    def __init__(self, dataset: ItemSource, loader: LoaderFunction, name: str = "") -> None:
+        self.name = name or describe(loader)
+        self._dataset = dataset
+        self._where = Items(dataset).where
+        function = as_loader(loader, self.name)
+        self._items = function(Items(dataset))
+        if not isinstance(self._items, Iterable):
+            raise UsageError(
+                f"the loader {self.name} returned {self._items!r:.60}, not an iterable of items; "
+                "return an object with __iter__ that passes on the dataset's items",
+                **self._where,
+            )
+        if function.keeps_workers:
+            dataset.position.share()
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def begin(self, epoch: int, start: int) -> Generator[Item]:
+        """Yield the items from a place on. When the generator is closed, so is the loader's iterator.
+
+        Args:
+            epoch: Number of the epoch.
+            start: Samples of the epoch that were consumed before, or in shards order the passes.
+
+        Raises:
+            UsageError: If the loader passes on something else.
+        """
+        self._dataset.position.set(epoch, start)
+        source = iter(self._items)
+        try:
+            for item in source:
+                if not isinstance(item, Item):
+                    raise UsageError(
+                        f"the loader {self.name} passed on {item!r:.60}; pass on the dataset's items as they are",
+                        **self._where,
+                    )
+                if (item.epoch, item.start) != (epoch, start):
+                    raise UsageError(
+                        f"the loader {self.name} passed on an item of epoch {item.epoch} from {item.start} on, "
+                        f"and epoch {epoch} from {start} on is due; it iterates the dataset once and must do so for "
+                        "each epoch, or its workers live on after an iteration: it must have keeps_workers = True then",
+                        **self._where,
+                    )
+                yield item
+        finally:
+            if isinstance(source, Closable):
+                source.close()
+
+    def check(self, item: Item, due: int, *, of: str = "") -> None:
+        """Check the number of an item.
+
+        Args:
+            item: The item.
+            due: The number that is due.
+            of: Whose number it is, for the message.
+
+        Raises:
+            UsageError: If it is another.
+        """
+        if item.number != due:
+            raise self.out_of_turn(
+                f"passed on item {item.number}{of} where item {due} is due, "
+                + ("which was passed on before" if item.number < due else "which is lost or comes later")
+            )
+
+    def out_of_turn(self, what: str) -> UsageError:
+        """Return the error of a loader that loses, repeats or reorders items."""
+        return UsageError(
+            f"the loader {self.name} {what}; it must pass on every item once, in the order of Item.number: take the "
+            "items of each worker in turn, or use the loader 'webloader'",
+            **self._where,
+        )
+
+    def close(self) -> None:
+        """End the workers that the loader keeps."""
+        if isinstance(self._items, Closable):
+            self._items.close()
