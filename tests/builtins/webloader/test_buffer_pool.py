@@ -3,7 +3,7 @@
 import gc
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bionemo.webdatamodule.builtins.webloader.buffer_pool import KEPT, LEAST, Recycler
@@ -44,6 +44,7 @@ def test_only_a_little_memory_waits():
     assert len(recycler._idle) == KEPT
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3 * LEAST), st.booleans()), max_size=20))
 def test_tensors_never_share_memory(requests):
     """Whatever sizes are asked for and kept: each tensor keeps what was written into it."""
