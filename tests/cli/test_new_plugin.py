@@ -10,6 +10,14 @@ from bionemo.webdatamodule._cli import main
 from bionemo.webdatamodule._cli.new_plugin.command import KINDS, new_plugin
 from bionemo.webdatamodule.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
+RUN_PAGE = """
+import sys
+from pathlib import Path
+from tests.helpers import pages
+pages.run_page(sys.argv[1], Path(sys.argv[1]).read_text())
+"""
+
 
 def pretend_to_install(folder, site):
     """Make the metadata that installing a package would, for its name and entry points."""
@@ -23,7 +31,7 @@ def pretend_to_install(folder, site):
 
 
 def test_new_plugins_of_every_kind_pass_the_kit(tmp_path):
-    """What the command writes passes its own tests: the conformance kit, and the example of its README."""
+    """What the command writes passes the conformance kit, and the examples of its READMEs run."""
     folders = [new_plugin(f"my-{kind}2", kind, str(tmp_path)) for kind in KINDS]
     for folder in folders:
         pretend_to_install(folder, tmp_path / "site")
@@ -43,6 +51,14 @@ def test_new_plugins_of_every_kind_pass_the_kit(tmp_path):
     assert 0 == done.returncode, done.stdout + done.stderr
     assert re.search(r"\d+ passed in", done.stdout)
     assert "skipped" not in done.stdout
+    for folder in folders:
+        (tmp_path / f"{folder.name}-example").mkdir()
+        subprocess.run(
+            [sys.executable, "-c", RUN_PAGE, folder / "README.md"],
+            env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
+            cwd=tmp_path / f"{folder.name}-example",
+            check=True,
+        )
 
 
 def test_a_new_plugin_is_a_whole_package(tmp_path):
@@ -60,7 +76,6 @@ def test_a_new_plugin_is_a_whole_package(tmp_path):
         "src/webdatamodule_two_words/__init__.py",
         "src/webdatamodule_two_words/py.typed",
         "tests/test_conformance.py",
-        "tests/test_readme.py",
     ] == files
     assert '"two-words" = "webdatamodule_two_words"' in (folder / "pyproject.toml").read_text()
     assert 'name="two-words"' in (folder / "src" / "webdatamodule_two_words" / "__init__.py").read_text()

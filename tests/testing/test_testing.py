@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers.checkpoints import checkpoint_every_step
-from tests.helpers.readme import run_examples
 
 from bionemo.webdatamodule import PickledDataWDS, testing
 from bionemo.webdatamodule.testing import (
@@ -385,25 +384,6 @@ def test_imports_are_seen_in_a_fresh_process():
     """Packages beyond the standard library are listed, whatever this process has imported."""
     assert "numpy" in imported_with("torch")
     assert [] == imported_with("json")
-
-
-def test_examples_of_a_markdown_file_run(tmp_path):
-    """Blocks run in order in one namespace and one directory, and what they print is compared."""
-    good = tmp_path / "good.md"
-    good.write_text(
-        "# Doc\n\n```python\nfrom pathlib import Path\nPath('x').write_text('1')\n```\n\n```bash\nfalse\n```\n\n"
-        "```python\nprint(Path('x').read_text())\n```\n\nprints\n\n```text\n1\n```\n"
-    )
-    (tmp_path / "bad.md").write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
-    (tmp_path / "none.md").write_text("nothing\n")
-    before = Path.cwd()
-
-    assert 2 == run_examples(good, tmp_path)
-    with pytest.raises(AssertionError, match=r"bad\.md, line 2, prints"):
-        run_examples(tmp_path / "bad.md", tmp_path)
-    with pytest.raises(AssertionError, match="has no Python example"):
-        run_examples(tmp_path / "none.md", tmp_path)
-    assert before == Path.cwd()
 
 
 def test_public_names_are_there():

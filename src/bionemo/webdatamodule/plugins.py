@@ -26,6 +26,7 @@ from bionemo.webdatamodule.components import (
     Executor,
     KeyEncoder,
     Loader,
+    ObjectStore,
     Stage,
     Store,
     Use,
@@ -487,7 +488,7 @@ class Product:
 
 
 _CONTEXT = ("__enter__", "__exit__")
-_STORE = ("list", "stat", "read", "download", "put", "delete")
+_STORE = tuple(name for name in vars(ObjectStore) if not name.startswith("_"))
 PRODUCTS: Mapping[type[Component], Product] = {
     Writer: Product(text="a function from names to samples"),
     KeyEncoder: Product(text="a function from a name to a key"),

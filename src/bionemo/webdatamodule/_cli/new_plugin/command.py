@@ -94,7 +94,6 @@ def _render(kind: str, words: Mapping[str, str]) -> dict[str, str]:
         f"src/{package}/__init__.py": fill(f"{kind}/plugin.py"),
         f"src/{package}/py.typed": "",
         "tests/test_conformance.py": fill(f"{kind}/test_conformance.py"),
-        "tests/test_readme.py": fill("test_readme.py"),
     }
 
 
