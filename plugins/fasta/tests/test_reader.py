@@ -74,6 +74,100 @@ def test_other_line_breaks_give_the_same_records(write):
     assert fields(unix) == fields(windows)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        FASTA,
+        b"\xef\xbb\xbf>a one\nMK\n; comment\nV\n;MKV\n>b\nMKV\n",
+        b"\n; made by hand\n;\n> a one\nMKV\n>\tb\n; of nothing\n",
+        b"@a 1\nAC\n+\n@I\n@b\n\n+b\n\n@c\nA\n+\n>",
+        b"\xef\xbb\xbf\n@a\nAC\n+\nII\n",
+    ],
+)
+def test_every_line_end_gives_the_same_records(write, content, end):
+    """LF, CRLF and CR; with a byte-order mark, comments, and blanks behind the mark of a record."""
+    unix = FastaReader(paths=write(content, "unix"))
+    other = FastaReader(paths=write(content.replace(b"\n", end), "other"))
+
+    assert fields(unix) == fields(other)
+
+
+def test_comments_and_blanks_are_no_content(write):
+    """Lines that begin with a semicolon are left out of FASTA, and an id may stand behind a blank."""
+    reader = FastaReader(paths=write(b";\n> a one\nMK\n;MMM\nV*\n>b\n;\n"))
+
+    assert {
+        "a": {"seq.txt": b"MKV*", "desc.txt": b"one"},
+        "b": {"seq.txt": b"", "desc.txt": b""},
+    } == fields(reader)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"@x/1 one\nAC\n+\nII\n@y/1\nA\n+\nI\n", b"@x/2 two\nGT\n+\nJJ\n@y/2\n\n+\n\n"),
+        (b"@x one\nAC\n+\nII\n@y\nA\n+\nI\n", b"@x two\r\nGT\r\n+\r\nJJ\r\n@y\r\n\r\n+\r\n\r\n"),
+        (b"@y\rA\r+\rI\r@x one\rAC\r+\rII\r", b"@x two\nGT\n+\nJJ\n@y\n\n+\n\n"),
+    ],
+)
+def test_two_files_of_mates_are_one_source(write, first, second):
+    """A sample has both reads, found by their ids, whatever the order of each file."""
+    reader = FastaReader(paths=write(first, "one"), mates=write(second, "two"))
+
+    assert {"x", "y"} == set(reader.names())
+    assert {
+        "r1.seq.txt": b"AC",
+        "r1.desc.txt": b"one",
+        "r1.qual.txt": b"II",
+        "r2.seq.txt": b"GT",
+        "r2.desc.txt": b"two",
+        "r2.qual.txt": b"JJ",
+    } == fields(reader)["x"]
+    assert (b"A", b"") == tuple(fields(reader)["y"][f"r{read}.seq.txt"] for read in (1, 2))
+    assert 2 == len(reader.fingerprints(["x"])[0].split())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"@x/1\nAC\n+\nII\n@x/2\nGT\n+\nJJ\n@y/1\nA\n+\nI\n@y/2\n\n+\n\n",
+        b"@x 1:N\r\nAC\r\n+\r\nII\r\n@x 2:N\r\nGT\r\n+\r\nJJ\r\n@y\r\nA\r\n+\r\nI\r\n@y\r\n\r\n+\r\n\r\n",
+        b">x/1\nA\nC\n>x/2\nGT\n;\n>y/1\nA\n>y/2\n",
+    ],
+)
+def test_interleaved_mates_are_one_sample(write, content):
+    """Each two records are a pair, in FASTQ and FASTA."""
+    reader = FastaReader(paths=write(content), interleaved=True, description=None, quality=None)
+
+    assert [
+        Sample("y", {"r1.seq.txt": b"A", "r2.seq.txt": b""}),
+        Sample("x", {"r1.seq.txt": b"AC", "r2.seq.txt": b"GT"}),
+    ] == list(reader(["y", "x"]))
+    assert ["x", "y"] == reader.names()
+
+
+def test_reads_without_a_mate_are_refused(write):
+    """With their names, and before anything is read by name."""
+    one, two = write(b"@a/1\nA\n+\nI\n@b/1\nA\n+\nI\n", "one"), write(b"@a/2\nA\n+\nI\n", "two")
+
+    with pytest.raises(InputError, match=r"1 reads have no mate in .*, such as 'b'; leave them out"):
+        FastaReader(paths=one, mates=two).names()
+    with pytest.raises(InputError, match=r"the read 'b' has no mate"):
+        list(FastaReader(paths=one, mates=two)(["a", "b"]))
+    with pytest.raises(InputError, match=r"records 1 and 2, 'a/1' and 'b/1', are not the two reads of one pair"):
+        FastaReader(paths=one, interleaved=True).names()
+    with pytest.raises(InputError, match=r"1 reads are no pairs; the last is 'a/2'"):
+        FastaReader(paths=two, interleaved=True).names()
+
+
+def test_gzip_files_of_several_members_are_read_whole(tmp_path):
+    """What ``cat a.gz b.gz`` writes is a gzip file, too."""
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b">a\nAA\n") + gzip.compress(b">b\nBB\n"))
+
+    assert ["a", "b"] == FastaReader(paths=str(tmp_path / "a.gz")).names()
+
+
 def test_fastq_records_have_qualities(write):
     """Qualities may begin with the mark of a record, and reads may be empty."""
     reader = FastaReader(paths=write(b"@x 1:N:0\nACGT\n+\n@III\n@y\n\n+\n\n@z\r\nAC\r\n+z\r\n>@\r\n@end\n\n+\n"))
@@ -119,7 +213,12 @@ def test_ids_that_occur_twice_are_refused_by_name(write, paths):
         (b"ACGT\n", "neither FASTA nor FASTQ: it begins with b'ACGT"),
         (b"\n\n", "holds no record"),
         (b"", "holds no record"),
-        (b">a\nA\n> b\nC\n", "record 2, at byte 5, has no id"),
+        (b">a\nA\n>  \nC\n", "record 2, at byte 5, has no id"),
+        (b">a\rA\r>\rC\r", "record 2, at byte 5, has no id"),
+        (b";old header\nMKV\n", "neither FASTA nor FASTQ: it begins with b'MKV"),
+        (b"; only comments\n;\n", "holds no record"),
+        (b"\xff\xfe>\0a\0\n\0", "neither .* UTF-16 text; save it as UTF-8"),
+        (b"BZh91AY", "neither .* compressed by bzip2"),
         (b">a\nA\n>\nC\n", "record 2, at byte 5, has no id"),
         (b"@a\nAC\n+\nII\n@b\nAC\n+\nI\n", "FASTQ record 2, at byte 11, .* b'@b'"),
         (b"@a\nAC\nGT\n+\nIIII\n", "FASTQ record 1, at byte 0, .* b'@a'"),
@@ -153,10 +252,28 @@ def test_missing_files_are_refused(tmp_path):
         FastaReader(paths=str(tmp_path / "none.fa")).names()
 
 
-def test_sequences_that_are_no_text_are_refused(write):
-    """Bytes beyond ASCII mean that the file is something else."""
-    with pytest.raises(InputError, match="no ASCII letters"):
-        list(FastaReader(paths=write(b">a\nAC\xff\n"))(["a"]))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b">a\nAC\n>b\nAC\nA\xff\n", r"line 5 holds b'\\xff', which cannot be in a sequence"),
+        (b">a\r\nAC\r\n>b\r\nAC\r\n  61 ACGT\r\n", r"line 5 holds b'6', .*b'  61 ACGT'"),
+        (b">a\rAC\r>b\rAC\rAC/GT\r", r"line 5 holds b'/'"),
+        (b">a\nAC\n>b\nAC\nAC;comment\n", r"line 5 holds b';'"),
+        (b">a\n>b\nAC\n\nAC > GT\n", r"line 5 holds b'>'"),
+        (b"@a\nAC\n+\nII\n@b\nA=\n+\nII\n", r"line 6 holds b'='"),
+        (b"@a\nAC\n+\nII\n@b\nAC\n+\nI\x01\n", r"line 8 holds b'\\x01', which cannot be in a quality"),
+    ],
+)
+def test_characters_that_cannot_be_sequence_are_refused_with_their_line(write, content, message):
+    """The message names the line, the file and the record; other records are read."""
+    path = write(content)
+    reader = FastaReader(paths=path)
+
+    with pytest.raises(InputError, match=message) as caught:
+        list(reader(["b"]))
+
+    assert (path, "b") == (caught.value.where["file"], caught.value.where["key"])
+    assert ["a"] == [sample.name for sample in reader(["a"])]
 
 
 def test_old_headers_are_read_as_latin_1(write):
@@ -288,13 +405,12 @@ def test_records_are_found_across_blocks_and_chunks(write, monkeypatch):
     """Headers that cross the border of two pieces of text are whole."""
     monkeypatch.setattr(text, "_CHUNK", 1000)
     names = [f"r{number}" + "x" * (number % 97) for number in range(3000)]
-    lines = [f">{name} about {name}\n{name.upper() * 5}\n" for name in names]
+    sequences = {name: "MKV" * (len(name) % 50) for name in names}
+    lines = [f">{name} about {name}\n{sequence}\n" for name, sequence in sequences.items()]
     reader = FastaReader(paths=write("".join(lines).encode()))
 
     assert names == reader.names()
-    assert {name: (name.upper() * 5).encode() for name in reversed(names)} == {
-        name: files["seq.txt"] for name, files in fields(reader, names[::-1]).items()
-    }
+    assert sequences == {name: files["seq.txt"].decode() for name, files in fields(reader, names[::-1]).items()}
 
 
 def test_ids_whose_hashes_clash_are_told_apart(write, monkeypatch):
@@ -358,6 +474,8 @@ def test_any_reads_are_read_as_htslib_streams_them(tmp_path, monkeypatch, reads,
     [
         ({"paths": []}, "paths is a path or a list"),
         ({"paths": "a", "sequence": None, "description": None, "quality": None}, "at least one"),
+        ({"paths": "a", "mates": ["b", "c"]}, "mates needs one file for each of 1 paths"),
+        ({"paths": "a", "mates": "b", "interleaved": True}, "mates needs one file"),
         ({"paths": "a", "sequence": "x.txt", "description": "x.txt"}, "suffixes of their own"),
     ],
 )

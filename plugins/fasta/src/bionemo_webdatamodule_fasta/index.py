@@ -18,16 +18,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule.errors import InputError, WebDataModuleError
 from bionemo_webdatamodule_fasta import scan, text
-from bionemo_webdatamodule_fasta.reader import repeated, utf8
+from bionemo_webdatamodule_fasta.headers import pair_name, repeated, utf8
 
 _LOGGER = logging.getLogger("bionemo.webdatamodule")
-_FORMAT = 1
+_FORMAT = 2
+
+Mode = Literal["records", "mates", "interleaved"]
+"""What a sample is: a record, a read named without ``/1`` or ``/2``, or two reads one behind the other."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,24 +88,25 @@ class Index:
         return text.open_plain(self.folder / "text" if self.kind == "gzip" else Path(self.path))
 
 
-def open_index(path: str, index_dir: str | None) -> Index:
+def open_index(path: str, index_dir: str | None, mode: Mode = "records") -> Index:
     """Return the index of a file, made now if there is none or the file changed.
 
     Args:
         path: The file.
         index_dir: Where indexes are kept; by default the user's cache directory.
+        mode: What a sample is.
 
     Raises:
         InputError: If the file cannot be read, its records cannot be told apart, or the index cannot be written.
     """
     stamp = _stamp(path)
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
-    folder = (Path(index_dir) if index_dir else _cache()) / f"{place}-{stamp}-{_FORMAT}"
+    folder = (Path(index_dir) if index_dir else _cache()) / f"{place}-{stamp}-{_FORMAT}-{mode}"
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as working:
-                _make(Path(path), Path(working) / "index")
+                _make(Path(path), Path(working) / "index", mode)
                 try:
                     (Path(working) / "index").rename(folder)
                 except OSError:
@@ -122,7 +127,7 @@ def _load(path: str, stamp: str, folder: Path) -> Index:
     return Index(path=path, stamp=stamp, folder=folder, starts=starts, hashes=hashes, rows=rows, **about)
 
 
-def _make(path: Path, folder: Path) -> None:
+def _make(path: Path, folder: Path, mode: Mode) -> None:
     """Index a file into a new folder."""
     folder.mkdir()
     source = path
@@ -134,6 +139,10 @@ def _make(path: Path, folder: Path) -> None:
         with source.open("wb") as unpacked:
             unpacked.writelines(text.chunks(path))
     names, starts = _scan(source)
+    if mode == "mates":
+        names = [pair_name(name) for name in names]
+    elif mode == "interleaved":
+        names, starts = _pairs(names), starts[::2]
     if len(set(names)) < len(names):
         raise InputError(repeated(names))
     for salt in itertools.count():
@@ -163,7 +172,7 @@ def _scan(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     starts = array("q")
     for start, header in scan.records(pieces()):
         identity = header.split(None, 1)[:1]
-        if not identity or header[:1].isspace():
+        if not identity:
             raise InputError(f"record {len(names) + 1}, at byte {start}, has no id behind its '>' or '@'")
         names.append(utf8(identity[0]))
         starts.append(start)
@@ -171,6 +180,20 @@ def _scan(path: Path) -> tuple[list[str], NDArray[np.int64]]:
         raise InputError("the file holds no record")
     starts.append(size)
     return names, np.array(starts, np.int64)
+
+
+def _pairs(names: Sequence[str]) -> list[str]:
+    """Return the name of each two reads, one behind the other."""
+    if len(names) % 2:
+        raise InputError(f"{len(names)} reads are no pairs; the last is {names[-1]!r}")
+    pairs = [pair_name(name) for name in names]
+    for number, (one, other) in enumerate(zip(pairs[::2], pairs[1::2], strict=True)):
+        if one != other:
+            raise InputError(
+                f"records {2 * number + 1} and {2 * number + 2}, {names[2 * number]!r} and {names[2 * number + 1]!r}, "
+                "are not the two reads of one pair"
+            )
+    return pairs[::2]
 
 
 def _hash(name: str, salt: int) -> int:

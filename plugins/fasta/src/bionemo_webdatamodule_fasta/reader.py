@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,11 +10,16 @@ from typing import TYPE_CHECKING
 
 from bionemo.webdatamodule import Sample
 from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo_webdatamodule_fasta.headers import pair_name, repeated, utf8
 
 if TYPE_CHECKING:
-    from bionemo_webdatamodule_fasta.index import Index
+    from bionemo_webdatamodule_fasta.index import Index, Mode
+    from bionemo_webdatamodule_fasta.text import Text
 
 _WHITESPACE = b" \t\r\n\v\f"
+_SEQUENCE = string.ascii_letters.encode() + b"*-.~?"  # besides letters: stops, gaps, and what is not known
+_CHUNK = 4 << 20  # bytes
+_QUALITY = bytes(range(33, 127))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +27,11 @@ class FastaReader:
     """Reads records of FASTA and FASTQ files, plain, gzipped or bgzipped, by their ids.
 
     A record's name is its id, the header up to the first white space.
-    Line breaks of any kind and blanks inside a sequence are left out; letters stay as they are.
+    Line breaks of any kind (LF, CRLF, CR), blanks inside a sequence and lines that begin with ``;``, which are
+    comments in FASTA, are left out; letters stay as they are. Other characters are errors.
+
+    With ``mates`` or ``interleaved`` a sample is a pair of reads: its name is their id without ``/1`` or ``/2``,
+    and its fields are those of both, with ``r1.`` and ``r2.`` in front of the suffix.
 
     Args:
         paths: A file, or a list of files. What they hold is seen from their first bytes, not from their names.
@@ -29,23 +39,29 @@ class FastaReader:
         description: Suffix of what the header says behind the id, as text; ``None`` leaves it out.
         quality: Suffix of a FASTQ record's quality line, as text with the file's own offset (33 today);
             ``None`` leaves it out. FASTA records have no such field.
+        mates: The files with the second reads of pairs, one for each of ``paths``.
+        interleaved: Whether each two records are the reads of a pair.
         index_dir: Where indexes, and the unpacked text of plainly gzipped files, are kept.
             By default in the user's cache directory, never beside the files.
 
     Raises:
-        ConfigError: If no file or no field is asked for, or two fields have one suffix.
+        ConfigError: If no file or no field is asked for, two fields have one suffix, or ``mates`` does not fit.
     """
 
     paths: str | Sequence[str]
     sequence: str | None = "seq.txt"
     description: str | None = "desc.txt"
     quality: str | None = "qual.txt"
+    mates: str | Sequence[str] | None = None
+    interleaved: bool = False
     index_dir: str | None = None
 
     def __post_init__(self) -> None:
-        paths = self._paths()
+        paths, mates = _listed(self.paths), _listed(self.mates)
         if not paths or not all(isinstance(path, str) and path for path in paths):
             raise ConfigError(f"paths is a path or a list of paths, not {self.paths!r}")
+        if mates and (self.interleaved or len(mates) != len(paths)):
+            raise ConfigError(f"mates needs one file for each of {len(paths)} paths, and no interleaved, not {mates}")
         suffixes = [suffix for suffix in (self.sequence, self.description, self.quality) if suffix is not None]
         if not suffixes or "" in suffixes:
             raise ConfigError("at least one of sequence, description and quality must be a suffix, and none may be ''")
@@ -58,67 +74,146 @@ class FastaReader:
         Raises:
             InputError: If an id occurs twice, a record has none, or a file is neither FASTA nor FASTQ.
         """
-        names = [name for index in self._indexes() for name in index.names()]
-        if len(self._paths()) > 1 and len(set(names)) < len(names):
+        indexes, mates = self._indexes()
+        names = [name for index in indexes for name in index.names()]
+        if len(indexes) > 1 and len(set(names)) < len(names):
             raise InputError(repeated(names))
+        for index, mate in zip(indexes, mates, strict=False):
+            if alone := set(index.names()) ^ set(mate.names()):
+                raise InputError(
+                    f"{len(alone)} reads have no mate in {index.path} or {mate.path}, such as {min(alone)!r}; "
+                    "leave them out of both files"
+                )
         return names
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
         """Return for each record the size and modification time of the file it is in, ``""`` for one in none."""
         stamps = [""] * len(names)
-        for index in self._indexes():
-            stamps = [index.stamp if row >= 0 else stamp for row, stamp in zip(index.find(names), stamps, strict=True)]
+        indexes, mates = self._indexes()
+        for number, index in enumerate(indexes):
+            stamp = " ".join([index.stamp, *(mate.stamp for mate in mates[number : number + 1])])
+            stamps = [stamp if row >= 0 else old for row, old in zip(index.find(names), stamps, strict=True)]
         return stamps
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
         """Yield the records of these names, in this order; the order of the file is the fastest.
 
         Raises:
-            InputError: If there is no such record, or a file changed since it was indexed.
+            InputError: If there is no such record, it holds characters that cannot be sequence, or a file changed
+                since it was indexed.
         """
-        indexes = self._indexes()
+        indexes, mates = self._indexes()
         with ExitStack() as stack:
             texts = [stack.enter_context(index.open()) for index in indexes]
+            mate_texts = [stack.enter_context(index.open()) for index in mates]
             for name, (number, row) in zip(names, _locate(indexes, names), strict=True):
-                start, stop = indexes[number].span(row)
-                yield Sample(name, self._files(texts[number].read(start, stop), name, indexes[number].path))
+                reads = list(self._reads(indexes[number], texts[number], row))
+                if mates:
+                    [other] = mates[number].find([name]).tolist()
+                    if other < 0:
+                        raise InputError(f"the read {name!r} has no mate", file=mates[number].path, key=name)
+                    reads += self._reads(mates[number], mate_texts[number], other)
+                prefixes = ("",) if len(reads) == 1 else ("r1.", "r2.")
+                yield Sample(
+                    name,
+                    {
+                        prefix + suffix: data
+                        for prefix, read in zip(prefixes, reads, strict=True)
+                        for suffix, data in read.fields(self, name).items()
+                    },
+                )
 
-    def _files(self, record: bytes, name: str, path: str) -> dict[str, bytes]:
-        """Return the fields of a record, given all its lines."""
-        header, _, body = record.partition(b"\n")
-        quality = None
-        if record.startswith(b"@"):
-            body, _, quality, *_ = [*body.split(b"\n"), b""]
-        letters = body.translate(None, _WHITESPACE)
-        if not letters.isascii():
-            raise InputError("the sequence holds bytes that are no ASCII letters", file=path, key=name)
-        identity, *description = header[1:].split(None, 1)
-        if utf8(identity) != name:
-            raise InputError("the file changed while it was read; convert again", file=path, key=name)
-        files = {}
-        if self.sequence is not None:
-            files[self.sequence] = letters
-        if self.description is not None:
-            files[self.description] = utf8(b"".join(description).strip()).encode()
-        if self.quality is not None and quality is not None:
-            files[self.quality] = quality.rstrip(b"\r\n")
-        return files
+    def _reads(self, index: Index, text: Text, row: int) -> Iterator[_Record]:
+        """Yield the record of a row, or both where they are interleaved."""
+        start, stop = index.span(row)
+        data = text.read(start, stop)
+        if b"\n" not in data:
+            data = data.replace(b"\r", b"\n")
+        if not self.interleaved:
+            yield _Record(data, start, index, text)
+        elif data.startswith(b"@"):
+            lines = data.split(b"\n")
+            first = b"\n".join(lines[:4]) + b"\n"
+            yield _Record(first, start, index, text)
+            yield _Record(data[len(first) :], start + len(first), index, text)
+        else:
+            first, _, second = data.replace(b"\r", b"\n").partition(b"\n>")
+            yield _Record(first, start, index, text)
+            yield _Record(b">" + second, start + len(first) + 1, index, text)
 
-    def _paths(self) -> list[str]:
-        return [self.paths] if isinstance(self.paths, str) else list(self.paths)
-
-    def _indexes(self) -> list[Index]:
+    def _indexes(self) -> tuple[list[Index], list[Index]]:
+        """Return the index of each file, and of each file of mates."""
         from bionemo_webdatamodule_fasta.index import open_index
 
-        return [open_index(path, self.index_dir) for path in self._paths()]
+        mode: Mode = "interleaved" if self.interleaved else "mates" if self.mates else "records"
+        paths, mates = _listed(self.paths), _listed(self.mates)
+        return (
+            [open_index(path, self.index_dir, mode) for path in paths],
+            [open_index(path, self.index_dir, mode) for path in mates],
+        )
 
 
-def utf8(text: bytes) -> str:
-    """Return header text as a string: UTF-8, or else Latin-1, which old databases use."""
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return text.decode("latin-1")
+def _listed(paths: str | Sequence[str] | None) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths or ())
+
+
+@dataclass(frozen=True)
+class _Record:
+    """All lines of a record, where they begin in the text, and what the text is of."""
+
+    data: bytes
+    start: int
+    index: Index
+    text: Text
+
+    def fields(self, reader: FastaReader, name: str) -> dict[str, bytes]:
+        """Return the fields of the record.
+
+        Raises:
+            InputError: If it is not the one of this name, or holds characters that cannot be in it.
+        """
+        quality = None
+        if self.data.startswith(b"@"):
+            header, body, _, quality, *_ = [*self.data.split(b"\n"), b"", b""]
+            quality = quality.rstrip(b"\r")
+        else:
+            header, _, body = self.data.replace(b"\r", b"\n").partition(b"\n")
+            if b"\n;" in b"\n" + body:
+                body = b"\n".join(line for line in body.split(b"\n") if not line.startswith(b";"))
+        letters = body.translate(None, _WHITESPACE)
+        if wrong := letters.translate(None, _SEQUENCE):
+            raise self._wrong(wrong, body, "a sequence", name)
+        if quality is not None and (wrong := quality.translate(None, _QUALITY)):
+            raise self._wrong(wrong, quality, "a quality", name)
+        identity, *description = header[1:].split(None, 1)
+        if name not in (found := utf8(identity), pair_name(found)):
+            raise InputError("the file changed while it was read; convert again", file=self.index.path, key=name)
+        files = {}
+        if reader.sequence is not None:
+            files[reader.sequence] = letters
+        if reader.description is not None:
+            files[reader.description] = utf8(b"".join(description).strip()).encode()
+        if reader.quality is not None and quality is not None:
+            files[reader.quality] = quality
+        return files
+
+    def _wrong(self, wrong: bytes, within: bytes, what: str, name: str) -> InputError:
+        """Return the error for a character, with its line."""
+        lines = self.data.replace(b"\r", b"\n")
+        line = next(line for line in within.replace(b"\r", b"\n").split(b"\n") if wrong[:1] in line)
+        before = self.data[: lines.index(b"\n" + line, lines.index(b"\n")) + 1]
+        starts = range(0, self.start, _CHUNK)
+        earlier = (self.text.read(start, min(start + _CHUNK, self.start)) for start in starts)
+        number = sum(map(_line_ends, [*earlier, before])) + 1
+        return InputError(
+            f"line {number} holds {wrong[:1]!r}, which cannot be in {what}: {line[:40]!r}",
+            file=self.index.path,
+            key=name,
+        )
+
+
+def _line_ends(text: bytes) -> int:
+    return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
 
 
 def _locate(indexes: Sequence[Index], names: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -132,12 +227,3 @@ def _locate(indexes: Sequence[Index], names: Sequence[str]) -> Iterator[tuple[in
             twice = " and ".join(indexes[number].path for number, _ in found)
             raise InputError(f"the id {name!r} is in {twice}; give each record an id of its own")
         yield found[0]
-
-
-def repeated(names: Sequence[str]) -> str:
-    """Return a message that lists the ids that occur more than once."""
-    from collections import Counter
-
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    more = f" and {len(twice) - 20} more" if len(twice) > 20 else ""
-    return f"ids occur more than once: {', '.join(twice[:20])}{more}; give each record an id of its own"

@@ -14,35 +14,60 @@ import numpy as np
 
 from bionemo.webdatamodule.errors import InputError
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_OTHERS = {
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"BZh": "compressed by bzip2; compress it with gzip or bgzip",
+    b"\xfd7zXZ": "compressed by xz; compress it with gzip or bgzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; compress it with gzip or bgzip",
+    b"PK": "a zip archive; unpack it",
+}
+
 
 def records(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield the offset and the header line, without its mark, of every record.
 
     Args:
-        chunks: The text in pieces, FASTA or FASTQ as its first character says.
+        chunks: The text in pieces, FASTA or FASTQ as its first character says, behind a byte-order mark,
+            blank lines and lines of comment (``;``).
 
     Raises:
         InputError: If it is neither; the message says where.
     """
-    skipped, pieces = 0, iter(chunks)
+    head, skipped, pieces = b"", 0, iter(chunks)
     for chunk in pieces:
-        text = chunk.lstrip()
-        skipped += len(chunk) - len(text)
-        if text:
-            rest = itertools.chain([text], pieces)
-            if text.startswith(b">"):
-                return _fasta(rest, skipped)
-            if text.startswith(b"@"):
-                return _fastq(rest, skipped)
-            raise InputError(f"neither FASTA nor FASTQ: it begins with {text[:20]!r}, not with '>' or '@'")
-    return iter(())
+        text = head + chunk
+        head = text.removeprefix(_BYTE_ORDER_MARK).lstrip() if not skipped else text.lstrip()
+        while head.startswith(b";") and (end := _line_end(head)) >= 0:
+            head = head[end:].lstrip()
+        skipped += len(text) - len(head)
+        if head and not head.startswith(b";"):
+            break
+    rest = itertools.chain([head], pieces)
+    if head.startswith(b">"):
+        return _fasta(rest, skipped)
+    if head.startswith(b"@"):
+        return _fastq(rest, skipped)
+    if not head or head.startswith(b";"):
+        return iter(())
+    other = next((name for magic, name in _OTHERS.items() if head.startswith(magic)), "")
+    raise InputError(
+        f"neither FASTA nor FASTQ: it begins with {head[:20]!r}, not with '>' or '@'"
+        + (f"; this is {other}" if other else "")
+    )
+
+
+def _line_end(text: bytes) -> int:
+    """Return where the first line ends, -1 where it does not."""
+    return min((end for end in (text.find(b"\n"), text.find(b"\r")) if end >= 0), default=-1)
 
 
 def _fasta(chunks: Iterable[bytes], base: int) -> Iterator[tuple[int, bytes]]:
     carry = b"\n"
     base -= 1
     for chunk in itertools.chain(chunks, [b"\n"]):
-        text = carry + chunk
+        text = carry + chunk.replace(b"\r", b"\n")  # a line may end in either, or in both
         at = text.find(b"\n>")
         while at >= 0 and (end := text.find(b"\n", at + 1)) >= 0:
             yield base + at + 1, text[at + 2 : end]
@@ -55,7 +80,7 @@ def _fasta(chunks: Iterable[bytes], base: int) -> Iterator[tuple[int, bytes]]:
 
 def _fastq(chunks: Iterable[bytes], base: int) -> Iterator[tuple[int, bytes]]:
     carry, number = b"", 0
-    for chunk in itertools.chain(chunks, [None]):
+    for chunk in itertools.chain(unified(chunks), [None]):
         text = carry + chunk if chunk is not None else _ended(carry)
         array = np.frombuffer(text, np.uint8)
         ends = np.flatnonzero(array == ord("\n"))
@@ -76,6 +101,15 @@ def _fastq(chunks: Iterable[bytes], base: int) -> Iterator[tuple[int, bytes]]:
         carry = text[cut:]
     if carry:
         _refuse(number, base, carry)
+
+
+def unified(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the text with carriage returns as line breaks if no line of the first piece ends in anything else."""
+    only_returns = None
+    for chunk in chunks:
+        if only_returns is None:
+            only_returns = b"\r" in chunk and b"\n" not in chunk
+        yield chunk.replace(b"\r", b"\n") if only_returns else chunk
 
 
 def _ended(text: bytes) -> bytes:
