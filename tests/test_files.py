@@ -1,7 +1,6 @@
 """Files of a folder: what writers list, and what they leave out."""
 
 import logging
-import os
 
 import pytest
 
@@ -37,7 +36,7 @@ def test_all_files_below_are_listed_and_hidden_ones_are_logged_once(tmp_path, ca
 
 def next_hidden(root):
     """Return the hidden entry that the system lists first."""
-    return next(name for name in os.listdir(root) if name.startswith("."))  # noqa: PTH208 - in the order of the system
+    return next(path.name for path in root.iterdir() if path.name.startswith("."))
 
 
 def test_tables_leave_out_what_engines_keep_beside_them(tmp_path, caplog):

@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.helpers import hostile, sameness
+from tests.helpers.convert import convert
 
-from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from tests.helpers.convert import convert
 
 from bionemo.webdatamodule._cli.doctor import machine, system
 from bionemo.webdatamodule._cli.doctor.findings import findings
@@ -16,7 +17,6 @@ from bionemo.webdatamodule._cli.doctor.machine import Cache, DataSet, Gpus, Mach
 from bionemo.webdatamodule._cli.doctor.system import Limits
 from bionemo.webdatamodule._cli.doctor.trial import Trial, try_worker
 from bionemo.webdatamodule._cli.main import main
-from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample

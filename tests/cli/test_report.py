@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.helpers.convert import convert
 
 from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule._cli.report import facts
@@ -27,7 +28,6 @@ from bionemo.webdatamodule._cli.report.parts import Part, parts_of
 from bionemo.webdatamodule._cli.report.spread import Spread
 from bionemo.webdatamodule._cli.report.survey import evenly
 from bionemo.webdatamodule._engine.format.manifest import manifest_path, read_manifest
-from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample

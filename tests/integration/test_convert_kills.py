@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.helpers.convert import convert
 
 from bionemo.webdatamodule._engine.format.manifest import read_manifest, staging_path
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.verify import verify
-from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.builtins.executors import Processes
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader

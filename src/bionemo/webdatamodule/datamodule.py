@@ -20,8 +20,8 @@ from bionemo.webdatamodule._engine.config import (
 from bionemo.webdatamodule._engine.loading import assemble as assembly
 from bionemo.webdatamodule._engine.loading.assemble import Settings, SplitSettings
 from bionemo.webdatamodule._engine.stages import resolve_stages
-from bionemo.webdatamodule._engine.writing import conversion
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, materialised
+from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.components import Executor, KeyEncoder, Ref, Use, Writer
 from bionemo.webdatamodule.errors import ConfigError, UsageError
 from bionemo.webdatamodule.names import check_prefix
@@ -267,7 +267,7 @@ class SourceDataWDS(WebDataModule):
     Args:
         writer: What reads the source: the name of a writer plugin, a ``Use("name", option=...)``, or a reader.
         names_subset: For each split the names of its samples; or, where the source can list itself, the part of
-            all names that it gets, such as ``0.8``, or a rule of ``bionemo.webdatamodule._engine.writing.split_rules``.
+            all names that it gets, such as ``0.8``, or a rule such as :class:`~bionemo.webdatamodule.splits.Fold`.
         prefix_dir_tars_wds: Where the shards go; the split's name is appended. May be an fsspec URL.
         suffix_keys_wds: The suffixes of the fields to read, as in :class:`WebDataModule`.
         global_batch_size: Samples of a batch, summed over all ranks.
@@ -321,7 +321,7 @@ class SourceDataWDS(WebDataModule):
             InputError: If the source is bad; all problems are listed and nothing is written.
             ConversionError: If writing fails; what was there before is untouched.
         """
-        conversion.run(self._conversion)
+        convert(self._conversion)
 
 
 class PickledDataWDS(SourceDataWDS):

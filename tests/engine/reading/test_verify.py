@@ -4,9 +4,9 @@ import argparse
 import pickle
 
 import pytest
+from tests.helpers.convert import convert
 
 from bionemo.webdatamodule._engine.reading.verify import Report, find_prefixes, verify
-from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample

@@ -6,12 +6,12 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from tests.helpers.convert import convert
 
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage import retry
 from bionemo.webdatamodule._engine.storage.targets import target_of
-from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.builtins.executors import Processes, Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from tests.helpers.convert import convert
 from tests.helpers.faults import Faults
 
 from bionemo.webdatamodule import PickledDataWDS
@@ -32,7 +33,6 @@ from bionemo.webdatamodule._engine.reading.verify import verify
 from bionemo.webdatamodule._engine.storage import filesystem, lock, targets
 from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule._engine.writing.adopt import adopt
-from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule._engine.writing.layout import cut, default_n_shards, estimate_bytes
 from bionemo.webdatamodule.builtins.executors import Processes, Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes, encode_escaped
@@ -268,15 +268,25 @@ def inputs(reader, out):
     return run(reader, out, n_shards=1).shards[0].inputs
 
 
-def test_options_are_told_apart_by_what_they_do(out):
-    """Lambdas, functions with other values in them, sets, bytes and nested objects each count as what they are."""
-    one, other = 1, 2
+def adding(value, version=None):
+    """Return a function that encloses a value."""
+
+    def add(name):
+        return f"{name}{value}"
+
+    if version is not None:
+        add.version = version
+    return add
+
+
+def test_options_are_identified_by_name_and_value(out):
+    """Functions with other names, values in them or versions, sets, bytes and nested objects each count."""
     options = [
-        lambda name: name,
-        lambda name: name + "x",
-        lambda name: name in {"a", "b"},
-        lambda name: name + str(one),
-        lambda name: name + str(other),
+        adding,
+        adding(1),
+        adding(2),
+        adding(1, version=2),
+        adding(1, version=3),
         functools.partial(max, 1),
         functools.partial(max, 2),
         max,
@@ -293,7 +303,22 @@ def test_options_are_told_apart_by_what_they_do(out):
     ]
     found = [inputs(Made(scale=option), out) for option in options]
     assert len(options) == len(set(found))
-    assert found[:3] == [inputs(Made(scale=option), out) for option in options[:3]]
+    assert found[:3] == [inputs(Made(scale=option), out) for option in (adding, adding(1), adding(2))]
+
+
+def test_a_function_counts_by_its_name_and_a_lambda_is_logged(out, caplog):
+    """Bytecode differs between versions of Python, so it is no part of what a shard is made from."""
+    add = adding(1)
+    before = inputs(Made(scale=add), out)
+    add.__code__ = add.__code__.replace(co_consts=(*add.__code__.co_consts, "another Python compiles it otherwise"))
+    assert before == inputs(Made(scale=add), out)
+    one = inputs(Made(scale=lambda name: name), out)
+    assert f"a lambda of {__name__} in the writer's options has no name of its own" in caplog.text
+    caplog.clear()
+    add = lambda name: name  # noqa: E731 - a lambda with a version
+    add.version = 1
+    assert one != inputs(Made(scale=add), out)
+    assert "lambda" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -1041,7 +1066,7 @@ def test_an_empty_split_is_refused(source, out):
     assert ["split train is empty; leave it out or give it names"] == problems(caught)
 
 
-@pytest.mark.parametrize("names", ["s00", b"s00", None, 7, {"s00": 1}])
+@pytest.mark.parametrize("names", ["s00", b"s00", None, object(), {"s00": 1}])
 def test_names_that_are_no_list_are_refused(names, source, out):
     """[23] A string is not taken apart into letters."""
     with pytest.raises(ConfigError, match="the names of split train must be a list of strings"):

@@ -12,8 +12,9 @@ from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, add_policy, policy_of, positive
 from bionemo.webdatamodule._cli.options import parse_options
-from bionemo.webdatamodule._engine.writing import conversion
-from bionemo.webdatamodule._engine.writing.split_rules import list_names, resolve_subsets
+from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose
+from bionemo.webdatamodule._engine.writing.convert import convert
+from bionemo.webdatamodule._engine.writing.subsets import list_names, resolve_subsets
 from bionemo.webdatamodule.components import Executor, KeyEncoder, Sample, SampleReader, Use, Writer
 from bionemo.webdatamodule.errors import ConfigError, InputError
 from bionemo.webdatamodule.plugins import find
@@ -74,17 +75,17 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     subsets = parse_splits(args.split)
     workers = {} if args.workers is None else {"workers": args.workers}
-    executor = conversion.choose(Executor, Use(args.executor, **workers))
+    executor = choose(Executor, Use(args.executor, **workers))
     options = parse_options(args.option, find(Writer, args.writer).factory)
-    writer = conversion.choose(Writer, Use(args.writer, **options))
-    manifests = conversion.run(
-        conversion.Conversion(
+    writer = choose(Writer, Use(args.writer, **options))
+    manifests = convert(
+        Conversion(
             writer=writer,
             names=choose_names(subsets, writer.object, options),
             directories={split: f"{args.out}{split}" for split in subsets},
             prefix=args.prefix,
             n_shards=args.shards,
-            key_encoder=conversion.choose(KeyEncoder, args.key_encoder),
+            key_encoder=choose(KeyEncoder, args.key_encoder),
             executor=executor.object,
             policy=policy_of(args),
         ),
@@ -113,27 +114,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Share:
     """What a plain number says of a split: the part of all names that it gets.
 
     Attributes:
-        share: The part, of 1.
-        text: The number as it was written; empty where nobody wrote it.
+        share: The share, of 1.
+        text: The number as it was written; empty for the default.
     """
 
     share: float
     text: str = ""
 
 
-def parse_splits(words: Sequence[str]) -> Mapping[str, Part | list[str]]:
+def parse_splits(words: Sequence[str]) -> Mapping[str, Share | list[str]]:
     """Return what goes into each split from ``SPLIT=WHAT`` words: a part, names, or a file of names after ``@``.
 
     Raises:
         ConfigError: If a word is none of these, or a split comes twice.
     """
     if not words:
-        return {"train": Part(share=1.0)}
-    splits: dict[str, Part | list[str]] = {}
+        return {"train": Share(share=1.0)}
+    splits: dict[str, Share | list[str]] = {}
     for word in words:
         split, equals, what = word.partition("=")
         if not equals or split not in Split.__members__:
@@ -147,7 +148,7 @@ def parse_splits(words: Sequence[str]) -> Mapping[str, Part | list[str]]:
 
 
 def choose_names(
-    subsets: Mapping[str, Part | list[str]], reader: SampleReader, options: Mapping[str, Any]
+    subsets: Mapping[str, Share | list[str]], reader: SampleReader, options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Return the names of each split; the source lists itself once, and only where a split gets a part of it.
 
@@ -160,7 +161,7 @@ def choose_names(
         ConfigError: If the source cannot list itself, a part is also the name of a sample, or parts are no parts.
         InputError: If the source has no samples.
     """
-    parts = {split: what for split, what in subsets.items() if isinstance(what, Part)}
+    parts = {split: what for split, what in subsets.items() if isinstance(what, Share)}
     if not parts:
         return subsets
     names = list_names(reader)
@@ -178,7 +179,7 @@ def choose_names(
             f"write {split}={number} for the part, or put the names into a file and write {split}=@FILE"
         )
     return resolve_subsets(
-        {split: what.share if isinstance(what, Part) else what for split, what in subsets.items()},
+        {split: what.share if isinstance(what, Share) else what for split, what in subsets.items()},
         _Listed(reader=reader, found=names),
     )
 
@@ -199,10 +200,10 @@ class _Listed:
         return self.reader(names)
 
 
-def _names(what: str) -> Part | list[str]:
+def _names(what: str) -> Share | list[str]:
     if what.startswith("@"):
         return _listed_names(what[1:])
-    return Part(share=float(what), text=what) if _NUMBER.fullmatch(what) else what.split(",")
+    return Share(share=float(what), text=what) if _NUMBER.fullmatch(what) else what.split(",")
 
 
 def _listed_names(path: str) -> list[str]:

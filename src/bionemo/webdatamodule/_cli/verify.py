@@ -7,7 +7,7 @@ import sys
 
 from bionemo.webdatamodule._cli.arguments import add_policy, look_at_each, policy_of, print_json
 from bionemo.webdatamodule._engine.reading import verify
-from bionemo.webdatamodule._engine.writing import validate
+from bionemo.webdatamodule._engine.writing import checks
 
 _REMEDY = "to mend it, restore what is damaged, or run the conversion again with --check"
 
@@ -46,10 +46,10 @@ def _print(report: verify.Report) -> None:
         f"{report.directory} {report.prefix}: {report.samples} samples in {report.shards} shards, "
         f"{report.bytes / 1e6:.4g} MB: {state}"
     )
-    for problem in report.problems[: validate.LISTED]:
+    for problem in report.problems[: checks.LISTED]:
         print(f"  {problem}")
-    if len(report.problems) > validate.LISTED:
-        print(f"  and {len(report.problems) - validate.LISTED} more")
+    if len(report.problems) > checks.LISTED:
+        print(f"  and {len(report.problems) - checks.LISTED} more")
     if report.problems:
         print(f"  {_REMEDY}")
     for note in report.notes:

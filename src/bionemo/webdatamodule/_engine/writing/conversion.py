@@ -1,19 +1,15 @@
-"""From a data module's arguments to a conversion: what is read, how it is named, where it goes, what runs it."""
+"""What a conversion is asked to do: what is read, how it is named, where it goes, what runs it."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from bionemo.webdatamodule._engine.format.manifest import Manifest
-from bionemo.webdatamodule._engine.writing.convert import convert
-from bionemo.webdatamodule._engine.writing.split_rules import resolve_subsets
-from bionemo.webdatamodule._engine.writing.validate import check_ordered
-from bionemo.webdatamodule.components import Component, KeyFunction, SampleReader
+from bionemo.webdatamodule._engine.writing.checks import check_ordered
+from bionemo.webdatamodule.components import Component
 from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins, as_use, provider, resolve
@@ -31,8 +27,8 @@ class Chosen:
     """
 
     name: str
-    options: Mapping[str, Any]
-    provider: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    provider: Mapping[str, str] = field(default_factory=dict)
     object: Any
 
 
@@ -42,8 +38,8 @@ class Conversion:
 
     Attributes:
         writer: The writer's reader.
-        names: For each split its names, or a rule over the names of the source.
-        directories: For each split where its shards go.
+        names: For each split its names in the order of the shards, or a rule over the names of the source.
+        directories: For each split where its shards go, a path or a URL.
         prefix: The start of the shards' file names.
         n_shards: Shards of each split; ``None`` for a default by size.
         key_encoder: Makes keys of names.
@@ -55,10 +51,10 @@ class Conversion:
     names: Mapping[str, Any]
     directories: Mapping[str, str]
     prefix: str
-    n_shards: int | None
+    n_shards: int | None = None
     key_encoder: Chosen
     executor: Any
-    policy: Policy
+    policy: Policy = field(default_factory=Policy)
 
 
 def choose(kind: type[Component], ref: Any, plugins: Plugins | None = None) -> Chosen:
@@ -71,7 +67,7 @@ def choose(kind: type[Component], ref: Any, plugins: Plugins | None = None) -> C
     made = resolve(kind, ref, plugins)
     use = as_use(ref)
     if use is None:
-        return Chosen(name=type(made).__qualname__, options={}, provider={}, object=made)
+        return Chosen(name=type(made).__qualname__, object=made)
     found = provider(kind, use.name, plugins)
     origin = {} if found is None else {key: getattr(found, key) for key in ("plugin", "distribution", "version")}
     return Chosen(name=use.name, options=use.options, provider=origin, object=made)
@@ -81,48 +77,12 @@ def materialised(split: str, names: Any) -> Any:
     """Return names as a list if they come as a one-shot iterator, such as a generator; else as they are.
 
     Raises:
-        ConfigError: If they are one string, whose characters nobody means, or a set, which has no order.
+        ConfigError: If they are a single string, or a set, which has no order.
     """
     if isinstance(names, str | bytes):
         raise ConfigError(f"names_subset[{split}] is the string {names!r}; give a list of names", split=split)
     check_ordered(names, split=split)
     return list(names) if isinstance(names, Iterator) else names
-
-
-def run(conversion: Conversion, *, check: bool = False, progress: bool | None = None) -> Mapping[str, Manifest]:
-    """Convert what is not there yet or has changed, and return what each split's directory then holds.
-
-    Args:
-        conversion: What to do.
-        check: Compare the hashes of all shards that are there, and make damaged ones anew.
-        progress: Whether to show progress bars; by default where standard error is a terminal.
-
-    Raises:
-        InputError: If the source is bad; all problems are listed and nothing is written.
-        ConversionError: If writing fails; what was there before is untouched.
-    """
-    reader: SampleReader = conversion.writer.object
-    encode: KeyFunction = conversion.key_encoder.object
-    return convert(
-        reader=reader,
-        names=resolve_subsets(conversion.names, reader),
-        directories=conversion.directories,
-        prefix=conversion.prefix,
-        n_shards=conversion.n_shards,
-        key_encoder=encode,
-        key_encoder_name=conversion.key_encoder.name,
-        executor=executor_context(conversion.executor),
-        policy=conversion.policy,
-        writer=conversion.writer.name,
-        options=conversion.writer.options,
-        provider=conversion.writer.provider,
-        check=check,
-        progress=_is_watched() if progress is None else progress,
-    )
-
-
-def _is_watched() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def executor_context(executor: Any) -> contextlib.AbstractContextManager[futures.Executor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
@@ -21,57 +22,28 @@ from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule._engine.storage.target import Target
 from bionemo.webdatamodule._engine.storage.targets import target_of
-from bionemo.webdatamodule._engine.writing import publish, validate
+from bionemo.webdatamodule._engine.writing import checks, publish
+from bionemo.webdatamodule._engine.writing.conversion import Conversion, executor_context
 from bionemo.webdatamodule._engine.writing.disk_space import Room
-from bionemo.webdatamodule._engine.writing.layout import Source, SplitPlan, as_json, check_n_shards, plan_split
-from bionemo.webdatamodule._engine.writing.name_checks import name_problems, no_names
+from bionemo.webdatamodule._engine.writing.layout import SplitPlan, check_n_shards, plan_split
+from bionemo.webdatamodule._engine.writing.recipe import as_json, recipe_of
 from bionemo.webdatamodule._engine.writing.run import run_tasks
 from bionemo.webdatamodule._engine.writing.staging import Staged
-from bionemo.webdatamodule._engine.writing.tasks import codec_of
-from bionemo.webdatamodule.components import KeyFunction, SampleReader
+from bionemo.webdatamodule._engine.writing.subsets import resolve_subsets
 from bionemo.webdatamodule.errors import ConversionError, DataWarning, ManifestError, WebDataModuleError
-from bionemo.webdatamodule.pickles import Policy
 
 
-def convert(
-    *,
-    reader: SampleReader,
-    names: Mapping[str, Sequence[str]],
-    directories: Mapping[str, str],
-    prefix: str,
-    key_encoder: KeyFunction,
-    executor: AbstractContextManager[futures.Executor],
-    n_shards: int | None = None,
-    policy: Policy | None = None,
-    writer: str = "custom",
-    options: Mapping[str, Any] | None = None,
-    provider: Mapping[str, str] | None = None,
-    key_encoder_name: str = "custom",
-    check: bool = False,
-    progress: bool = False,
-) -> dict[str, Manifest]:
+def convert(conversion: Conversion, *, check: bool = False, progress: bool | None = None) -> Mapping[str, Manifest]:
     """Write the samples of each split into tar shards, and return what each split's directory then holds.
 
     Each split is published as a whole or not at all. Where the sources have not changed nothing is touched,
     where a few have only their shards are made anew, and shards that a stopped run finished are used.
 
     Args:
-        reader: The writer plugin's reader.
-        names: The samples of each split, by its name. Their order is the order in the shards.
-        directories: The directory of each split, which is made if need be; a path or an fsspec URL.
-        prefix: Beginning of the shards' names, ``{prefix}-000000.tar`` and so on.
-        key_encoder: Makes the key of a name.
-        executor: Runs the tasks; entered only if there is something to do.
-        n_shards: Shards of each split. The default makes them about 256 MiB large.
-        policy: What pickles may hold. The default is the safe one.
-        writer: Name of the writer.
-        options: The writer's options, for the manifest. Other options than last time make all shards anew,
-            however they are spelled; what they are is asked of the reader where that is a dataclass.
-        provider: ``plugin``, ``distribution`` and ``version`` that the writer comes from, for the manifest.
-        key_encoder_name: For the manifest and messages.
+        conversion: What to do.
         check: Compare the hashes of all shards that are there, and make damaged ones anew.
             Otherwise names and sizes are compared.
-        progress: Whether to show progress bars on standard error.
+        progress: Whether to show progress bars; by default where standard error is a terminal.
 
     Raises:
         ConfigError: If an argument is wrong.
@@ -80,33 +52,47 @@ def convert(
         RemoteError: If a URL cannot be read or written.
         PluginError: If the reader, key encoder or executor breaks its contract.
     """
-    named = {split: validate.check_names(members, split=split) for split, members in names.items()}
-    validate.check_request(list(named), directories, prefix)
-    check_n_shards(n_shards)
-    source = Source(reader=reader, encode=key_encoder, policy=policy or Policy(), writer=writer, options=options or {})
-    targets = {split: target_of(os.fspath(directories[split]), prefix) for split in named}
+    progress = _is_watched() if progress is None else progress
+    given = resolve_subsets(conversion.names, conversion.writer.object)
+    names = {split: checks.check_names(members, split=split) for split, members in given.items()}
+    checks.check_request(list(names), conversion.directories, conversion.prefix)
+    check_n_shards(conversion.n_shards)
+    targets = {split: target_of(os.fspath(conversion.directories[split]), conversion.prefix) for split in names}
     with _disk_errors():
-        plans, problems = _plan(source, named, targets, n_shards, key_encoder_name=key_encoder_name, progress=progress)
+        plans, problems = _plan(conversion, names, targets, progress=progress)
         settled = {plan.split: _settled(plan, check=check) for plan in plans}
         manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
         todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.target)]
-        written = {plan.split for plan in todo} | {split for split in named if split not in settled}
-        validate.raise_problems(
+        written = {plan.split for plan in todo} | {split for split in names if split not in settled}
+        checks.raise_problems(
             chain(
-                validate.directory_problems(list(named), directories),
+                checks.directory_problems(list(names), conversion.directories),
                 problems,
-                *(publish.problems(targets[split]) for split in named if split in written),
+                *(publish.problems(targets[split]) for split in names if split in written),
             )
         )
-        _warn_of_few_samples(plans, n_shards)
+        _warn_of_few_samples(plans, conversion.n_shards)
         if todo:
-            about = {
-                "writer": {"name": writer, "options": as_json(source.options), **(provider or {})},
-                "key_encoder": {"name": key_encoder_name},
-                "versions": _versions(),
-            }
-            manifests.update(_convert(todo, executor, about=about, check=check, progress=progress))
-    return {split: manifests[split] for split in named}
+            executor = executor_context(conversion.executor)
+            manifests.update(_convert(todo, executor, about=_about(conversion), check=check, progress=progress))
+    return {split: manifests[split] for split in names}
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _about(conversion: Conversion) -> Mapping[str, Any]:
+    """Return what a manifest says of how its shards were made."""
+    writer = conversion.writer
+    return {
+        "writer": {"name": writer.name, "options": as_json(writer.options), **writer.provider},
+        "key_encoder": {"name": conversion.key_encoder.name},
+        "versions": {
+            "bionemo-webdatamodule": metadata.version("bionemo-webdatamodule"),
+            "python": platform.python_version(),
+        },
+    }
 
 
 def _warn_of_few_samples(plans: Sequence[SplitPlan], n_shards: int | None) -> None:
@@ -122,44 +108,39 @@ def _warn_of_few_samples(plans: Sequence[SplitPlan], n_shards: int | None) -> No
 
 @contextmanager
 def _disk_errors() -> Iterator[None]:
-    """Tell what the operating system refuses as an error of the conversion."""
+    """Raise what the operating system refuses as an error of the conversion."""
     try:
         yield
     except OSError as error:
         if isinstance(error, WebDataModuleError):  # a RemoteError says it all
             raise
         raise ConversionError(
-            f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
+            f"the disk refused: {error.strerror or error}; correct this and run it again", file=error.filename
         ) from error
 
 
 def _plan(
-    source: Source,
-    named: Mapping[str, Sequence[str]],
-    targets: Mapping[str, Target],
-    n_shards: int | None,
-    *,
-    key_encoder_name: str,
-    progress: bool,
+    conversion: Conversion, names: Mapping[str, Sequence[str]], targets: Mapping[str, Target], *, progress: bool
 ) -> tuple[list[SplitPlan], list[str]]:
     """Return the plans of all splits whose names are names, and what is wrong with the names and samples of all."""
+    recipe = recipe_of(conversion)
     problems: list[str] = []
     sound = {}
-    for split, members in named.items():
-        found = list(no_names({split: members}))
+    for split, members in names.items():
+        found = list(checks.no_names({split: members}))
         problems += found
         if not found:
             sound[split] = members
-    problems += name_problems(sound, source.encode, encoder=key_encoder_name)
+    problems += checks.name_problems(sound, recipe.encode, encoder=conversion.key_encoder.name)
     total = sum(len(members) for members in sound.values())
     with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:
         plans = [
             plan_split(
-                source,
+                recipe,
                 members,
                 split=split,
                 target=targets[split],
-                n_shards=n_shards,
+                n_shards=conversion.n_shards,
                 before=_current(targets[split]),
                 progress=bar.update,
             )
@@ -277,14 +258,7 @@ def _manifest(
     return Manifest(
         prefix=plan.target.prefix,
         suffixes=tuple(sorted(suffixes)),
-        codecs={suffix: codec_of(suffix, plan.tasks[0].codecs) for suffix in sorted(suffixes)},
+        codecs={suffix: plan.tasks[0].recipe.codec(suffix) for suffix in sorted(suffixes)},
         shards=tuple(shards),
         **about,
     )
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "bionemo-webdatamodule": metadata.version("bionemo-webdatamodule"),
-        "python": platform.python_version(),
-    }

@@ -114,7 +114,7 @@ def _bytes(plan: SplitPlan, tasks: Sequence[ShardTask]) -> float:
         return 0
     if plan.bytes_per_sample is not None:
         return plan.bytes_per_sample * len(names)
-    return estimate_bytes(tasks[0].reader, names)
+    return estimate_bytes(tasks[0].recipe.reader, names)
 
 
 def _gigabytes(size: float) -> str:

@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bionemo.webdatamodule._engine.format.manifest import Manifest, shard_name
 from bionemo.webdatamodule._engine.format.tar_write import BLOCK
 from bionemo.webdatamodule._engine.storage.target import Target
-from bionemo.webdatamodule._engine.writing.source_identity import identity
-from bionemo.webdatamodule._engine.writing.tasks import ShardTask, codecs_of, describe, fingerprints, inputs_digest
-from bionemo.webdatamodule._engine.writing.validate import LISTED
-from bionemo.webdatamodule.components import KeyFunction, SampleReader
+from bionemo.webdatamodule._engine.writing.checks import LISTED
+from bionemo.webdatamodule._engine.writing.recipe import Recipe
+from bionemo.webdatamodule._engine.writing.tasks import ShardTask, describe
+from bionemo.webdatamodule.components import SampleReader
 from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.pickles import Policy
 
 SHARD_BYTES = 256 << 20
 """About how large a shard becomes where the user gives no number of shards."""
 
-_RECIPE = 2  # goes up when the same samples would give other bytes than before
 _PROBES = 16  # samples read to estimate the size of all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the samples of a conversion come from, and what is done to them.
-
-    Attributes:
-        reader: The writer plugin's reader.
-        encode: The key encoder.
-        policy: What pickles may hold.
-        writer: Name of the writer.
-        options: The writer's options.
-    """
-
-    reader: SampleReader
-    encode: KeyFunction
-    policy: Policy
-    writer: str
-    options: Mapping[str, Any]
-
-    @functools.cached_property
-    def codecs(self) -> Mapping[str, str]:
-        """Codec by suffix, as far as the reader declares them."""
-        return codecs_of(self.reader, writer=self.writer)
-
-    @functools.cached_property
-    def recipe(self) -> str:
-        """All that determines a shard's bytes beside its samples."""
-        return json.dumps([_RECIPE, self.writer, identity(self.reader, self.options), as_json(self.codecs)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +45,7 @@ class SplitPlan:
 
 
 def plan_split(
-    source: Source,
+    recipe: Recipe,
     names: Sequence[str],
     *,
     split: str,
@@ -94,7 +60,7 @@ def plan_split(
     the number of shards is what it was.
 
     Args:
-        source: Where the samples come from.
+        recipe: How samples become bytes.
         names: The samples, at least one.
         split: Name of the split.
         target: Where its shards go.
@@ -106,20 +72,20 @@ def plan_split(
     per_sample = None
     if n_shards is None:
         if before is not None and before.n_samples == len(names) and len(before.shards) <= len(names):
-            same = _cut_into(len(before.shards), source, names, split=split, target=target, progress=progress)
+            same = _cut_into(len(before.shards), recipe, names, split=split, target=target, progress=progress)
             if same.wanted == [(shard.name, shard.inputs) for shard in before.shards]:
                 return same
-        per_sample = estimate_bytes(source.reader, names) / len(names)
+        per_sample = estimate_bytes(recipe.reader, names) / len(names)
         n_shards = default_n_shards(per_sample * len(names))
     n_shards = min(n_shards, len(names))
     if same is None or len(same.wanted) != n_shards:
-        same = _cut_into(n_shards, source, names, split=split, target=target, progress=progress)
+        same = _cut_into(n_shards, recipe, names, split=split, target=target, progress=progress)
     return replace(same, bytes_per_sample=per_sample)
 
 
 def _cut_into(
     n_shards: int,
-    source: Source,
+    recipe: Recipe,
     names: Sequence[str],
     *,
     split: str,
@@ -129,24 +95,11 @@ def _cut_into(
     wanted, tasks, missing = [], [], []
     for number, part in enumerate(cut(len(names), n_shards)):
         members = names[part.start : part.stop]
-        prints = fingerprints(source.reader, members, writer=source.writer)
+        prints = recipe.fingerprints(members)
         missing += [name for name, one in zip(members, prints or (), strict=False) if not one]
-        inputs = inputs_digest(source.recipe, members, source.encode, prints)
+        inputs = recipe.digest(members, prints)
         wanted.append((shard_name(target.prefix, number, n_shards), inputs))
-        tasks.append(
-            ShardTask(
-                reader=source.reader,
-                names=members,
-                encode=source.encode,
-                policy=source.policy,
-                codecs=source.codecs,
-                writer=source.writer,
-                split=split,
-                staging=target.staging,
-                recipe=source.recipe,
-                inputs=inputs,
-            )
-        )
+        tasks.append(ShardTask(recipe=recipe, names=members, split=split, staging=target.staging, inputs=inputs))
         progress(len(members))
     return SplitPlan(
         split=split,
@@ -154,7 +107,7 @@ def _cut_into(
         wanted=wanted,
         tasks=tasks,
         problems=[
-            _why_missing(source.reader, name) if number < LISTED else name for number, name in enumerate(missing)
+            _why_missing(recipe.reader, name) if number < LISTED else name for number, name in enumerate(missing)
         ],
         bytes_per_sample=None,
     )
@@ -165,23 +118,9 @@ def _why_missing(reader: SampleReader, name: str) -> str:
     try:
         for _ in reader([name]):
             break
-    except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what the user is told
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises is listed
         return f"{name}: {describe(error)}"
     return f"{name}: the source has no readable sample of that name"
-
-
-def as_json(value: Any) -> Any:
-    """Return options as JSON knows them: paths as text, other objects by their class."""
-    return json.loads(json.dumps(value, sort_keys=True, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    kind = value if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def check_n_shards(n_shards: Any, *, argument: str = "n_shards") -> int | None:
@@ -218,7 +157,7 @@ def default_n_shards(n_bytes: float) -> int:
 def estimate_bytes(reader: SampleReader, names: Sequence[str]) -> float:
     """Return about how many bytes the tars of these samples take, from a few of them, evenly spread.
 
-    Samples that cannot be read do not count; that they cannot is found and told elsewhere.
+    Samples that cannot be read do not count; that they cannot is found and listed elsewhere.
     """
     step = max(1, len(names) // _PROBES)
     sizes = []

@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 
-from bionemo.webdatamodule._cli import humanize
 from bionemo.webdatamodule._engine.format.index import index_name, made_by_conversion
 from bionemo.webdatamodule._engine.format.manifest import (
     Manifest,
@@ -80,7 +79,7 @@ def problems(target: Target) -> Iterator[str]:
     yield from found
     strangers = [] if found else sorted(target.sizes().keys() - set(owned(target)))
     if strangers:
-        more = f" and {humanize.count(len(strangers) - 1, 'more file')}" if strangers[1:] else ""
+        more = f" and {len(strangers) - 1:,} more file{'s' * (len(strangers) > 2)}" if strangers[1:] else ""
         adopted = "another tool wrote and `webdatamodule index` adopted"
         whose = adopted if _is_adopted(target) else "no manifest lists"
         yield f"{target} holds {strangers[0]}{more} that {whose}; move it away or choose another prefix"

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bionemo.webdatamodule._engine.writing import validate
+from bionemo.webdatamodule._engine.writing.checks import input_error
 from bionemo.webdatamodule._engine.writing.staging import Staged, progress_path
 from bionemo.webdatamodule._engine.writing.tasks import Result, ShardTask
 from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginError, WebDataModuleError
@@ -56,7 +56,7 @@ def run_tasks(
         results = [_result(future) for future in running]
     problems = [problem for result in results for problem in result.problems]
     if problems:
-        raise validate.input_error(problems, sum(result.n_problems for result in results))
+        raise input_error(problems, sum(result.n_problems for result in results))
     return [result.staged for result in results if result.staged is not None]
 
 
@@ -110,7 +110,7 @@ def _result(future: futures.Future[Result]) -> Result:
 
 
 def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
-    """Return what the user is told when a task fails."""
+    """Return the error for a task that failed."""
     if isinstance(error, WebDataModuleError):
         return error
     if isinstance(error, futures.BrokenExecutor):
@@ -118,7 +118,7 @@ def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
             f"a process that made shards died, perhaps for want of memory ({error}); "
             "run it again with fewer workers, finished shards are kept"
         )
-    for what, part in (("writer", task.reader), ("key encoder", task.encode)):
+    for what, part in (("writer", task.recipe.reader), ("key encoder", task.recipe.encode)):
         reason = _why_unpicklable(part)
         if reason:
             return ConfigError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
 import types
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import DataWarning
 
+_log = logging.getLogger("bionemo.webdatamodule")
 _PATHS = re.compile(r"(?:.*_)?(?:dir|directory|directories|file|files|folder|folders|path|paths|root)(?:_.*)?")
 
 
@@ -26,7 +28,8 @@ def identity(reader: Any, options: Mapping[str, Any]) -> Any:
 
     Of a dataclass these are its fields, save those with ``compare=False``; of a reader that was made from
     options these options; of any other object its attributes. Lists and tuples are one, paths are brought
-    to one spelling, functions are told apart by what they do.
+    to one spelling. A function is its qualified name, its defaults, the values that it encloses, and its attribute
+    ``version`` where it has one: a changed body alone does not count.
 
     Args:
         reader: The reader.
@@ -56,7 +59,7 @@ def _state(value: Any, inside: set[int]) -> Any:
     except Exception:  # noqa: BLE001 - pickling runs the object's own code
         warnings.warn(
             f"a {type(value).__qualname__} in the writer's options cannot be told from others of its kind; "
-            "should it change, remove the shards before the next conversion",
+            "if it changes, remove the shards before the next conversion",
             DataWarning,
             stacklevel=2,
         )
@@ -113,28 +116,18 @@ def _object(value: Any, inside: set[int]) -> Any:
         return [_plain(value.__func__, inside), _plain(value.__self__, inside)]
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        told = (value.__defaults__, value.__kwdefaults__, cells)
-        return [_name(value), _code(value.__code__), *(_plain(part, inside) for part in told)]
+        version = getattr(value, "version", None)
+        if value.__name__ == "<lambda>" and version is None:
+            _log.warning(
+                "a lambda of %s in the writer's options has no name of its own; "
+                "if it changes, remove the shards before the next conversion",
+                value.__module__,
+            )
+        bound = (version, value.__defaults__, value.__kwdefaults__, cells)
+        return [_name(value), *(_plain(part, inside) for part in bound)]
     if callable(value) and hasattr(value, "__qualname__"):
         return _name(value)
     return [_name(type(value)), _state(value, inside)]
-
-
-def _code(code: types.CodeType) -> str:
-    """Return a hash of what a function does, wherever it is written."""
-    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
-    for constant in code.co_consts:
-        digest.update(_constant(constant).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _constant(value: Any) -> str:
-    if isinstance(value, types.CodeType):
-        return _code(value)
-    if isinstance(value, (tuple, frozenset)):
-        parts: Iterable[str] = map(_constant, value)
-        return f"({','.join(parts if isinstance(value, tuple) else sorted(parts))})"
-    return f"{type(value).__name__}:{value!r}"
 
 
 def _is_filled(cell: types.CellType) -> bool:

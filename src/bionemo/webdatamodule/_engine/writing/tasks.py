@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from typing import Any
 
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.storage import filesystem
-from bionemo.webdatamodule._engine.writing import validate
+from bionemo.webdatamodule._engine.writing.checks import LISTED
+from bionemo.webdatamodule._engine.writing.recipe import Recipe
 from bionemo.webdatamodule._engine.writing.staging import Progress, Staged, find_staged, keep, progress_path, tar_path
 from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
-from bionemo.webdatamodule.components import KeyFunction, SampleReader
 from bionemo.webdatamodule.errors import (
     ConversionError,
     DecodeError,
@@ -23,85 +22,6 @@ from bionemo.webdatamodule.errors import (
     WebDataModuleError,
 )
 from bionemo.webdatamodule.names import suffix_problem
-from bionemo.webdatamodule.pickles import Policy
-
-PICKLES = frozenset({"pickle", "pkl", "pt", "pyd"})
-"""Last parts of suffixes whose fields are pickles, unless the reader says otherwise."""
-
-
-_TOGETHER = 1024  # samples whose names, keys and fingerprints are hashed at a time
-
-
-def codecs_of(reader: SampleReader, *, writer: str) -> Mapping[str, str]:
-    """Return the codec by suffix, as far as the reader declares them.
-
-    Raises:
-        PluginError: If it declares what no reader of shards understands.
-    """
-    found = getattr(reader, "codecs", {})
-    if not isinstance(found, Mapping):
-        raise PluginError(
-            f"codecs of the writer {writer} must map suffixes to codecs, not {found!r:.80}", plugin=writer
-        )
-    for suffix, codec in found.items():
-        if codec not in ("pickle", "bytes"):
-            raise PluginError(
-                f"the writer {writer} declares the codec {codec!r} for the suffix {suffix!r}; "
-                "there are 'pickle' and 'bytes'",
-                plugin=writer,
-            )
-    return dict(found)
-
-
-def codec_of(suffix: str, codecs: Mapping[str, str]) -> str:
-    """Return the codec of a suffix: what the reader declares, else by the suffix's last part."""
-    return codecs.get(suffix) or ("pickle" if suffix.rpartition(".")[2].lower() in PICKLES else "bytes")
-
-
-def fingerprints(reader: SampleReader, names: Sequence[str], *, writer: str) -> Sequence[str] | None:
-    """Return the reader's fingerprints of these samples, or ``None`` where it cannot tell.
-
-    Raises:
-        PluginError: If the reader gives something else, or fails.
-    """
-    function = getattr(reader, "fingerprints", None)
-    if function is None:
-        return None
-    try:
-        found = function(names)
-    except WebDataModuleError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"fingerprints() of the writer {writer} fails with {type(error).__name__}: {error}", plugin=writer
-        ) from error
-    if (
-        not isinstance(found, Sequence)
-        or isinstance(found, str)
-        or len(found) != len(names)
-        or not all(isinstance(one, str) for one in found)
-    ):
-        raise PluginError(
-            f"fingerprints() of the writer {writer} must give one string a sample, not {found!r:.80}", plugin=writer
-        )
-    return found
-
-
-def inputs_digest(recipe: str, names: Sequence[str], encode: KeyFunction, prints: Sequence[str] | None) -> str:
-    """Return the hash of all that a shard is made from; it also names the shard's files while they are staged.
-
-    Args:
-        recipe: Text of what determines the bytes beside the samples.
-        names: The shard's samples, in order.
-        encode: Makes their keys.
-        prints: Their fingerprints, if the reader gives any.
-    """
-    digest = hashlib.sha256(recipe.encode("utf-8", "surrogatepass"))
-    for start in range(0, len(names), _TOGETHER):  # a whole shard's text at once would take much memory
-        some = names[start : start + _TOGETHER]
-        told = None if prints is None else list(prints[start : start + _TOGETHER])
-        digest.update(repr((list(some), [encode(name) for name in some], told)).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,27 +44,17 @@ class ShardTask:
     """Makes one shard. It pickles, and it can run on any machine that sees the staging directory.
 
     Attributes:
-        reader: The writer plugin's reader.
+        recipe: How samples become bytes.
         names: The shard's samples, in order.
-        encode: The key encoder.
-        policy: What pickles may hold.
-        codecs: Codec by suffix as the reader declares them.
-        writer: Name of the writer, for messages.
         split: Name of the split, for messages.
         staging: The staging directory.
-        recipe: Text of what determines the bytes beside the samples.
-        inputs: :func:`inputs_digest` when the conversion was planned.
+        inputs: The recipe's digest of the samples when the conversion was planned.
     """
 
-    reader: SampleReader
+    recipe: Recipe
     names: Sequence[str]
-    encode: KeyFunction
-    policy: Policy
-    codecs: Mapping[str, str]
-    writer: str
     split: str
     staging: str
-    recipe: str
     inputs: str
 
     def __call__(self) -> Result:
@@ -162,7 +72,7 @@ class ShardTask:
             return self._make(part)
         except OSError as error:
             raise ConversionError(
-                f"a shard cannot be written: {error.strerror or error}; mend this and run it again",
+                f"a shard cannot be written: {error.strerror or error}; correct this and run it again",
                 file=part,
                 split=self.split,
             ) from error
@@ -182,16 +92,11 @@ class ShardTask:
             filesystem.sync(descriptor)
         finally:
             filesystem.close(descriptor)
-        now = inputs_digest(
-            self.recipe,
-            self.names,
-            self.encode,
-            fingerprints(self.reader, self.names, writer=self.writer),
-        )
+        now = self.recipe.digest(self.names, self.recipe.fingerprints(self.names))
         if now != self.inputs:
             raise ConversionError(
                 "the source changed while it was read; run the conversion again. If it did not change, "
-                f"the fingerprints of the writer {self.writer} or the keys of the key encoder are not repeatable",
+                f"the fingerprints of the writer {self.recipe.writer} or the keys of the key encoder do not repeat",
                 split=self.split,
             )
         return Result(staged=keep(self.staging, self.inputs, part, written))
@@ -201,7 +106,7 @@ class ShardTask:
         problems = _Problems()
         progress = Progress(progress_path(self.staging, self.inputs))
         layouts: dict[tuple[str, ...], list[tuple[str, bool]]] = {}
-        names, encode, recode = self.names, self.encode, recoder(self.policy)
+        names, encode, recode = self.names, self.recipe.encode, recoder(self.recipe.policy)
         position = 0
         while position < len(names):
             try:
@@ -251,7 +156,7 @@ class ShardTask:
         """Yield what the reader yields; errors that are no fault of a sample are the reader's own."""
         done = 0
         try:
-            for done, sample in enumerate(self.reader(names), 1):  # noqa: B007 - asked for below
+            for done, sample in enumerate(self.recipe.reader(names), 1):  # noqa: B007 - asked for below
                 yield sample
         except (OSError, WebDataModuleError):
             raise
@@ -269,11 +174,15 @@ class ShardTask:
                 raise self._breach(f"gives the suffix {suffix!r}, which {problem}", name)
         if len({suffix.lower() for suffix in found}) < len(found):
             raise self._breach("gives suffixes that differ only in case", name, ", ".join(found))
-        return [(suffix, codec_of(suffix, self.codecs) == "pickle") for suffix in sorted(found)]
+        return [(suffix, self.recipe.codec(suffix) == "pickle") for suffix in sorted(found)]
 
     def _breach(self, what: str, sample: str | None, suffix: str | None = None) -> PluginError:
         return PluginError(
-            f"the writer {self.writer} {what}", plugin=self.writer, sample=sample, suffix=suffix, split=self.split
+            f"the writer {self.recipe.writer} {what}",
+            plugin=self.recipe.writer,
+            sample=sample,
+            suffix=suffix,
+            split=self.split,
         )
 
 
@@ -286,7 +195,7 @@ class _Problems:
 
     def add(self, sample: str, error: Exception) -> None:
         self.count += 1
-        if len(self.first) < validate.LISTED:
+        if len(self.first) < LISTED:
             self.first.append(f"{sample}: {describe(error)}")
 
 
