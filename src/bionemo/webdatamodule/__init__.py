@@ -1,6 +1,34 @@
 """Lightning data modules over WebDataset tar shards, built from plugins.
 
 Importing this package imports neither torch nor any plugin: public names are loaded when first used.
+
+The files of this folder are the public interface. Where to make a change:
+
+| change | place |
+|---|---|
+| the data modules' arguments | ``datamodule`` |
+| which sample goes to which split | ``splits`` |
+| what plugins may register, and what their objects have to do | ``components``, ``hookspecs`` |
+| how plugins are found, checked, disabled and looked up | ``plugins`` |
+| whole batches without samples in between | ``columns`` |
+| what a running stage, codec or loader may ask | ``context`` |
+| plans of an epoch made by a stage | ``planning`` |
+| what plugins share: checks of options, keys and suffixes, listing of folders | ``options``, ``names``, ``files`` |
+| reading and writing pickles by hand | ``pickles`` |
+| callbacks for a ``Trainer`` | ``callbacks`` |
+| errors and warnings | ``errors`` |
+| a default stage, codec, loader, writer, key encoder, executor or store | ``builtins`` |
+| bytes on disk: tars, indexes, manifests | ``_engine/format`` |
+| URLs, downloads, caches, locks | ``_engine/storage`` |
+| conversion: names to published shards | ``_engine/writing`` |
+| decoding of samples, damage, skipping, verification | ``_engine/reading`` |
+| which sample comes when, on which rank | ``_engine/sampling`` |
+| datasets, loaders, epochs, resume | ``_engine/loading`` |
+| a command | ``_cli`` |
+| what the tests of plugins check | ``testing`` |
+
+``builtins`` and ``testing`` use only the public files, as any plugin does; ``_engine`` uses no builtin.
+A room of ``_engine`` uses the rooms above it in this table; ``sampling`` uses none.
 """
 
 from __future__ import annotations
