@@ -147,7 +147,42 @@ def test_values_keep_more_digits_on_request(write):
     x = np.array([[1 / 3, 2**24 + 1]])
 
     assert x.tolist() == stacked(H5adReader(path=write(x), form="dense", dtype="float64")).tolist()
-    assert [[np.float32(1 / 3), 2**24]] == stacked(H5adReader(path=write(x), form="dense")).tolist()
+    assert x.tolist() == stacked(H5adReader(path=write(x), form="dense")).tolist()
+    assert [[np.float32(1 / 3), 2**24]] == stacked(
+        H5adReader(path=write(x - [[0, 1]]), form="dense", dtype="float32")
+    ).tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "stored", "options"),
+    [
+        ([16777217], "int64", {}),
+        ([-16777217], "int32", {}),
+        ([2**32 - 1], "uint32", {}),
+        ([16777217.0], "float64", {"dtype": "float32"}),
+        ([1e300], "float64", {"dtype": "float32"}),
+        ([2**53 + 1], "int64", {"dtype": "float64"}),
+    ],
+)
+@pytest.mark.parametrize("lies", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_numbers_that_would_change_are_refused(write, values, stored, options, lies):
+    """Counts are exact or an error, whose advice works where there is any."""
+    path = write(lies(np.array([values], stored)))
+
+    with pytest.raises(InputError, match=r"the matrix holds .*, which float\d\d cannot hold.*small\.h5ad") as caught:
+        read(H5adReader(path=path, **options))
+    if "dtype='float64' keeps it" in str(caught.value):
+        assert [values] == stacked(H5adReader(path=path, form="dense", dtype="float64")).tolist()
+    assert ("dtype='float64' keeps it" in str(caught.value)) == (options.get("dtype") != "float64")
+
+
+def test_whole_numbers_that_fit_are_exact_whatever_their_type(write):
+    """Large powers of two fit float32; infinities and missing values stay what they are."""
+    whole = np.array([[2**24, 2**40, -(2**30), 0]])
+    odd = np.array([[np.inf, -np.inf, np.nan]])
+
+    assert whole.tolist() == stacked(H5adReader(path=write(whole), form="dense")).tolist()
+    np.testing.assert_array_equal(odd, stacked(H5adReader(path=write(odd), form="dense", dtype="float32")))
 
 
 def test_positions_in_disorder_or_twice_are_put_right(write, counts):
@@ -183,10 +218,149 @@ def test_names_that_occur_twice_are_refused_by_name(tmp_path, counts):
         H5adReader(path=str(tmp_path / "twice.h5ad")).names()
 
 
-def test_matrices_by_genes_are_refused_with_advice(write, counts):
-    """Reading one cell of a CSC matrix would read all of it."""
-    with pytest.raises(InputError, match=r"lies by genes \(CSC\).*adata.X.tocsr\(\)"):
-        read(H5adReader(path=write(sparse.csc_matrix(counts))))
+@pytest.mark.parametrize("window", [1, 300, 32 << 20])
+def test_matrices_by_genes_are_read(write, counts, caplog, monkeypatch, window):
+    """A CSC matrix gives the same cells in any order, twice too, with advice in the log."""
+    monkeypatch.setattr(matrix, "_WINDOW", window)
+    path = write(sparse.csc_matrix(counts))
+    names = [f"cell{row}" for row in (7, 3, 49, 3, 0)]
+
+    assert counts.toarray().tolist() == stacked(H5adReader(path=path, form="dense")).tolist()
+    found = [pickle.loads(sample.files["indices.pyd"]).tolist() for sample in H5adReader(path=path)(names)]
+    assert [counts[row].sorted_indices().indices.tolist() for row in (7, 3, 49, 3, 0)] == found
+    assert "X lies by genes (CSC), so each shard reads all of it; adata.X = adata.X.tocsr()" in caplog.text
+
+
+def test_damaged_matrices_by_genes_are_refused(write, counts):
+    """A value in a row that does not exist is an error."""
+    path = write(sparse.csc_matrix(counts))
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][-1] = 50
+
+    with pytest.raises(InputError, match="50 rows and a value in row 50"):
+        read(H5adReader(path=path))
+
+
+def as_anndata_07(path, columns):
+    """Rewrite the categories of a file as anndata 0.7 did: codes, and a group with the categories of all columns."""
+    with h5py.File(path, "r+") as file:
+        obs = file["obs"]
+        obs.create_group("__categories")
+        for column in columns:
+            codes, names = obs[column]["codes"][:], obs[column]["categories"].asstr()[:]
+            ordered = bool(obs[column].attrs["ordered"])
+            del obs[column]
+            obs["__categories"].create_dataset(column, data=names, dtype=h5py.string_dtype())
+            obs["__categories"][column].attrs["ordered"] = ordered
+            obs[column] = codes
+            obs[column].attrs["categories"] = obs["__categories"][column].ref
+        obs.attrs["encoding-version"] = "0.1.0"
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pd.Categorical(["T", None, "B"]),
+        pd.Categorical(["T", "B", "B"], categories=["T", "B"], ordered=True),
+        pd.Categorical(["a", "b", "c"]),
+    ],
+)
+def test_categories_of_anndata_07_are_read(write, counts, kind):
+    """They are the same as in a file of today."""
+    new = H5adReader(path=write(counts[:3], {"kind": kind, "n": [1, 2, 3]}), obs=["kind", "n"])
+    expected, labels = read(new), new.categories("kind")
+    old = H5adReader(path=as_anndata_07(new.path, ["kind"]), obs=["kind", "n"])
+
+    assert [cell["obs.pyd"] for cell in expected.values()] == [cell["obs.pyd"] for cell in read(old).values()]
+    assert labels == old.categories("kind") == [*kind.categories]
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Return a function that writes several files of cells into a directory, and gives its path."""
+
+    def several(**files):
+        for name, (x, obs, more) in files.items():
+            frame = pd.DataFrame(obs, index=more.get("names", [f"{name}{row}" for row in range(len(x))]))
+            genes = pd.DataFrame(index=more.get("genes", [f"gene{column}" for column in range(x.shape[1])]))
+            path = tmp_path / "files" / f"{name}.h5ad"
+            path.parent.mkdir(exist_ok=True)
+            anndata.AnnData(x, obs=frame, var=genes).write_h5ad(path)
+        return str(tmp_path / "files")
+
+    return several
+
+
+EYE = np.eye(2, 3, dtype=np.float32)
+
+
+def test_several_files_are_one_source(several):
+    """Cells come file by file or in any order, and a category has one number in all files."""
+    path = several(
+        b=(EYE, {"kind": pd.Categorical(["T", "B"])}, {}),
+        a=(2 * EYE, {"kind": pd.Categorical(["T", "NK"])}, {}),
+    )
+    reader = H5adReader(path=path, form="dense", obs=["kind"])
+
+    assert ["a0", "a1", "b0", "b1"] == reader.names()
+    assert ["NK", "T", "B"] == reader.categories("kind")
+    cells = read(reader, ["b1", "a1", "b0", "a0"])
+    assert {"b1": "B", "a1": "NK", "b0": "T", "a0": "T"} == {
+        name: reader.categories("kind")[cell["obs.pyd"]["kind"]] for name, cell in cells.items()
+    }
+    assert [[0, 1, 0], [0, 2, 0], [1, 0, 0], [2, 0, 0]] == [cell["x.pyd"].tolist() for cell in cells.values()]
+    files = [f"{path}/b.h5ad", f"{path}/a.h5ad"]
+    assert ["b0", "b1", "a0", "a1"] == H5adReader(path=files).names()
+    assert ["B", "T", "NK"] == H5adReader(path=files).categories("kind")
+
+
+def test_new_categories_change_the_fingerprint(several):
+    """A cell's number of its category depends on the other files."""
+    path = several(a=(EYE, {"kind": pd.Categorical(["T", "B"])}, {}), b=(EYE, {"kind": pd.Categorical(["T", "B"])}, {}))
+    reader = H5adReader(path=path, obs=["kind"])
+    before = reader.fingerprints(["b0", "nobody"])
+    several(a=(EYE, {"kind": pd.Categorical(["A", "B"])}, {}))
+
+    assert "" == before[1]
+    assert before[0] != reader.fingerprints(["b0"])[0]
+
+
+def test_cells_of_one_name_in_two_files_are_refused(several):
+    """The advice works: each name gets that of its file."""
+    path = several(a=(EYE, {}, {"names": ["x", "y"]}), b=(EYE, {}, {"names": ["y", "z"]}))
+
+    for ask in (H5adReader.names, lambda reader: reader.fingerprints(["y"]), lambda reader: list(reader(["y"]))):
+        with pytest.raises(InputError, match=r"a\.h5ad and .*b\.h5ad both have the cells y; index_unique='-' adds"):
+            ask(H5adReader(path=path))
+    reader = H5adReader(path=path, index_unique="-")
+    assert ["x-a", "y-a", "y-b", "z-b"] == reader.names() == [sample.name for sample in reader(reader.names())]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ((EYE, {}, {}), (EYE[:, :2], {}, {}), r"genes of .*a\.h5ad \(3\) and .*b\.h5ad \(2\) differ; bring"),
+        ((EYE, {}, {"genes": list("uvw")}), (EYE, {}, {"genes": list("uwv")}), r"differ, first at 1: 'v' and 'w'"),
+        ((EYE, {}, {}), (EYE.astype("f8"), {}, {}), r"the values differ between files: .*dtype='float64' reads all"),
+        ((EYE, {"n": [1, 2]}, {}), (EYE, {"n": [0.5, 1]}, {}), r"column 'n' of obs differ between files: .*float64 in"),
+        ((EYE, {"n": [1, 2]}, {}), (EYE, {"n": pd.Categorical(["a", "b"])}, {}), r"categories in .*b\.h5ad"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(several, one, other, message):
+    """Genes, values and columns are compared before anything is written."""
+    reader = H5adReader(path=several(a=one, b=other), obs=[*one[1]])
+
+    with pytest.raises(InputError, match=message):
+        reader.names()
+    with pytest.raises(InputError, match=message):
+        reader.fingerprints(["a0", "b0"])
+
+
+def test_directories_without_files_are_refused(tmp_path):
+    """The message names the directory."""
+    with pytest.raises(InputError, match=r"holds no \.h5ad file"):
+        H5adReader(path=str(tmp_path)).names()
 
 
 @pytest.mark.parametrize(
@@ -229,6 +403,7 @@ def test_other_mistakes_are_refused(write, counts, tmp_path):
         ({"form": "csc"}, "form is 'csr' or 'dense'"),
         ({"matrix": "scaled"}, "matrix is 'X', 'raw' or"),
         ({"dtype": "int8"}, "dtype is"),
+        ({"path": []}, "path is a path or a list"),
         ({"obs": "kind"}, "obs is a list"),
         ({"obs": ["kind", "kind"]}, "obs is a list"),
     ],
@@ -236,7 +411,7 @@ def test_other_mistakes_are_refused(write, counts, tmp_path):
 def test_wrong_options_are_refused_at_once(options, message):
     """Before the file is opened."""
     with pytest.raises(ConfigError, match=message):
-        H5adReader(path="none.h5ad", **options)
+        H5adReader(**{"path": "none.h5ad", **options})
 
 
 def test_fingerprints_are_one_for_each_name(write, counts):

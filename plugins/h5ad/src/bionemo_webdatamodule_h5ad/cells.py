@@ -52,29 +52,46 @@ def open_file(path: str) -> Any:
         raise InputError(f"not readable as HDF5: {error}", file=path) from error
 
 
-def read_obs(path: str, columns: tuple[str, ...]) -> Obs:
+def read_obs(path: str, columns: tuple[str, ...], ending: str = "") -> Obs:
     """Return the cells of a file with these columns; both are kept for the next shard of the same process.
+
+    Args:
+        path: The file.
+        columns: Columns of ``obs``.
+        ending: What is added to the name of each cell.
 
     Raises:
         InputError: If a name occurs twice, a column is missing, or its values are not what a sample can hold.
+    """
+    return _read_obs(path, stamp_of(path), columns, ending)
+
+
+def stamp_of(path: str) -> str:
+    """Return the size and modification time of a file.
+
+    Raises:
+        InputError: If it cannot be read.
     """
     try:
         status = Path(path).stat()
     except OSError as error:
         raise InputError(f"the file cannot be read: {error.strerror}", file=path) from error
-    return _read_obs(path, f"{status.st_size}-{status.st_mtime_ns}", columns)
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-@functools.lru_cache(maxsize=4)
-def _read_obs(path: str, stamp: str, columns: tuple[str, ...]) -> Obs:
+@functools.lru_cache(maxsize=1024)
+def _read_obs(path: str, stamp: str, columns: tuple[str, ...], ending: str) -> Obs:
     with open_file(path) as file:
         frame = _frame(file, path, columns)
     names = frame.index.astype(object)
+    if ending:
+        names = pd.Index([f"{name}{ending}" for name in names], dtype=object)
     if not names.is_unique:
         twice = [str(name) for name, count in Counter(names).items() if count > 1]
         more = f" and {len(twice) - 20} more" if len(twice) > 20 else ""
         raise InputError(
-            f"obs_names occur more than once: {', '.join(twice[:20])}{more}; adata.obs_names_make_unique() mends it",
+            f"obs_names occur more than once: {', '.join(twice[:20])}{more}; "
+            "adata.obs_names_make_unique() renames them",
             file=path,
         )
     values = {column: _values(frame[column], path) for column in columns}
@@ -109,10 +126,21 @@ def features(path: str, *, raw: bool) -> list[str]:
         return [*_index(file["raw/var" if raw else "var"])]
 
 
+def kinds(path: str, column: str) -> str:
+    """Return what a column of ``obs`` holds: ``"categories"``, ``"text"`` or the name of its type.
+
+    Raises:
+        InputError: If there is no such column.
+    """
+    with open_file(path) as file:
+        dtype = _frame(file, path, (column,))[column].dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return "categories"
+    return str(dtype).lower() if pd.api.types.is_numeric_dtype(dtype) else "text"
+
+
 def _frame(file: h5py.File, path: str, columns: tuple[str, ...]) -> pd.DataFrame:
     """Return the chosen columns of ``obs``, indexed by the names of the cells."""
-    from anndata.io import read_elem
-
     old = _read_old(path).obs if _is_old(file) else None
     known = [*old] if old is not None else [str(name) for name in file["obs"].attrs["column-order"]]
     if missing := [column for column in columns if column not in known]:
@@ -120,13 +148,29 @@ def _frame(file: h5py.File, path: str, columns: tuple[str, ...]) -> pd.DataFrame
     if old is not None:
         return old[[*columns]]
     obs = file["obs"]
-    return pd.DataFrame({column: read_elem(obs[column]) for column in columns}, index=_index(obs))
+    index = _index(obs)
+    return pd.DataFrame({column: _column(obs, column) for column in columns}, index=index)
+
+
+def _column(obs: h5py.Group, column: str) -> Any:
+    """Return a column; anndata 0.7 keeps the categories of all columns in a group of their own."""
+    values = _read(obs[column])
+    if column not in obs.get("__categories", ()):
+        return values
+    stored = obs["__categories"][column]
+    return pd.Categorical.from_codes(values, _read(stored), ordered=bool(stored.attrs.get("ordered", False)))
 
 
 def _index(frame: h5py.Group) -> pd.Index:
+    return pd.Index(_read(frame[frame.attrs["_index"]]), dtype=object)
+
+
+def _read(stored: h5py.Group | h5py.Dataset) -> Any:
     from anndata.io import read_elem
 
-    return pd.Index(read_elem(frame[frame.attrs["_index"]]), dtype=object)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it was written by anndata 0.7
+        return read_elem(stored)
 
 
 def _is_old(file: h5py.File) -> bool:

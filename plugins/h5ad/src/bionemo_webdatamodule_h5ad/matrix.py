@@ -1,7 +1,8 @@
-"""Rows of a matrix on disk, dense or CSR, read in runs of neighbours with bounded memory."""
+"""Rows of a matrix on disk, dense, CSR or CSC, read with bounded memory."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from bionemo.webdatamodule.errors import InputError
 from bionemo_webdatamodule_h5ad.cells import open_file
 
+_log = logging.getLogger("bionemo.webdatamodule")
 _WINDOW = 32 << 20  # bytes of rows held at a time
 _GAP = 64 << 10  # bytes that are quicker read than skipped
 
@@ -29,9 +31,13 @@ class Matrix:
     """A matrix on disk.
 
     Attributes:
-        data: HDF5 dataset of the values: ``(n_obs, n_vars)`` of a dense matrix, ``(n_stored,)`` of a CSR one.
-        indices: HDF5 dataset ``(n_stored,)`` of the columns of the values; ``None`` for a dense matrix.
-        indptr: ``(n_obs + 1,)``, how many values lie before each row, and all values.
+        data: HDF5 dataset of the values: ``(n_obs, n_vars)`` of a dense matrix, ``(n_stored,)`` of a sparse one.
+        indices: HDF5 dataset ``(n_stored,)`` of the columns (CSR) or rows (CSC) of the values; ``None`` for a dense
+            matrix.
+        indptr: ``(n_obs + 1,)``, how many values lie before each row, and all values; of a CSC matrix
+            ``(n_vars + 1,)``, before each column.
+        by_genes: Whether it is CSC.
+        n_obs: Rows.
         itemsize: Bytes of a value, with its column.
         n_vars: Columns.
     """
@@ -40,7 +46,9 @@ class Matrix:
     indices: h5py.Dataset | None
     indptr: NDArray[np.int64]
     itemsize: int
+    n_obs: int
     n_vars: int
+    by_genes: bool = False
 
 
 @contextmanager
@@ -52,7 +60,7 @@ def open_matrix(path: str, name: str) -> Iterator[Matrix]:
         name: ``"X"``, ``"raw"`` or ``"layers/<name>"``.
 
     Raises:
-        InputError: If there is none of this name, or it lies by genes (CSC).
+        InputError: If there is none of this name.
     """
     with open_file(path) as file:
         places = ("raw/X", "raw.X") if name == "raw" else (name,)  # with a dot before anndata 0.7
@@ -64,21 +72,37 @@ def open_matrix(path: str, name: str) -> Iterator[Matrix]:
         yield _matrix(file[place], path, name)
 
 
+def type_of(path: str, name: str, dtype: str | None) -> str:
+    """Return the type that values of a matrix are read as.
+
+    Args:
+        path: The file.
+        name: The matrix.
+        dtype: The type asked for; ``None`` for float64 of a matrix that holds it and float32 of others.
+    """
+    if dtype is not None:
+        return dtype
+    with open_matrix(path, name) as matrix:
+        return "float64" if matrix.data.dtype == np.float64 else "float32"
+
+
 def _matrix(stored: h5py.Dataset | h5py.Group, path: str, name: str) -> Matrix:
     if isinstance(stored, h5py.Dataset):
         n_obs, n_vars = stored.shape
         indptr = np.arange(n_obs + 1, dtype=np.int64) * n_vars
-        return Matrix(data=stored, indices=None, indptr=indptr, itemsize=stored.dtype.itemsize, n_vars=n_vars)
+        size = stored.dtype.itemsize
+        return Matrix(data=stored, indices=None, indptr=indptr, itemsize=size, n_obs=n_obs, n_vars=n_vars)
     from anndata.io import sparse_dataset
 
     # anndata knows how each of its versions marks formats. Rows are read without it, which is 20 times as fast:
     # they lie one behind the other, as its description of the on-disk format says.
     about = sparse_dataset(stored)
-    if about.format != "csr":
-        raise InputError(
-            f"{name} lies by genes ({about.format.upper()}), so that reading a cell means reading everything; "
-            "store it by cells: adata.X = adata.X.tocsr(); adata.write_h5ad(...)",
-            file=path,
+    if about.format == "csc":
+        _log.warning(
+            "%s: %s lies by genes (CSC), so each shard reads all of it; adata.X = adata.X.tocsr() before "
+            "adata.write_h5ad(...) makes this faster",
+            path,
+            name,
         )
     data, indices = stored["data"], stored["indices"]
     return Matrix(
@@ -86,7 +110,9 @@ def _matrix(stored: h5py.Dataset | h5py.Group, path: str, name: str) -> Matrix:
         indices=indices,
         indptr=stored["indptr"][:].astype(np.int64),
         itemsize=data.dtype.itemsize + indices.dtype.itemsize,
+        n_obs=int(about.shape[0]),
         n_vars=int(about.shape[1]),
+        by_genes=about.format == "csc",
     )
 
 
@@ -102,15 +128,82 @@ def read_rows(matrix: Matrix, rows: Sequence[int], *, form: str, dtype: str) -> 
         form: ``"csr"`` for the fields ``indices`` and ``data``, ``"dense"`` for ``x``.
         dtype: Type of the values.
     """
+    if matrix.by_genes:
+        yield from _transposed(matrix, rows, form=form, dtype=dtype)
+        return
     ends = matrix.indptr * matrix.itemsize
     for window in _windows(np.asarray(rows, np.int64), ends):
         held: dict[int, Fields] = {}
         for run in _runs(np.unique(window), ends):
             block = _dense(matrix, run) if matrix.indices is None else _sparse(matrix, matrix.indices, run)
             for row, (places, values) in zip(run.tolist(), block, strict=True):
-                held[row] = _fields(places, values.astype(dtype), matrix.n_vars, form)
+                held[row] = _fields(places, _converted(matrix, values, dtype), matrix.n_vars, form)
         for row in window.tolist():
             yield held[row]
+
+
+def _transposed(matrix: Matrix, rows: Sequence[int], *, form: str, dtype: str) -> Iterator[Fields]:
+    """Yield rows of a CSC matrix: for as many rows as fit into memory, all of it is read, some columns at a time."""
+    most = max(1, int(4 * _WINDOW / (1 + int(matrix.indptr[-1]) * (8 + matrix.itemsize) / max(1, matrix.n_obs))))
+    for start in range(0, len(rows), most):
+        window = np.asarray(rows[start : start + most], np.int64)
+        wanted = np.unique(window)
+        slots = np.full(matrix.n_obs, -1, np.int64)
+        slots[wanted] = np.arange(len(wanted))
+        parts = list(_columns(matrix, slots))
+        slot, places, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        order = np.argsort(slot, kind="stable")  # columns stay in order
+        places, values = places[order], values[order]
+        ends = np.searchsorted(slot[order], np.arange(len(wanted) + 1))
+        for row in slots[window].tolist():
+            inside = slice(ends[row], ends[row + 1])
+            found = _summed(places[inside], values[inside])
+            yield _fields(found[0], _converted(matrix, found[1], dtype), matrix.n_vars, form)
+
+
+def _columns(matrix: Matrix, slots: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Yield slot, column and value of the values that lie in rows with a slot, some columns at a time."""
+    if matrix.indices is None:
+        raise TypeError("a dense matrix has no columns of its own")
+    empty = np.zeros(0, np.int64)
+    yield empty, empty, np.zeros(0, matrix.data.dtype)
+    first = 0
+    while first < matrix.n_vars:
+        limit = matrix.indptr[first] + _WINDOW // matrix.itemsize
+        last = max(first + 1, int(np.searchsorted(matrix.indptr, limit, side="right")) - 1)
+        inside = slice(int(matrix.indptr[first]), int(matrix.indptr[last]))
+        rows, values = matrix.indices[inside], matrix.data[inside]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < matrix.n_obs:
+            raise InputError(
+                f"the matrix is damaged: it has {matrix.n_obs} rows and a value in row {rows.max()}",
+                file=matrix.data.file.filename,
+            )
+        slot = slots[rows]
+        columns = np.repeat(np.arange(first, last), np.diff(matrix.indptr[first : last + 1]))
+        chosen = slot >= 0
+        yield slot[chosen], columns[chosen], values[chosen]
+        first = last
+
+
+def _converted(matrix: Matrix, values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return values as another type; fractions are rounded where a narrower type was asked for.
+
+    Raises:
+        InputError: If a whole number would change, or a number would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        new = values.astype(dtype)
+    if values.dtype == new.dtype or not len(values):
+        return new
+    limit = 2 ** (np.finfo(dtype).nmant + 1)  # whole numbers up to here are exact
+    large = np.flatnonzero((values > limit) | (values < -limit))
+    for old, now in zip(values[large].tolist(), new[large].tolist(), strict=True):
+        if np.isfinite(old) and (np.isinf(now) or (old == int(old) and int(now) != int(old))):
+            wider = "; dtype='float64' keeps it" if dtype == "float32" and float(old) == old else ""
+            raise InputError(
+                f"the matrix holds {old!r}, which {dtype} cannot hold{wider}", file=matrix.data.file.filename
+            )
+    return new
 
 
 def _windows(rows: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -151,16 +244,23 @@ def _sparse(matrix: Matrix, columns: h5py.Dataset, rows: NDArray[np.int64]) -> I
     data, indices = matrix.data[first:last], columns[first:last]
     for start, stop in zip(matrix.indptr[rows] - first, matrix.indptr[rows + 1] - first, strict=True):
         places, values = indices[start:stop], data[start:stop]
-        if (places[1:] <= places[:-1]).any():
-            places, where = np.unique(places, return_inverse=True)
-            values = np.zeros(len(places), data.dtype)
-            np.add.at(values, where, data[start:stop])
+        places, values = _summed(places, values)
         if len(places) and not 0 <= places[0] <= places[-1] < matrix.n_vars:
             raise InputError(
                 f"the matrix is damaged: it has {matrix.n_vars} columns and a value in column {places[-1]}",
                 file=matrix.data.file.filename,
             )
         yield places, values
+
+
+def _summed(places: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return positions in order and only once; values of one position add up."""
+    if not (places[1:] <= places[:-1]).any():
+        return places, values
+    unique, where = np.unique(places, return_inverse=True)
+    sums = np.zeros(len(unique), values.dtype)
+    np.add.at(sums, where, values)
+    return unique, sums
 
 
 def _fields(places: NDArray[Any] | None, values: NDArray[Any], n_vars: int, form: str) -> Fields:
