@@ -79,7 +79,8 @@ class WebDataModule(L.LightningDataModule):
             each epoch; 0 shuffles all samples together. By default 0 for local shards and 16 for remote ones.
         loader: The loader: a name, a ``Use`` or a callable.
         pickles: ``"safe"`` builds known types only; ``"trusted"`` runs what pickles ask for.
-        allow_pickle: Classes that safe pickles may build too, as ``"package.module.Class"``.
+        allow_pickle: Classes that safe pickles may build too: themselves, as ``"package.module.Class"``, or
+            ``"package.*"`` for all of a package.
         check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
         on_error: ``"raise"``, or ``"skip"`` for leaving out samples that cannot be read.
         max_skipped: Samples that may be skipped in a process.
@@ -112,7 +113,7 @@ class WebDataModule(L.LightningDataModule):
         shuffle_shards: int | None = None,
         loader: Ref = "webloader",
         pickles: Literal["safe", "trusted"] = "safe",
-        allow_pickle: Sequence[str] = (),
+        allow_pickle: Sequence[Any] = (),
         check: Literal["first", "always", "never"] = "first",
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: int = 100,
@@ -140,7 +141,7 @@ class WebDataModule(L.LightningDataModule):
             prefix=check_prefix(prefix_tars_wds),
             seed=whole_number("seed", seed, least=0),
             tail=one_of("tail", tail, ("share", "drop", "fill")),
-            policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=tuple(allow_pickle)),
+            policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=allow_pickle),
             check=one_of("check", check, ("first", "always", "never")),
             shuffle_shards=None if shuffle_shards is None else whole_number("shuffle_shards", shuffle_shards, least=0),
         )

@@ -8,13 +8,17 @@ from __future__ import annotations
 import io
 import pickle
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from bionemo.webdatamodule.builtins.pickle.safe.limits import from_torch
+from bionemo.webdatamodule.builtins.pickle.safe.formats import other_format
 from bionemo.webdatamodule.builtins.pickle.safe.names import finder, ghost
-from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Machine
+from bionemo.webdatamodule.builtins.pickle.safe.opcodes import run
+from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Unpickler
 from bionemo.webdatamodule.builtins.pickle.write.canonical import dumps
 from bionemo.webdatamodule.errors import ConfigError, DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["Policy", "dumps", "loads", "recode"]
 
@@ -25,13 +29,14 @@ class Policy:
 
     Attributes:
         pickles: ``"safe"`` builds known types only: Python's containers and scalars, times, Decimal, Fraction,
-            UUID, pure paths, numpy arrays and scalars, dense CPU tensors. ``"trusted"`` does whatever the pickle
-            says, with Python's own unpickler.
-        allow: Further classes and functions as ``"pkg.mod.Class"`` (``allow_pickle`` of the data modules).
+            UUID, pure paths, numpy arrays, masked arrays and scalars, dense tensors, which come to the CPU.
+            ``"trusted"`` does whatever the pickle says, with Python's own unpickler.
+        allow: Further classes and functions (``allow_pickle`` of the data modules): themselves, their names such as
+            ``"pkg.mod.Class"``, or ``"pkg.*"`` for everything below a package or module. Kept as names.
             They are imported and used as :mod:`pickle` would, so allow only what may be called with any arguments.
 
     Raises:
-        ConfigError: An unknown mode, or an entry that is no dotted name.
+        ConfigError: An unknown mode, or an entry that names nothing.
     """
 
     pickles: Literal["safe", "trusted"] = "safe"
@@ -42,11 +47,32 @@ class Policy:
             raise ConfigError(f'pickles is "safe" or "trusted", not {self.pickles!r}')
         if isinstance(self.allow, str):
             raise ConfigError(f"allow_pickle takes a list of names: [{self.allow!r}], not {self.allow!r}")
-        object.__setattr__(self, "allow", tuple(self.allow))
-        for name in self.allow:
-            parts = name.split(".") if isinstance(name, str) else []
-            if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-                raise ConfigError(f'allow_pickle takes names such as "pkg.mod.Class", not {name!r}')
+        object.__setattr__(self, "allow", tuple(map(_allowed_name, _listed(self.allow))))
+
+
+def _listed(allow: Any) -> Iterable[Any]:
+    try:
+        return list(allow)
+    except TypeError:
+        raise ConfigError(f"allow_pickle takes a list of names or classes, not {allow!r}") from None
+
+
+def _allowed_name(entry: Any) -> str:
+    """Return the name of what a user allows.
+
+    Raises:
+        ConfigError: If it is no name, and nothing that a pickle could name.
+    """
+    name = entry
+    if not isinstance(entry, str) and callable(entry):
+        name = f"{getattr(entry, '__module__', '')}.{getattr(entry, '__qualname__', '')}"
+    parts = name.removesuffix(".*").split(".") if isinstance(name, str) else []
+    package = isinstance(name, str) and name.endswith(".*")
+    if len(parts) < 2 - package or not all(part.isidentifier() for part in parts):
+        raise ConfigError(
+            f'allow_pickle takes names such as "pkg.mod.Class" or "pkg.*", and classes of a module, not {entry!r}'
+        )
+    return str(name)
 
 
 _SAFE: Final = Policy()
@@ -60,7 +86,8 @@ def loads(data: bytes | bytearray | memoryview, *, policy: Policy = _SAFE) -> An
         policy: What it may build.
 
     Returns:
-        What :func:`pickle.loads` returns, with the same types. Numpy arrays are always writable.
+        What :func:`pickle.loads` returns, with the same types. Numpy arrays are always writable, tensors lie on the
+        CPU, and the strings of Python 2 are text, one character for each byte (``encoding="latin1"``).
 
     Raises:
         RefusedPickleError: The pickle asks for something that the policy does not allow, or for a class that
@@ -69,16 +96,13 @@ def loads(data: bytes | bytearray | memoryview, *, policy: Policy = _SAFE) -> An
         MemoryError, ImportError: What a class of the user's raises of these passes unchanged.
     """
     view = memoryview(data).cast("B")
-    if from_torch(view):
-        raise DecodeError(
-            "this was written by torch.save, or is another zip archive, and is no plain pickle; write it again with "
-            "pickle.dump(torch.load(path), file), or store it as it is with a writer of your own, "
-            "under a suffix that ends in .pth"
-        )
+    other = other_format(view)
+    if other is not None:
+        raise DecodeError(other)
     if policy.pickles == "trusted":
         value, end = _load_trusted(view)
     else:
-        value, end = Machine(view, finder(policy.allow)).run()
+        value, end = run(Unpickler(view, finder(policy.allow)))
     if end != len(view):
         raise DecodeError(
             f"{len(view) - end} bytes follow the pickled object; "
@@ -97,19 +121,27 @@ def recode(data: bytes, *, policy: Policy) -> bytes:
 
 
 class _TrustingUnpickler(pickle.Unpickler):
-    """Python's own, with the name in the error for a class that is not there."""
+    """Python's own, with tensors on the CPU, and the name in the error for a class that is not there."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_on_cpu
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError) as error:
             raise ghost(module, name, error) from error
 
 
+def _load_on_cpu(data: bytes) -> Any:
+    import torch
+
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+
+
 def _load_trusted(view: memoryview) -> tuple[Any, int]:
     stream = io.BytesIO(view)
     try:
-        return _TrustingUnpickler(stream).load(), stream.tell()
+        return _TrustingUnpickler(stream, encoding="latin1").load(), stream.tell()
     except (DecodeError, MemoryError, ImportError):
         raise
     except Exception as error:

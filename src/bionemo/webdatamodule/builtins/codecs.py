@@ -14,7 +14,7 @@ import numpy as np
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.builtins.padding import joined
-from bionemo.webdatamodule.builtins.pickle.safe.limits import from_torch
+from bionemo.webdatamodule.builtins.pickle.safe.formats import from_torch
 from bionemo.webdatamodule.errors import DecodeError, ManifestError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ be different in the next stream and still be the same program.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickletools
 from dataclasses import dataclass, replace
@@ -31,8 +32,8 @@ from bionemo.webdatamodule.builtins.pickle.fast.program import (
     Scalar,
     parts,
 )
-from bionemo.webdatamodule.builtins.pickle.safe.limits import Global
 from bionemo.webdatamodule.builtins.pickle.safe.names import known
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import Global
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -89,6 +90,9 @@ def trace(data: bytes, *, allowed: Collection[str] = ()) -> Program | None:
     return Program(root, tracer.regions)
 
 
+_MOST_STEPS: Final = 10_000
+"""Opcodes of a program: templates of larger ones, such as long lists of numbers, save no time."""
+
 _COUNTED: Final = {
     "SHORT_BINBYTES": ("bytes", 1),
     "BINBYTES": ("bytes", 4),
@@ -122,9 +126,7 @@ class _Tracer:
         stack: list[Node] = []
         marks: list[list[Node]] = []
         memo: dict[int, Node] = {}
-        steps: list[tuple[str, Any, int]] = [
-            (opcode.name, arg, (position or 0) + offset) for opcode, arg, position in pickletools.genops(stream)
-        ]
+        steps = _steps(stream, offset)
         stops = [position for _, _, position in steps[1:]] + [stream.tell() + offset]
         for (name, arg, position), stop in zip(steps, stops, strict=True):
             if name in _COUNTED:
@@ -292,6 +294,17 @@ class _Tracer:
         unit = 1 if kind.dtype is None else kind.dtype.itemsize
         data = Leaf("bytes", None, stop + 8, blob.stop, (stop, 8), unit)
         return _Storage(kind, data, _integer(numel), [key, again])
+
+
+def _steps(stream: io.BytesIO, offset: int) -> list[tuple[str, Any, int]]:
+    """Return the opcodes of the next pickle of a stream: name, argument and position."""
+    steps = [
+        (opcode.name, arg, (position or 0) + offset)
+        for opcode, arg, position in itertools.islice(pickletools.genops(stream), _MOST_STEPS)
+    ]
+    if steps[-1][0] != "STOP":
+        raise NotTraceableError("a large program")
+    return steps
 
 
 def _view(storage: _Storage, dtype: torch.dtype, size: Items, stride: Items, hooks: _Unbuilt) -> Block:

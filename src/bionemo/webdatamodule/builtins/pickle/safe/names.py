@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import operator
 from typing import TYPE_CHECKING, Any, Final
 
 from bionemo.webdatamodule.builtins.pickle.safe import numpy_types, python_types
-from bionemo.webdatamodule.builtins.pickle.safe.limits import Global
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import Global, UnknownNameError, resolve
 from bionemo.webdatamodule.errors import RefusedPickleError
 
 if TYPE_CHECKING:
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 # Protocols 0 to 2 spell a few names as Python 2 did.
 _MODULES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_NAMES: Final = {("builtins", "xrange"): "range"}
+_NAMES: Final = {("builtins", "xrange"): "range", ("builtins", "unicode"): "str", ("builtins", "long"): "int"}
 
 _TABLE: Final = {**python_types.TABLE, **numpy_types.TABLE}
 
@@ -40,33 +38,37 @@ def known(module: str, name: str) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def finder(allow: tuple[str, ...]) -> Callable[[str, str], Any]:
-    """Return what looks names up: the user's first, then ours, and an error for all others."""
+    """Return what looks names up: names that the user allowed, then ours, then packages that the user allowed.
+
+    It raises :class:`UnknownNameError` for all others.
+    """
+    packages = tuple(name.removesuffix("*") for name in allow if name.endswith(".*"))
     allowed = frozenset(allow)
 
     @functools.lru_cache(maxsize=256)  # streams name the same few things
     def find(module: str, name: str) -> Any:
         module = _MODULES.get(module, module)
         name = _NAMES.get((module, name), name)
-        if f"{module}.{name}" in allowed:
+        full = f"{module}.{name}"
+        if full in allowed:
             return _allowed(module, name)
         try:
             return known(module, name)
         except KeyError:
-            raise RefusedPickleError(
-                f"the pickle names {module}.{name}, which the safe codec does not build; "
-                f'if that is a class you know and trust, pass allow_pickle=["{module}.{name}"]'
-            ) from None
+            if full.startswith(packages):
+                return _allowed(module, name)
+            raise UnknownNameError(full) from None
 
     return find
 
 
 def _allowed(module: str, name: str) -> Global:
     try:
-        real = operator.attrgetter(name)(importlib.import_module(module))
+        found = resolve(module, name)
     except (ImportError, AttributeError) as error:
         raise ghost(module, name, error) from error
-    new = functools.partial(real.__new__, real) if isinstance(real, type) else None
-    return Global(name=f"{module}.{name}", call=real, new=new, real=real, allowed=True)
+    new = functools.partial(found.__new__, found) if isinstance(found, type) else None
+    return Global(name=f"{module}.{name}", call=found, new=new, real=found, allowed=True)
 
 
 def ghost(module: str, name: str, error: Exception) -> RefusedPickleError:

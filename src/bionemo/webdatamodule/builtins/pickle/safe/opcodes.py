@@ -1,31 +1,35 @@
-"""The opcodes that :class:`~bionemo.webdatamodule.builtins.pickle.safe.unpickler.Machine` follows, as one table.
+"""The opcodes that the unpickler follows, as one table, and the loop that follows them.
 
-A handler gets the machine and the position behind its opcode, and returns the position of the next opcode.
+A handler gets the unpickler and the position behind its opcode, and returns the position of the next opcode.
 :mod:`pickletools` describes every opcode; the names are those of :mod:`pickle`.
 """
 
 from __future__ import annotations
 
+import codecs
 import pickle
+import pickletools
 import re
 import struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from bionemo.webdatamodule.builtins.pickle.safe.limits import check_keys
+from bionemo.webdatamodule.builtins.pickle.safe.budget import EXPANSION, MAX_DEPTH, MAX_SHARED, weigh
+from bionemo.webdatamodule.builtins.pickle.safe.refusal import refusal
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import UnknownNameError
 from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Machine
+    from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Unpickler
 
-Handler: TypeAlias = "Callable[[Machine, int], int]"
+Handler: TypeAlias = "Callable[[Unpickler, int], int]"
 
 STOPPED: Final = -1
 _NEWLINE: Final = re.compile(rb"\n")
 
 # A run of numbers and constants, as in a pickled list of token ids. The regular expression proves that nothing
-# else is in it, so the stock machine, which is ten times faster, may turn it into a list.
+# else is in it, so the stock unpickler, which is ten times faster, may turn it into a list.
 _PLAIN: Final = re.compile(rb"(?:K.|M..|J.{4}|G.{8}|[N\x88\x89]){4,1000}", re.DOTALL)
 
 
@@ -33,71 +37,66 @@ _PLAIN: Final = re.compile(rb"(?:K.|M..|J.{4}|G.{8}|[N\x88\x89]){4,1000}", re.DO
 
 
 def _constant(value: Any) -> Handler:
-    def handler(machine: Machine, position: int) -> int:
-        machine.stack.append(value)
+    def handler(unpickler: Unpickler, position: int) -> int:
+        unpickler.stack.append(value)
         return position
 
     return handler
 
 
 def _empty(make: Callable[[], Any]) -> Handler:
-    def handler(machine: Machine, position: int) -> int:
-        machine.made += 1
-        machine.stack.append(make())
-        return position
-
-    return handler
+    return _plain(lambda unpickler: unpickler.empty(make))
 
 
-def _fixed(width: int, use: Callable[[Machine, memoryview], None]) -> Handler:
+def _fixed(width: int, use: Callable[[Unpickler, memoryview], None]) -> Handler:
     """The operand has a fixed width."""
 
-    def handler(machine: Machine, position: int) -> int:
-        use(machine, machine.take(position, width))
+    def handler(unpickler: Unpickler, position: int) -> int:
+        use(unpickler, unpickler.take(position, width))
         return position + width
 
     return handler
 
 
 def _number(width: int, read: Callable[[memoryview], Any]) -> Handler:
-    return _fixed(width, lambda machine, operand: machine.stack.append(read(operand)))
+    return _fixed(width, lambda unpickler, operand: unpickler.stack.append(read(operand)))
 
 
 def _counted(width: int, read: Callable[[memoryview], Any]) -> Handler:
     """The operand begins with its length, ``width`` bytes of it, which has to lie inside the data."""
 
-    def handler(machine: Machine, position: int) -> int:
-        size = int.from_bytes(machine.take(position, width), "little")
+    def handler(unpickler: Unpickler, position: int) -> int:
+        size = int.from_bytes(unpickler.take(position, width), "little")
         position += width
-        machine.stack.append(read(machine.take(position, size)))
+        unpickler.stack.append(read(unpickler.take(position, size)))
         return position + size
 
     return handler
 
 
-def _line(use: Callable[[Machine, memoryview], None]) -> Handler:
+def _line(use: Callable[[Unpickler, memoryview], None]) -> Handler:
     """The operand ends with a newline."""
 
-    def handler(machine: Machine, position: int) -> int:
-        operand, position = _read_line(machine, position)
-        use(machine, operand)
+    def handler(unpickler: Unpickler, position: int) -> int:
+        operand, position = _read_line(unpickler, position)
+        use(unpickler, operand)
         return position
 
     return handler
 
 
-def _read_line(machine: Machine, position: int) -> tuple[memoryview, int]:
-    newline = _NEWLINE.search(machine.data, position)
+def _read_line(unpickler: Unpickler, position: int) -> tuple[memoryview, int]:
+    newline = _NEWLINE.search(unpickler.data, position)
     if newline is None:
         raise DecodeError(f"the pickle ends in the middle of a line at {position}")
-    return machine.data[position : newline.start()], newline.end()
+    return unpickler.data[position : newline.start()], newline.end()
 
 
-def _plain(use: Callable[[Machine], None]) -> Handler:
+def _plain(use: Callable[[Unpickler], None]) -> Handler:
     """There is no operand."""
 
-    def handler(machine: Machine, position: int) -> int:
-        use(machine)
+    def handler(unpickler: Unpickler, position: int) -> int:
+        use(unpickler)
         return position
 
     return handler
@@ -119,150 +118,159 @@ def _double(operand: memoryview) -> float:
 
 
 def _text(operand: memoryview) -> str:
-    return str(operand, "utf-8", "surrogatepass")  # as the stock machine: lone surrogates are text to Python
+    return str(operand, "utf-8", "surrogatepass")  # as the stock unpickler: lone surrogates are text to Python
+
+
+def _old_text(operand: memoryview) -> str:
+    # Python 2 had one type for bytes and text; read as Latin-1, every byte of it is there
+    return str(operand, "latin-1")
+
+
+def _old_literal(unpickler: Unpickler, operand: memoryview) -> None:
+    quoted = bytes(operand)
+    if len(quoted) < 2 or quoted[:1] != quoted[-1:] or quoted[:1] not in (b"'", b'"'):
+        raise DecodeError("the pickle has a string without quotes")
+    data, _ = codecs.escape_decode(quoted[1:-1])  # as pickle itself does
+    unpickler.stack.append(data.decode("latin-1"))
 
 
 def _ascii(operand: memoryview) -> str:
     return str(operand, "ascii")
 
 
-def _int(machine: Machine, operand: memoryview) -> None:
+def _int(unpickler: Unpickler, operand: memoryview) -> None:
     text = _ascii(operand)
-    machine.stack.append(text == "01" if text in ("00", "01") else int(text))
+    unpickler.stack.append(text == "01" if text in ("00", "01") else int(text))
 
 
-def _proto(machine: Machine, position: int) -> int:
-    protocol = machine.data[position]
+def _proto(unpickler: Unpickler, position: int) -> int:
+    protocol = unpickler.data[position]
     if protocol > pickle.HIGHEST_PROTOCOL:
         raise DecodeError(f"pickle protocol {protocol} is unknown to this Python")
     return position + 1
 
 
-def _frame(machine: Machine, position: int) -> int:
-    machine.take(position + 8, _unsigned(machine.take(position, 8)))
+def _frame(unpickler: Unpickler, position: int) -> int:
+    unpickler.take(position + 8, _unsigned(unpickler.take(position, 8)))
     return position + 8
 
 
-def _stop(machine: Machine, position: int) -> int:
-    machine.end = position
+def _stop(unpickler: Unpickler, position: int) -> int:
+    unpickler.end = position
     return STOPPED
 
 
-def _mark(machine: Machine, position: int) -> int:
-    machine.marked.append(machine.stack)
-    run = _PLAIN.match(machine.data, position)
+def _mark(unpickler: Unpickler, position: int) -> int:
+    unpickler.marked.append(unpickler.stack)
+    run = _PLAIN.match(unpickler.data, position)
     if run is None:
-        machine.stack = []
+        unpickler.stack = []
         return position
-    machine.stack = pickle.loads(b"(%bl." % run[0])
+    unpickler.stack = pickle.loads(b"(%bl." % run[0])
     return run.end()
 
 
-def _pop(machine: Machine) -> None:
-    if machine.stack:
-        machine.stack.pop()
+def _pop(unpickler: Unpickler) -> None:
+    if unpickler.stack:
+        unpickler.stack.pop()
     else:
-        machine.pop_mark()
+        unpickler.pop_mark()
 
 
-def _pop_mark(machine: Machine) -> None:
-    machine.pop_mark()
+def _pop_mark(unpickler: Unpickler) -> None:
+    unpickler.pop_mark()
 
 
-def _memoize(machine: Machine) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
-
-
-def _put(machine: Machine, number: int) -> None:
-    machine.memo[number] = machine.stack[-1]
+def _memoize(unpickler: Unpickler) -> None:
+    unpickler.memoize(len(unpickler.memo) + len(unpickler.memo_beyond))
 
 
 def _tuple_of(size: int) -> Handler:
-    def use(machine: Machine) -> None:
-        if len(machine.stack) < size:
+    def use(unpickler: Unpickler) -> None:
+        if len(unpickler.stack) < size:
             raise DecodeError("the pickle makes a tuple of more than it has")
-        machine.made += 1
-        machine.stack[-size:] = [tuple(machine.stack[-size:])]
+        unpickler.made += 1
+        unpickler.stack[-size:] = [tuple(unpickler.stack[-size:])]
 
     return _plain(use)
 
 
-def _tuple(machine: Machine) -> None:
-    machine.made += 1
-    items = machine.pop_mark()
-    machine.stack.append(tuple(items))
+def _tuple(unpickler: Unpickler) -> None:
+    unpickler.made += 1
+    items = unpickler.pop_mark()
+    unpickler.stack.append(tuple(items))
 
 
-def _list(machine: Machine) -> None:
-    machine.made += 1
-    items = machine.pop_mark()
-    machine.stack.append(items)
+def _list(unpickler: Unpickler) -> None:
+    unpickler.made += 1
+    items = unpickler.pop_mark()
+    unpickler.stack.append(items)
 
 
-def _dict(machine: Machine) -> None:
-    machine.made += 1
-    items = machine.pop_mark()
-    machine.stack.append({})
-    machine.update(items)
+def _dict(unpickler: Unpickler) -> None:
+    items = unpickler.pop_mark()
+    unpickler.empty(dict)
+    unpickler.update(items)
 
 
-def _frozenset(machine: Machine) -> None:
-    machine.made += 1
-    items = machine.pop_mark()
-    check_keys(items)
-    machine.stack.append(frozenset(items))
+def _frozenset(unpickler: Unpickler) -> None:
+    items = unpickler.pop_mark()
+    unpickler.made += 1
+    unpickler.budget.take_container(frozenset)
+    unpickler.budget.charge_keys(items)
+    unpickler.stack.append(frozenset(items))
 
 
-def _append(machine: Machine) -> None:
-    item = machine.stack.pop()
-    machine.extend([item])
+def _append(unpickler: Unpickler) -> None:
+    item = unpickler.stack.pop()
+    unpickler.extend([item])
 
 
-def _setitem(machine: Machine) -> None:
-    value, key = machine.stack.pop(), machine.stack.pop()
-    machine.update([key, value])
+def _setitem(unpickler: Unpickler) -> None:
+    value, key = unpickler.stack.pop(), unpickler.stack.pop()
+    unpickler.update([key, value])
 
 
-def _global(machine: Machine, position: int) -> int:
-    module, position = _read_line(machine, position)
-    name, position = _read_line(machine, position)
-    machine.push(machine.find(str(module, "utf-8"), str(name, "utf-8")))
+def _global(unpickler: Unpickler, position: int) -> int:
+    module, position = _read_line(unpickler, position)
+    name, position = _read_line(unpickler, position)
+    unpickler.push_global(str(module, "utf-8"), str(name, "utf-8"))
     return position
 
 
-def _stack_global(machine: Machine) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
+def _stack_global(unpickler: Unpickler) -> None:
+    name, module = unpickler.stack.pop(), unpickler.stack.pop()
     if type(name) is not str or type(module) is not str:
         raise DecodeError("the pickle names a class by something that is no text")
-    machine.push(machine.find(module, name))
+    unpickler.push_global(module, name)
 
 
-def _reduce(machine: Machine) -> None:
-    args, function = machine.stack.pop(), machine.stack.pop()
-    machine.call(function, getattr(function, "call", None), args)
+def _reduce(unpickler: Unpickler) -> None:
+    args, function = unpickler.stack.pop(), unpickler.stack.pop()
+    unpickler.call(function, args)
 
 
-def _newobj(machine: Machine) -> None:
-    args, cls = machine.stack.pop(), machine.stack.pop()
-    machine.call(cls, getattr(cls, "new", None), args)
+def _newobj(unpickler: Unpickler) -> None:
+    args, cls = unpickler.stack.pop(), unpickler.stack.pop()
+    unpickler.call(cls, args, new=True)
 
 
-def _newobj_ex(machine: Machine) -> None:
-    kwargs, args, cls = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
+def _newobj_ex(unpickler: Unpickler) -> None:
+    kwargs, args, cls = unpickler.stack.pop(), unpickler.stack.pop(), unpickler.stack.pop()
     if type(kwargs) is not dict:
         raise DecodeError("the pickle passes keywords that are no dict")
-    machine.call(cls, getattr(cls, "new", None), args, kwargs)
+    unpickler.call(cls, args, kwargs, new=True)
 
 
-def _build(machine: Machine) -> None:
-    state = machine.stack.pop()
-    machine.build(machine.stack[-1], state)
+def _build(unpickler: Unpickler) -> None:
+    state = unpickler.stack.pop()
+    unpickler.build(unpickler.stack[-1], state)
 
 
-def _binpersid(machine: Machine) -> None:
-    if machine.persistent is None:
+def _binpersid(unpickler: Unpickler) -> None:
+    if unpickler.persistent is None:
         raise RefusedPickleError("the pickle uses BINPERSID, which the safe codec does not follow")
-    machine.stack.append(machine.persistent(machine.stack.pop()))
+    unpickler.stack.append(unpickler.persistent(unpickler.stack.pop()))
 
 
 _TABLE: Final[dict[bytes, Handler]] = {
@@ -276,12 +284,12 @@ _TABLE: Final[dict[bytes, Handler]] = {
     pickle.POP_MARK: _plain(_pop_mark),
     # the memo
     pickle.MEMOIZE: _plain(_memoize),
-    pickle.BINPUT: _fixed(1, lambda machine, operand: _put(machine, operand[0])),
-    pickle.LONG_BINPUT: _fixed(4, lambda machine, operand: _put(machine, _unsigned(operand))),
-    pickle.PUT: _line(lambda machine, operand: _put(machine, int(_ascii(operand)))),
-    pickle.BINGET: _fixed(1, lambda machine, operand: machine.recall(operand[0])),
-    pickle.LONG_BINGET: _fixed(4, lambda machine, operand: machine.recall(_unsigned(operand))),
-    pickle.GET: _line(lambda machine, operand: machine.recall(int(_ascii(operand)))),
+    pickle.BINPUT: _fixed(1, lambda unpickler, operand: unpickler.memoize(operand[0])),
+    pickle.LONG_BINPUT: _fixed(4, lambda unpickler, operand: unpickler.memoize(_unsigned(operand))),
+    pickle.PUT: _line(lambda unpickler, operand: unpickler.memoize(int(_ascii(operand)))),
+    pickle.BINGET: _fixed(1, lambda unpickler, operand: unpickler.recall(operand[0])),
+    pickle.LONG_BINGET: _fixed(4, lambda unpickler, operand: unpickler.recall(_unsigned(operand))),
+    pickle.GET: _line(lambda unpickler, operand: unpickler.recall(int(_ascii(operand)))),
     # constants and numbers
     pickle.NONE: _constant(None),
     pickle.NEWTRUE: _constant(True),
@@ -293,9 +301,12 @@ _TABLE: Final[dict[bytes, Handler]] = {
     pickle.LONG4: _counted(4, _signed),
     pickle.BINFLOAT: _number(8, _double),
     pickle.INT: _line(_int),
-    pickle.LONG: _line(lambda machine, operand: machine.stack.append(int(_ascii(operand).removesuffix("L")))),
-    pickle.FLOAT: _line(lambda machine, operand: machine.stack.append(float(_ascii(operand)))),
+    pickle.LONG: _line(lambda unpickler, operand: unpickler.stack.append(int(_ascii(operand).removesuffix("L")))),
+    pickle.FLOAT: _line(lambda unpickler, operand: unpickler.stack.append(float(_ascii(operand)))),
     # bytes and text
+    pickle.STRING: _line(_old_literal),
+    pickle.BINSTRING: _counted(4, _old_text),
+    pickle.SHORT_BINSTRING: _counted(1, _old_text),
     pickle.SHORT_BINBYTES: _counted(1, bytes),
     pickle.BINBYTES: _counted(4, bytes),
     pickle.BINBYTES8: _counted(8, bytes),
@@ -303,7 +314,7 @@ _TABLE: Final[dict[bytes, Handler]] = {
     pickle.SHORT_BINUNICODE: _counted(1, _text),
     pickle.BINUNICODE: _counted(4, _text),
     pickle.BINUNICODE8: _counted(8, _text),
-    pickle.UNICODE: _line(lambda machine, operand: machine.stack.append(str(operand, "raw-unicode-escape"))),
+    pickle.UNICODE: _line(lambda unpickler, operand: unpickler.stack.append(str(operand, "raw-unicode-escape"))),
     # containers
     pickle.EMPTY_TUPLE: _constant(()),
     pickle.EMPTY_LIST: _empty(list),
@@ -317,10 +328,10 @@ _TABLE: Final[dict[bytes, Handler]] = {
     pickle.DICT: _plain(_dict),
     pickle.FROZENSET: _plain(_frozenset),
     pickle.APPEND: _plain(_append),
-    pickle.APPENDS: _plain(lambda machine: machine.extend(machine.pop_mark())),
-    pickle.ADDITEMS: _plain(lambda machine: machine.add(machine.pop_mark())),
+    pickle.APPENDS: _plain(lambda unpickler: unpickler.extend(unpickler.pop_mark())),
+    pickle.ADDITEMS: _plain(lambda unpickler: unpickler.add(unpickler.pop_mark())),
     pickle.SETITEM: _plain(_setitem),
-    pickle.SETITEMS: _plain(lambda machine: machine.update(machine.pop_mark())),
+    pickle.SETITEMS: _plain(lambda unpickler: unpickler.update(unpickler.pop_mark())),
     # names and objects
     pickle.GLOBAL: _global,
     pickle.STACK_GLOBAL: _plain(_stack_global),
@@ -333,3 +344,61 @@ _TABLE: Final[dict[bytes, Handler]] = {
 
 HANDLERS: Final[dict[int, Handler]] = {code[0]: handler for code, handler in _TABLE.items()}
 """The handler of each opcode, by its byte; an opcode that is not here is refused."""
+
+
+def run(unpickler: Unpickler, start: int = 0) -> tuple[Any, int]:
+    """Execute the pickle that begins at ``start``.
+
+    Returns:
+        The value and the position behind its STOP.
+
+    Raises:
+        RefusedPickleError: The pickle asks for something that is not allowed.
+        DecodeError: It is no well-formed pickle.
+    """
+    try:
+        return _run(unpickler, start)
+    except UnknownNameError as error:
+        raise refusal(unpickler.data[start:], unpickler.find, str(error)) from None
+    except (DecodeError, MemoryError, ImportError):
+        raise
+    except (IndexError, struct.error) as error:
+        raise DecodeError("the pickle ends in the middle or takes from an empty stack") from error
+    except RecursionError as error:
+        raise DecodeError(f"the pickle is nested deeper than {MAX_DEPTH} levels") from error
+    except Exception as error:  # what a constructor, or a class of the user's, says about its arguments
+        raise DecodeError(f"the pickle cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _run(unpickler: Unpickler, start: int) -> tuple[Any, int]:
+    unpickler.clear()
+    data, handlers, position = unpickler.data, HANDLERS, start
+    while position >= 0:
+        handler = handlers.get(data[position])
+        if handler is None:
+            raise _refused_opcode(data[position], position)
+        position = handler(unpickler, position + 1)
+    if len(unpickler.stack) != 1 or unpickler.marked:
+        raise DecodeError("the pickle leaves more than its value behind")
+    unused = unpickler.unused()
+    if unused:
+        quoted = ", ".join(f'"{name}"' for name in unused)
+        raise RefusedPickleError(
+            f"the pickle holds {', '.join(unused)} as a value and not what it makes; "
+            f"if you know and trust it, pass allow_pickle=[{quoted}]"
+        )
+    (value,) = unpickler.stack
+    if unpickler.shared or unpickler.made > MAX_DEPTH:
+        weigh(value, EXPANSION * len(data) + MAX_SHARED, shared=unpickler.shared)
+    return value, unpickler.end
+
+
+def _refused_opcode(code: int, position: int) -> DecodeError:
+    """Return the error for a byte that is no opcode, or none that is followed."""
+    known = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+    if code not in known:
+        return DecodeError(f"no pickle: byte {code:#04x} at {position} is no opcode")
+    return RefusedPickleError(
+        f"the pickle uses {known[code]} at {position}, which the safe codec does not follow; "
+        'if you trust where the data come from, read them with pickles="trusted"'
+    )

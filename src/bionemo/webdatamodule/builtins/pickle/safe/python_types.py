@@ -18,12 +18,25 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
-from bionemo.webdatamodule.builtins.pickle.safe.limits import Fresh, Global, Owned, check_keys, expect, names, table
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import (
+    MAX_INTEGER,
+    Fresh,
+    Global,
+    Owned,
+    as_bytes,
+    expect,
+    is_named,
+    real,
+    table,
+)
 from bionemo.webdatamodule.errors import RefusedPickleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bionemo.webdatamodule.builtins.pickle.safe.budget import Budget
+
+MAX_MODULES: Final = 10_000  # of a torch.nn.Module whose state_dict() this is
 MAX_EXPONENT: Final = 10_000  # of a Decimal: int(Decimal("1e999999999")) would need 400 MB
 
 
@@ -32,7 +45,8 @@ MAX_EXPONENT: Final = 10_000  # of a Decimal: int(Decimal("1e999999999")) would 
 
 def _encode(text: str, encoding: str) -> bytes:
     # how protocols 0 to 2 spell bytes
-    expect(type(text) is str and encoding in ("latin1", "latin-1"), "bytes in an unknown encoding")
+    expect(type(text) is type(encoding) is str, "bytes in an unknown encoding")
+    expect(encoding in ("latin1", "latin-1"), "bytes in an unknown encoding")
     return text.encode("latin-1")
 
 
@@ -43,8 +57,8 @@ def _bytes(*args: Any) -> bytes:
 
 def _bytearray(data: Any = b"", encoding: str = "latin-1") -> bytearray:
     # bytearray(10**12) is an allocation that costs the file ten bytes
-    if type(data) is str:
-        data = _encode(data, encoding)
+    expect(type(encoding) is str and encoding in ("latin1", "latin-1"), "bytes in an unknown encoding")
+    data = as_bytes(data)
     expect(type(data) is bytes, "a bytearray made of no bytes")
     return bytearray(data)
 
@@ -55,13 +69,13 @@ def _items(items: Any) -> Any:
     return items
 
 
-def _set(items: Any = ()) -> set[Any]:
-    check_keys(_items(items))
+def _set(budget: Budget, items: Any = ()) -> set[Any]:
+    budget.charge_keys(_items(items))
     return set(items)
 
 
-def _frozenset(items: Any = ()) -> frozenset[Any]:
-    check_keys(_items(items))
+def _frozenset(budget: Budget, items: Any = ()) -> frozenset[Any]:
+    budget.charge_keys(_items(items))
     return frozenset(items)
 
 
@@ -81,32 +95,35 @@ def _slice(start: Any, stop: Any, step: Any) -> slice:
 
 
 def _ordered_dict(pairs: Any = ()) -> Fresh:
-    expect(pairs in ([], ()), "an OrderedDict made of something")
+    expect(type(pairs) in (list, tuple) and not pairs, "an OrderedDict made of something")
     return Fresh(OrderedDict(), _ordered_dict_state)
 
 
-def _ordered_dict_state(made: OrderedDict[Any, Any], state: Any) -> None:
+def _ordered_dict_state(made: OrderedDict[Any, Any], state: Any) -> int:
     # torch.nn.Module.state_dict() notes the version of each of its modules in an attribute
     if type(state) is not dict or list(state) != ["_metadata"]:
         raise RefusedPickleError("the pickle has an OrderedDict with attributes, which the safe codec does not build")
     modules = state["_metadata"]
-    expect(type(modules) in (dict, OrderedDict), "a state_dict with unknown metadata")
+    expect(type(modules) in (dict, OrderedDict) and len(modules) <= MAX_MODULES, "a state_dict with unknown metadata")
     for name, facts in modules.items():
-        expect(type(name) is str and type(facts) is dict, "a state_dict with unknown metadata")
+        expect(type(name) is str and type(facts) is dict and len(facts) < 16, "a state_dict with unknown metadata")
         kinds = {*map(type, facts), *map(type, facts.values())}
         expect(kinds <= {str, int, float, bool, type(None)}, "a state_dict with unknown metadata")
     made._metadata = modules  # type: ignore[attr-defined]  # noqa: SLF001  # as torch's own
+    return 200 * len(modules)
 
 
 def _defaultdict(factory: Any = None) -> defaultdict[Any, Any]:
-    known = type(factory) is Global and isinstance(factory.real, type)
-    if factory is not None and not known:
+    # a class that the user allowed is here itself, and nothing else can be
+    made = factory.real if type(factory) is Global else factory
+    if (made is None and factory is not None) or not isinstance(made, type | None):
         raise RefusedPickleError("the pickle has a defaultdict whose factory is no plain type")
-    return defaultdict(factory.real if known else None)
+    return defaultdict(made)
 
 
-def _counter(counts: Any = None) -> Counter[Any]:
+def _counter(budget: Budget, counts: Any = None) -> Counter[Any]:
     expect(counts is None or type(counts) is dict, "a Counter made of no dict")
+    budget.charge_keys(counts or ())
     return Counter(counts)
 
 
@@ -115,18 +132,23 @@ def _deque(items: Any = (), maxlen: int | None = None) -> deque[Any]:
     return deque(_items(items), maxlen)
 
 
+_CODES: Final = frozenset("bBhHiIlLqQfd")
+
+
 def _array(cls: Any, code: str, machine_format: int, data: bytes) -> array.array[Any]:
     # machine formats 0 to 15 are the integers and floats of known size; "u" may hold what is no text
-    expect(names(cls, "array.array") and type(code) is str and code in "bBhHiIlLqQfd", "an unknown array")
+    data = as_bytes(data)
+    expect(is_named(cls, "array.array") and type(code) is str and code in _CODES, "an unknown array")
     made = array.array(code)
     native = made.__reduce_ex__(3)[1][2]  # of (type, code, machine format, bytes)
-    expect(machine_format == native and type(data) is bytes, "an array of another machine")
+    expect(type(machine_format) is int and type(data) is bytes, "an array of another machine")
+    expect(machine_format == native, "an array of another machine")
     made.frombytes(data)
     return made
 
 
 def _array_of_list(code: str, items: list[Any]) -> array.array[Any]:
-    expect(type(code) is str and code in "bBhHiIlLqQfd" and type(items) is list, "an unknown array")
+    expect(type(code) is str and code in _CODES and type(items) is list, "an unknown array")
     return array.array(code, items)
 
 
@@ -144,6 +166,7 @@ def _decimal(text: str) -> Decimal:
 
 def _fraction(numerator: Any, denominator: Any = 1) -> Fraction:
     if type(numerator) is str:
+        expect(len(numerator) <= MAX_INTEGER >> 4, "a Fraction of large numbers")
         expect(bool(re.fullmatch(r"[+-]?\d+(/\d+)?", numerator)), "a bad Fraction")
         return Fraction(numerator)
     expect(type(numerator) is type(denominator) is int, "a Fraction of no integers")
@@ -152,6 +175,7 @@ def _fraction(numerator: Any, denominator: Any = 1) -> Fraction:
 
 def _state(data: Any, size: int, what: str) -> bytes:
     # Python's own constructors look at the month only and take an hour of 255
+    data = as_bytes(data)
     expect(type(data) is bytes and len(data) == size, f"a bad {what}")
     return bytes(data)
 
@@ -210,16 +234,14 @@ def _path(cls: type[pathlib.PurePath]) -> Callable[..., pathlib.PurePath]:
 
 def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
     # how protocols 0 and 1 spell NEWOBJ
-    expect(type(cls) is Global and type(base) is Global, "an object of no class")
-    if cls.allowed:
-        if base.real is object:
-            return Owned(object.__new__(cls.real))
-        made = base.real.__new__(cls.real, state)
-        base.real.__init__(made, state)
+    if isinstance(cls, type):  # the user allowed it
+        base = real(base)
+        if base is object:
+            return Owned(object.__new__(cls))
+        made = base.__new__(cls, state)
+        base.__init__(made, state)
         return Owned(made)
-    if cls.new is None:
-        raise RefusedPickleError(f"the pickle makes a {cls.name} in a way that the safe codec does not know")
-    return cls.new()
+    return _newobj(cls)
 
 
 def _newobj(cls: Any, *args: Any) -> Any:
@@ -227,10 +249,11 @@ def _newobj(cls: Any, *args: Any) -> Any:
 
 
 def _newobj_ex(cls: Any, args: Any, kwargs: Any) -> Any:
-    if type(cls) is not Global or cls.new is None or not (cls.allowed or kwargs == {}):
-        raise RefusedPickleError("the pickle makes an object in a way that the safe codec does not know")
-    if cls.allowed:
-        return Owned(cls.new(*(arg.real if type(arg) is Global else arg for arg in args), **kwargs))
+    if isinstance(cls, type):  # the user allowed it
+        return Owned(cls.__new__(cls, *map(real, args), **kwargs))
+    expect(type(cls) is Global and type(args) is tuple and type(kwargs) is dict, "an object of no class")
+    if cls.new is None or kwargs:
+        raise RefusedPickleError(f"the pickle makes a {cls.name} in a way that the safe codec does not know")
     return cls.new(*args)
 
 
@@ -241,7 +264,6 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "builtins.complex": _complex,
     "builtins.range": _range,
     "builtins.slice": _slice,
-    "collections.Counter": _counter,
     "collections.defaultdict": _defaultdict,
     "collections.deque": _deque,
     "copyreg.__newobj__": _newobj,
@@ -260,7 +282,10 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "pathlib._local.PureWindowsPath": _path(pathlib.PureWindowsPath),
 }
 
-TABLE: Final[dict[tuple[str, str], Any]] = table(_FUNCTIONS.items())
+TABLE: Final[dict[tuple[str, str], Any]] = {
+    **table(_FUNCTIONS.items()),
+    **table([("collections.Counter", _counter)], charged=True),
+}
 """``(module, name)`` as pickles spell it, to a token or to a harmless constant."""
 
 # Types that may also be arguments, such as the factory of a defaultdict.
@@ -280,7 +305,8 @@ for _type, _call in (
     (tuple, None),
 ):
     _module, _name = _type.__module__, _type.__name__
-    TABLE[_module, _name] = Global(name=f"{_module}.{_name}", call=_call, real=_type)
+    _charged = _type in (set, frozenset)
+    TABLE[_module, _name] = Global(name=f"{_module}.{_name}", call=_call, real=_type, charged=_charged)
 
 TABLE["uuid", "UUID"] = Global(name="uuid.UUID", new=_uuid)
 TABLE["builtins", "Ellipsis"] = Ellipsis

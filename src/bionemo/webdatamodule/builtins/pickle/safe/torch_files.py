@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, followed by the machine of this package.
+"""Files of ``torch.save``, read by the unpickler of this package.
 
 ``torch.load(weights_only=True)`` keeps a list of permitted names and believes what they are called with, so that
 ``bytearray(10**12)`` allocates, and a tensor of one number may show it without end.
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from bionemo.webdatamodule.builtins.pickle.safe.limits import expect
+from bionemo.webdatamodule.builtins.pickle.safe.budget import Budget
 from bionemo.webdatamodule.builtins.pickle.safe.names import finder
-from bionemo.webdatamodule.builtins.pickle.safe.torch_types import MAGIC, VERSION, Kind, find_storage
-from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Machine
+from bionemo.webdatamodule.builtins.pickle.safe.opcodes import run
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import expect, is_size
+from bionemo.webdatamodule.builtins.pickle.safe.torch_types import MAGIC, VERSION, StorageType, find_storage
+from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Unpickler
 from bionemo.webdatamodule.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -66,10 +68,11 @@ class _Storages:
 
     def __call__(self, saved: Any) -> Any:
         """Return the storage of a persistent id: its class, key, device and number of elements."""
-        expect(type(saved) is tuple and len(saved) in (5, 6) and saved[0] == "storage", "an unknown persistent id")
-        _, kind, key, _, count, *view = saved
-        expect(type(kind) is Kind and type(key) is str and view in ([], [None]), "a storage of an unknown form")
-        expect(type(count) is int and count >= 0, "a storage without a size")
+        expect(type(saved) is tuple and len(saved) in (5, 6) and type(saved[0]) is str, "an unknown persistent id")
+        word, kind, key, _, count, *view = saved
+        expect(word == "storage" and type(kind) is StorageType and type(key) is str, "a storage of an unknown form")
+        expect(all(part is None for part in view), "a storage of an unknown form")
+        expect(is_size(count), "a storage without a size")
         size = count * kind.itemsize
         if key not in self.memory:
             data = None if self._read is None else self._read(key)
@@ -102,7 +105,7 @@ def _load_zip(data: memoryview, find: Callable[[str, str], Any]) -> Any:
         raise DecodeError("the file was written by torch.save in another byte order")
     pickled = read("data.pkl")
     storages = _Storages(len(data), lambda key: read(f"data/{key}"))
-    value, end = Machine(pickled, find, storages, beside=len(data) - len(pickled)).run()
+    value, end = run(Unpickler(pickled, find, persistent=storages, budget=Budget(len(data))))
     expect(end == len(pickled), "bytes behind its value")
     return value
 
@@ -134,18 +137,18 @@ def _stored(data: memoryview, member: zipfile.ZipInfo) -> memoryview:
 def _load_old(data: memoryview, find: Callable[[str, str], Any]) -> Any:
     """Read five pickles (magic number, version, system, value, keys of storages), and the storages one by one."""
     storages = _Storages(len(data))
-    machine = Machine(data, find)
-    magic, position = machine.run()
+    unpickler = Unpickler(data, find)
+    magic, position = run(unpickler)
     if type(magic) is not int or magic != MAGIC:
         raise DecodeError("not written by torch.save; plain pickles are read under the suffixes pkl, pyd and pt")
-    version, position = machine.run(position)
-    system, position = machine.run(position)
+    version, position = run(unpickler, position)
+    system, position = run(unpickler, position)
     expect(type(version) is int and version == VERSION, "a version that is unknown")
     expect(type(system) is dict and system.get("little_endian") is True, "storages of another byte order")
-    machine.persistent = storages
-    value, position = machine.run(position)
-    machine.persistent = None
-    keys, position = machine.run(position)
+    unpickler.persistent = storages
+    value, position = run(unpickler, position)
+    unpickler.persistent = None
+    keys, position = run(unpickler, position)
     expect(type(keys) is list and all(type(key) is str for key in keys), "storages without keys")
     expect(sorted(keys) == sorted(storages.memory), "other storages than it uses")
     for key in keys:

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
-from bionemo.webdatamodule.builtins.pickle.safe.limits import Fresh, Global, expect
 from bionemo.webdatamodule.builtins.pickle.safe.numpy_types import check_shape
-from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Machine
+from bionemo.webdatamodule.builtins.pickle.safe.opcodes import run
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import Fresh, as_bytes, expect, is_size, table
+from bionemo.webdatamodule.builtins.pickle.safe.unpickler import Unpickler
 from bionemo.webdatamodule.errors import RefusedPickleError
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule.builtins.pickle.safe.budget import Budget
 
 # torch.serialization._legacy_save: these numbers and the system information come before the storage
 MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -50,8 +54,8 @@ _STORAGES: Final[dict[str, torch.dtype]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Kind:
-    """A class of storages that the inner pickle named; None for an UntypedStorage."""
+class StorageType:
+    """A class of storages that the inner pickle named; its dtype is ``None`` for an UntypedStorage."""
 
     dtype: torch.dtype | None
 
@@ -71,68 +75,72 @@ class Kind:
 class _Promise:
     """A storage that a persistent id announced; its bytes come later."""
 
-    kind: Kind
+    kind: StorageType
     key: str
     numel: int
 
 
-def find_storage(module: str, name: str) -> Kind:
+def find_storage(module: str, name: str) -> StorageType:
     """Return what a name inside the bytes of a storage stands for; nothing else may be named there."""
     if name == "UntypedStorage" and module in ("torch", "torch.storage"):
-        return Kind(None)
+        return StorageType(None)
     if module == "torch" and name in _STORAGES:
-        return Kind(_STORAGES[name])
+        return StorageType(_STORAGES[name])
     raise RefusedPickleError(f"the storage of a pickled tensor names {module}.{name}, which is no storage")
 
 
 def _promise(saved: Any) -> _Promise:
-    expect(type(saved) is tuple and len(saved) == 6 and saved[0] == "storage", "an unknown persistent id")
-    _, kind, key, location, numel, view = saved
-    expect(type(kind) is Kind and type(key) is str and view is None, "a storage of an unknown form")
-    expect(type(numel) is int and numel >= 0, "a storage without a size")
-    if location != "cpu":
-        raise RefusedPickleError(
-            f"the pickle has a tensor of the device {location!r}; pickle `tensor.cpu()` instead, "
-            'or read trusted data with pickles="trusted"'
-        )
+    expect(type(saved) is tuple and len(saved) == 6 and type(saved[0]) is str, "an unknown persistent id")
+    word, kind, key, location, numel, view = saved
+    expect(word == "storage" and type(location) is str, "an unknown persistent id")
+    expect(type(kind) is StorageType and type(key) is str and view is None, "a storage of an unknown form")
+    expect(is_size(numel), "a storage without a size")
     return _Promise(kind, key, numel)
 
 
-def load_storage(data: Any) -> torch.storage.TypedStorage | torch.UntypedStorage:
+def load_storage(budget: Budget, data: Any) -> torch.storage.TypedStorage | torch.UntypedStorage:
     """Read a storage as ``TypedStorage.__reduce__`` writes it (``torch.serialization._legacy_save``).
 
     Five pickles (magic number, version, system information, the storage as a persistent id, the list of storage
     keys), then the number of elements as int64 and the elements, all little-endian.
+    The storage lies on the CPU, whatever device it was saved from.
+
+    Args:
+        budget: That of the pickle around it.
+        data: The five pickles and the elements.
     """
+    data = as_bytes(data)
     expect(type(data) is bytes, "a storage without data")
     view = memoryview(data)
-    machine = Machine(view, find_storage)
+    unpickler = Unpickler(view, find_storage, budget=budget)
     position = 0
     parts = []
     for part in range(5):
-        machine.persistent = _promise if part == 3 else None
-        value, position = machine.run(position)
+        unpickler.persistent = _promise if part == 3 else None
+        value, position = run(unpickler, position)
         parts.append(value)
     magic, version, system, promise, keys = parts
+    expect(type(magic) is type(version) is int, "a storage that torch did not write")
     expect(magic == MAGIC and version == VERSION, "a storage that torch did not write")
     expect(type(system) is dict and system.get("little_endian") is True, "a storage of another byte order")
-    expect(type(promise) is _Promise and keys == [promise.key], "a storage of an unknown form")
+    expect(type(promise) is _Promise and type(keys) is list and len(keys) == 1, "a storage of an unknown form")
+    expect(type(keys[0]) is str and keys[0] == promise.key, "a storage of an unknown form")
     numel = promise.numel
     size = numel * promise.kind.itemsize
     expect(len(view) == position + 8 + size, "a storage whose size contradicts its data")
     expect(int.from_bytes(view[position : position + 8], "little") == numel, "a storage of two sizes")
     memory = torch.empty(size, dtype=torch.uint8)
     memory.numpy()[:] = np.frombuffer(view[position + 8 :], np.uint8)
-    kind: Kind = promise.kind
+    kind: StorageType = promise.kind
     return kind.show(memory.untyped_storage())
 
 
 def _check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:
-    """Check that a view stays within the elements that are there; strides of 0 count in the machine's budget."""
+    """Check that a view stays within the elements that are there; the budget is charged for strides of 0."""
     check_shape(size)
     expect(type(stride) is tuple and len(stride) == len(size), "a tensor without strides")
-    expect(all(type(step) is int and step >= 0 for step in stride), "a tensor of no strides")
-    expect(type(offset) is int and offset >= 0, "a tensor without an offset")
+    expect(all(map(is_size, stride)), "a tensor of no strides")
+    expect(is_size(offset), "a tensor without an offset")
     last = sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     inside = offset <= numel if 0 in size else offset + last < numel
     expect(inside, "a tensor that reaches beyond its storage")
@@ -177,13 +185,28 @@ def _rebuild_parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Pa
     return torch.nn.Parameter(data, requires_grad)
 
 
+def _rebuild_from_numpy(data: Any, dtype: Any, device: Any, requires_grad: Any) -> torch.Tensor:
+    # how torch spells tensors of some devices, which come to the CPU here
+    expect(type(data) is np.ndarray and isinstance(dtype, torch.dtype), "a tensor without an array")
+    return _rebuild_from_cpu(torch.from_numpy(data.copy()), dtype, device, requires_grad)
+
+
+def _rebuild_from_cpu(data: Any, dtype: Any, device: Any, requires_grad: Any) -> torch.Tensor:
+    expect(type(data) is torch.Tensor and isinstance(dtype, torch.dtype), "a tensor without data")
+    expect(type(device) is str and type(requires_grad) is bool, "a tensor without a device")
+    expect(dtype not in _QUANTIZED, "a tensor of an unknown dtype")
+    made: torch.Tensor = data.detach().to(dtype)
+    made.requires_grad = requires_grad
+    return made
+
+
 def _size(sizes: Any) -> torch.Size:
     check_shape(sizes)
     return torch.Size(sizes)
 
 
 def _device(kind: Any, *index: Any) -> torch.device:
-    expect(type(kind) is str and all(type(number) is int for number in index), "an unknown device")
+    expect(type(kind) is str and all(map(is_size, index)), "an unknown device")
     return torch.device(kind, *index)
 
 
@@ -218,17 +241,21 @@ def _grad_state(tensor: torch.Tensor, state: Any) -> None:
 
 
 TABLE: Final[dict[tuple[str, str], Any]] = {
-    (module, name): Global(name=f"{module}.{name}", call=call)
-    for module, name, call in (
-        ("torch", "Size", _size),
-        ("torch", "as_strided", _as_strided),
-        ("torch", "device", _device),
-        ("torch", "from_numpy", _from_numpy),
-        ("torch", "view_copy", _view_copy),
-        ("torch._utils", "_rebuild_parameter", _rebuild_parameter),
-        ("torch._utils", "_rebuild_tensor_v2", _rebuild_tensor_v2),
-        ("torch._utils", "_rebuild_tensor_v3", _rebuild_tensor_v3),
-        ("torch.storage", "_load_from_bytes", load_storage),
-    )
-} | {("torch", name): dtype for name, dtype in _DTYPES.items()}
+    **table(
+        (
+            ("torch.Size", _size),
+            ("torch.as_strided", _as_strided),
+            ("torch.device", _device),
+            ("torch.from_numpy", _from_numpy),
+            ("torch.view_copy", _view_copy),
+            ("torch._utils._rebuild_device_tensor_from_cpu_tensor", _rebuild_from_cpu),
+            ("torch._utils._rebuild_device_tensor_from_numpy", _rebuild_from_numpy),
+            ("torch._utils._rebuild_parameter", _rebuild_parameter),
+            ("torch._utils._rebuild_tensor_v2", _rebuild_tensor_v2),
+            ("torch._utils._rebuild_tensor_v3", _rebuild_tensor_v3),
+        )
+    ),
+    **table([("torch.storage._load_from_bytes", load_storage)], charged=True),
+    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+}
 """``(module, name)`` as pickles spell it, to a token or to a dtype."""

@@ -1,129 +1,74 @@
-"""A pickle machine that builds known types only and never runs what a pickle asks it to run.
+"""The state of an unpickler that builds known types only, and what opcodes may do to it.
 
 Why not subclass :class:`pickle.Unpickler` and override ``find_class``?
 Because the name of a class is only one of the ways in.
-The stock machine also calls ``__setstate__`` and ``setattr`` on whatever lies on its stack, takes classes from
+The stock unpickler also calls ``__setstate__`` and ``setattr`` on whatever lies on its stack, takes classes from
 the process-wide extension registry, reserves memory for lengths and memo numbers that a pickle merely claims,
 and hashes tuples that are nested deeply enough to overflow the C stack.
 Here every opcode is a few lines of Python (:mod:`.opcodes`), and these rules hold:
 
-1. An opcode that is not in the table is refused: INST, OBJ, EXT1/2/4, persistent ids, out-of-band buffers, the
-   string opcodes of Python 2.
-2. A name becomes a :class:`.Global`, an inert token, never the thing itself.
+1. An opcode that is not in the table is refused: INST, OBJ, EXT1/2/4, persistent ids, out-of-band buffers.
+2. A name becomes a :class:`.Global`, an inert token, never the thing itself, unless the user allowed it.
    Only REDUCE and NEWOBJ use a token, and what they call is our own checking function.
 3. BUILD works on objects that announced it (:class:`.Fresh`), once each.
    Otherwise a second state could pull the memory away below an array that is in use.
-4. A length must lie inside the data before anything is made of it, and the memo is a dict, so no number in the
-   stream reserves memory. What constructors make is bounded by a multiple of the stream's length.
+4. A length must lie inside the data before anything is made of it, and no number in the stream reserves memory.
+   What a few bytes can multiply is charged to a :class:`.Budget` before it is done.
 5. Containers nest at most ``MAX_DEPTH`` deep and do not contain themselves. Keys are measured before they are hashed.
 """
 
 from __future__ import annotations
 
-import pickletools
-import struct
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bionemo.webdatamodule.builtins.pickle.safe.limits import (
-    MAPPINGS,
-    MAX_DEPTH,
-    SEQUENCES,
-    Fresh,
-    Global,
-    Owned,
-    check_keys,
-    weigh,
-)
-from bionemo.webdatamodule.builtins.pickle.safe.opcodes import HANDLERS
+from bionemo.webdatamodule.builtins.pickle.safe.budget import MAPPINGS, Budget, is_container
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import Fresh, Global, Owned, real
 from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EXPANSION: Final = 64
-"""What constructors may make in all, in bytes for each byte of the pickle."""
 
-_HEADROOM: Final = 1 << 16  # so that a tiny pickle may hold a tensor expanded from one number
-_COST: Final[dict[Any, int]] = {bytes: 1, bytearray: 1, str: 4, list: 64, tuple: 64, dict: 128}  # bytes an item
-
-
-class Machine:
-    """Reads pickles from a buffer, one after the other.
+class Unpickler:
+    """Reads pickles from a buffer, one after the other, with :func:`.opcodes.run`.
 
     Args:
         data: The buffer, of bytes.
         find: ``(module, name)`` to a ``Global`` or a harmless constant; raises for anything else.
         persistent: What to make of a persistent id; without it they are refused.
-        beside: Bytes that belong to the pickle and lie elsewhere in its file; constructors may make more for them.
+        budget: What the pickles may ask for; by default what their bytes allow.
     """
 
     def __init__(
         self,
         data: memoryview,
         find: Callable[[str, str], Any],
+        *,
         persistent: Callable[[Any], Any] | None = None,
-        beside: int = 0,
+        budget: Budget | None = None,
     ) -> None:
         self.data = data
         self.find = find
         self.persistent = persistent
+        self.budget = budget or Budget(len(data))
+        self.end = 0  # behind STOP
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last pickle."""
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # stacks below the MARKs
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
+        self.memo_beyond: dict[int, Any] = {}  # where numbers are left out
         self.made = 0  # containers and objects: an upper bound of the depth
-        self.end = 0  # behind STOP
+        self.shared = False  # a container came back from the memo
+        self._unused: dict[Global, int] = {}  # how often each token was pushed and not used
+        self._allowed: dict[int, Global] = {}  # tokens of what the user allowed, by the id of the real thing
         self._fresh: dict[int, Fresh] = {}  # by id; holds the object, so that the id stays its own
         self._own: dict[int, Any] = {}  # objects made by classes that the user allowed, by id
-        self._size = len(data) + beside
-        self._budget = EXPANSION * self._size + _HEADROOM
-        self._loose = 0  # tokens that nothing has used
-        self._shared = False  # a container came back from the memo
-
-    def run(self, start: int = 0) -> tuple[Any, int]:
-        """Execute the pickle that begins at ``start``.
-
-        Returns:
-            The value and the position behind its STOP.
-
-        Raises:
-            RefusedPickleError: The pickle asks for something that is not allowed.
-            DecodeError: It is no well-formed pickle.
-        """
-        try:
-            return self._run(start)
-        except (DecodeError, MemoryError, ImportError):
-            raise
-        except (IndexError, struct.error) as error:
-            raise DecodeError("the pickle ends in the middle or takes from an empty stack") from error
-        except RecursionError as error:
-            raise DecodeError(f"the pickle is nested deeper than {MAX_DEPTH} levels") from error
-        except Exception as error:  # what a constructor, or a class of the user's, says about its arguments
-            raise DecodeError(f"the pickle cannot be decoded: {type(error).__name__}: {error}") from error
-
-    def _run(self, start: int) -> tuple[Any, int]:
-        self.stack, self.marked, self.memo = [], [], {}
-        data, handlers, position = self.data, HANDLERS, start
-        while position >= 0:
-            handler = handlers.get(data[position])
-            if handler is None:
-                raise refused_opcode(data[position], position)
-            position = handler(self, position + 1)
-        if len(self.stack) != 1 or self.marked:
-            raise DecodeError("the pickle leaves more than its value behind")
-        if self._loose:
-            raise RefusedPickleError(
-                "the pickle holds a class or a function as a value, which the safe codec does not build; "
-                'store its name instead, or read trusted data with pickles="trusted"'
-            )
-        (value,) = self.stack
-        if self._shared or self.made > MAX_DEPTH:
-            weigh(value, EXPANSION * len(data) + _HEADROOM)
-        return value, self.end
-
-    # -- what opcodes are made of
 
     def take(self, position: int, size: int) -> memoryview:
         """Return so many bytes, all of which must be there."""
@@ -131,11 +76,26 @@ class Machine:
             raise DecodeError(f"the pickle ends in the middle: {size} bytes wanted at {position}")
         return self.data[position : position + size]
 
-    def push(self, value: Any) -> None:
-        """Push a value that may be a token."""
-        if type(value) is Global:
-            self._loose += 1
-        self.stack.append(value)
+    # -- the stack and the memo
+
+    def push_global(self, module: str, name: str) -> None:
+        """Push what a name stands for."""
+        found = self.find(module, name)
+        if type(found) is not Global:
+            self.stack.append(found)
+        elif found.allowed:
+            self._allowed[id(found.real)] = found
+            self.stack.append(found.real)
+        else:
+            self._push_token(found)
+
+    def _push_token(self, token: Global) -> None:
+        self._unused[token] = self._unused.get(token, 0) + 1
+        self.stack.append(token)
+
+    def unused(self) -> list[str]:
+        """Return the names of the tokens that a value still holds."""
+        return sorted({token.name for token, count in self._unused.items() if count > 0})
 
     def pop_mark(self) -> list[Any]:
         """Return what was pushed since the last MARK."""
@@ -143,46 +103,51 @@ class Machine:
         self.stack = self.marked.pop()
         return items
 
+    def memoize(self, number: int) -> None:
+        """Keep the top of the stack under a number."""
+        if number == len(self.memo):
+            self.memo.append(self.stack[-1])
+        elif number < len(self.memo):
+            self.memo[number] = self.stack[-1]
+        else:
+            self.memo_beyond[number] = self.stack[-1]
+
     def recall(self, number: int) -> None:
         """Push what the memo holds under a number."""
-        if number not in self.memo:
+        if number in self.memo_beyond:
+            value = self.memo_beyond[number]
+        elif number < len(self.memo):
+            value = self.memo[number]
+        else:
             raise DecodeError(f"the pickle recalls number {number}, which it never stored")
-        value = self.memo[number]
-        kind = type(value)
-        if kind in SEQUENCES or kind in MAPPINGS or kind is np.ndarray:
-            self._shared = True
-        self.push(value)
-
-    def _charge(self, size: int) -> None:
-        self._budget -= size
-        if self._budget < 0:
-            raise RefusedPickleError(
-                f"the pickle of {self._size} bytes asks for more than {EXPANSION} times its size; "
-                "an expanded tensor has to be saved as contiguous()"
-            )
+        if type(value) is Global:
+            self._push_token(value)
+        else:
+            self.shared = self.shared or is_container(value) or type(value) is np.ndarray  # it may hold objects later
+            self.stack.append(value)
 
     # -- objects
 
-    def call(
-        self, function: Any, maker: Callable[..., Any] | None, args: Any, kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Call what a token stands for and push what it makes."""
-        if type(function) is not Global or maker is None:
-            name = function.name if type(function) is Global else f"an object of type {type(function).__name__}"
+    def call(self, function: Any, args: Any, kwargs: dict[str, Any] | None = None, *, new: bool = False) -> None:
+        """Call what a token stands for, or make an object of it if it is ``new``, and push what that gives."""
+        token = function if type(function) is Global else self._allowed.get(id(function))
+        maker = None if token is None else token.new if new else token.call
+        if token is None or maker is None:
+            name = f"an object of type {type(function).__name__}" if token is None else token.name
             raise RefusedPickleError(f"the pickle calls {name}, which cannot be called that way")
         if type(args) is not tuple:
             raise DecodeError("the pickle calls something with arguments that are no tuple")
-        self._loose -= 1
-        for arg in args:
-            if type(arg) is Global:
-                self._loose -= 1
-            elif type(arg) in _COST:
-                self._charge(len(arg) * _COST[type(arg)])
+        for used in (function, *args):
+            if type(used) is Global:
+                self._unused[used] -= 1
+        self.budget.charge_arguments(args)
         made: Any
-        if function.allowed:
-            made = Owned(maker(*(arg.real if type(arg) is Global else arg for arg in args), **(kwargs or {})))
+        if token.allowed:
+            made = Owned(maker(*map(real, args), **(kwargs or {})))
         elif kwargs:
-            raise RefusedPickleError(f"the pickle calls {function.name} with keywords")
+            raise RefusedPickleError(f"the pickle calls {token.name} with keywords")
+        elif token.charged:
+            made = maker(self.budget, *args)
         else:
             made = maker(*args)
         self.made += 1
@@ -193,27 +158,32 @@ class Machine:
             if type(made) is Fresh:
                 self._fresh[id(made.value)] = made
                 made = made.value
-            size = getattr(made, "nbytes", 0)
-            if type(size) is int:
-                self._charge(size)
-        self.push(made)
+            self.budget.charge_object(made)
+        self.stack.append(made)
 
     def build(self, target: Any, state: Any) -> None:
         """Give an object its state, if it waits for one."""
         fresh = self._fresh.pop(id(target), None)
         if fresh is not None:
-            fresh.build(target, state)
-            self._charge(getattr(target, "nbytes", 0))
+            self.budget.spend(fresh.build(target, state) or 0)
+            self.budget.charge_object(target)
         else:
-            self.check_own(target)
+            self._check_own(target)
             _set_state(target, state)
 
-    def check_own(self, target: Any) -> None:
+    def _check_own(self, target: Any) -> None:
         """Refuse to change an object, unless a class that the user allowed made it."""
         if id(target) not in self._own:
             raise RefusedPickleError(f"the pickle changes an object of type {type(target).__name__} in place")
 
     # -- containers
+
+    def empty(self, kind: Callable[[], Any]) -> None:
+        """Push an empty container."""
+        made = kind()
+        self.made += 1
+        self.budget.take_container(type(made))
+        self.stack.append(made)
 
     def extend(self, items: list[Any]) -> None:
         """Append items to the list or deque on top of the stack."""
@@ -221,7 +191,7 @@ class Machine:
         if type(target) in (list, deque):
             target.extend(items)
             return
-        self.check_own(target)
+        self._check_own(target)
         for item in items:
             target.append(item)
 
@@ -229,8 +199,8 @@ class Machine:
         """Add items to the set on top of the stack."""
         target = self.stack[-1]
         if type(target) is not set:
-            self.check_own(target)
-        check_keys(items)
+            self._check_own(target)
+        self.budget.charge_keys(items, target)
         for item in items:
             target.add(item)
 
@@ -238,10 +208,10 @@ class Machine:
         """Put keys and values, in turn, into the dict on top of the stack."""
         target = self.stack[-1]
         if type(target) not in MAPPINGS:
-            self.check_own(target)
+            self._check_own(target)
         if len(items) % 2:
             raise DecodeError("the pickle sets a key without a value")
-        check_keys(items[::2])
+        self.budget.charge_keys(items[::2], target)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key] = value
 
@@ -260,14 +230,3 @@ def _set_state(target: Any, state: Any) -> None:
     if slots:
         for name, value in slots.items():
             setattr(target, name, value)
-
-
-def refused_opcode(code: int, position: int) -> DecodeError:
-    """Return the error for a byte that is no opcode, or none that is followed."""
-    known = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-    if code not in known:
-        return DecodeError(f"no pickle: byte {code:#04x} at {position} is no opcode")
-    return RefusedPickleError(
-        f"the pickle uses {known[code]} at {position}, which the safe codec does not follow; "
-        'if you trust where the data come from, read them with pickles="trusted"'
-    )

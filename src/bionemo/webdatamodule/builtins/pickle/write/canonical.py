@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 
-from bionemo.webdatamodule.builtins.pickle.safe.limits import MAPPINGS, SEQUENCES
+from bionemo.webdatamodule.builtins.pickle.safe.budget import MAPPINGS, SEQUENCES
 from bionemo.webdatamodule.errors import DecodeError
 
 if TYPE_CHECKING:

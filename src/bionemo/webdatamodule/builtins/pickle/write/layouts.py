@@ -27,13 +27,13 @@ _BOOLEANS: Final = range(0x88, 0x8A)  # the opcodes themselves
 class _Counted:
     """A number in a stream that follows from the bytes of the open vector: ``(bytes + more) // unit``."""
 
-    place: slice
+    span: slice
     unit: int = 1
     more: int = 0
 
     def of(self, nbytes: int) -> bytes:
         """Return the number as it stands in the stream."""
-        return ((nbytes + self.more) // self.unit).to_bytes(self.place.stop - self.place.start, "little")
+        return ((nbytes + self.more) // self.unit).to_bytes(self.span.stop - self.span.start, "little")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class _Opened:
         if left or length not in self.lengths or not 1 < nbytes <= self.most:
             return None
         try:
-            agree = all(data[place] == number.of(nbytes) for place, number in self.numbers)
+            agree = all(data[span] == number.of(nbytes) for span, number in self.numbers)
         except OverflowError:  # a length that does not fit where it would stand
             return None
         return nbytes if agree else None
@@ -71,11 +71,11 @@ class _Opened:
 class Kind:
     """Pickles of one program, and of one length but for an open vector, and how to recode them.
 
-    Places behind an open vector are counted from the end of the stream.
+    Spans behind an open vector are counted from the end of the stream.
 
     Attributes:
         program: Parts of the stream, and the bytes that they have to be.
-        twins: Parts that have to hold the same digits: torch names a storage by its address, in two places.
+        twins: Parts that have to hold the same digits: torch names a storage by its address, in two spans.
         ranges: Parts that are a little-endian number, and the values that they may have.
         texts: Parts that have to be UTF-8.
         result: The canonical pickle: bytes as they are, parts of the stream, and numbers.
@@ -94,18 +94,18 @@ class Kind:
 
         Without an open vector the stream must be as long as the one that the kind was made of.
         """
-        for place, expected in self.program:
-            if data[place] != expected:
+        for span, expected in self.program:
+            if data[span] != expected:
                 return None
         for one, other in self.twins:
             if data[one] != data[other] or not data[one].isdigit():
                 return None
-        for place, allowed in self.ranges:
-            if int.from_bytes(data[place], "little") not in allowed:
+        for span, allowed in self.ranges:
+            if int.from_bytes(data[span], "little") not in allowed:
                 return None
         view = memoryview(data)
-        for place in self.texts:
-            if not _is_text(view[place]):
+        for span in self.texts:
+            if not _is_text(view[span]):
                 return None
         nbytes = 0 if self.opened is None else self.opened.nbytes(data)
         if nbytes is None:
@@ -129,7 +129,7 @@ def _is_text(view: memoryview) -> bool:
 def make_kind(data: bytes, before: Program, result: bytes, after: Program, opened: Leaf | None) -> Kind | None:
     """Return the kind of a stream that was recoded, with one of its memories open; None where that cannot be."""
     moves = sorted(_moves(data, before, result, after), key=lambda move: move[1].start)
-    twins = [tuple(map(_span, part.keys)) for part in parts(before.root) if isinstance(part, Block) and part.keys]
+    twins = [tuple(map(_span_of, part.keys)) for part in parts(before.root) if isinstance(part, Block) and part.keys]
     source: list[_Counted] = []
     target: list[_Counted] = []
     vector = None
@@ -139,18 +139,18 @@ def make_kind(data: bytes, before: Program, result: bytes, after: Program, opene
         if vector is None:
             return None
         source, target = _counted(old, before), _counted(new, after)
-    varying = [move[0] for move in moves] + [place for pair in twins for place in pair]
-    varying += [number.place for number in source]
+    varying = [move[0] for move in moves] + [span for pair in twins for span in pair]
+    varying += [number.span for number in source]
 
-    def at(place: slice) -> slice:
-        return place if opened is None else _from_end(place, opened, len(data))
+    def at(span: slice) -> slice:
+        return span if opened is None else _from_end(span, opened, len(data))
 
     return Kind(
-        program=[(at(place), data[place]) for place in _between(varying, len(data))],
+        program=[(at(span), data[span]) for span in _between(varying, len(data))],
         twins=[(at(one), at(other)) for one, other in twins],
-        ranges=[(at(place), allowed) for place, _, allowed in moves if isinstance(allowed, range)],
-        texts=[at(place) for place, _, allowed in moves if allowed is str],
-        result=_result(result, [(at(old), new) for old, new, _ in moves] + [(each, each.place) for each in target]),
+        ranges=[(at(span), allowed) for span, _, allowed in moves if isinstance(allowed, range)],
+        texts=[at(span) for span, _, allowed in moves if allowed is str],
+        result=_result(result, [(at(old), new) for old, new, _ in moves] + [(each, each.span) for each in target]),
         opened=vector,
     )
 
@@ -168,7 +168,7 @@ def _opened(data: bytes, old: Node, before: Program, result: bytes, new: Node) -
         itemsize=itemsize_of(old),
         lengths=_INTEGERS[opcode],
         most=_FRAME - 1 - (len(result) - nbytes),
-        numbers=[(_from_end(number.place, old.data, len(data)), number) for number in _counted(old, before)],
+        numbers=[(_from_end(number.span, old.data, len(data)), number) for number in _counted(old, before)],
     )
 
 
@@ -184,17 +184,17 @@ def _counted(block: Block, program: Program) -> list[_Counted]:
     regions = [region for region in program.regions if region[2] <= data.start and data.stop <= region[3]]
     return [
         _Counted(announced, data.unit),
-        *(_Counted(_span(leaf), itemsize_of(block)) for leaf in (*block.shape, *block.numels)),
+        *(_Counted(_span_of(leaf), itemsize_of(block)) for leaf in (*block.shape, *block.numels)),
         *(_Counted(slice(at, at + width), 1, stop - start - nbytes) for at, width, start, stop in regions),
     ]
 
 
-def _from_end(place: slice, opened: Leaf, length: int) -> slice:
-    """Return a place that is right for any length of a memory: what ends behind it is counted from the end."""
-    if place.stop <= opened.start:
-        return place
-    start = place.start if place.start <= opened.start else place.start - length
-    return slice(start, place.stop - length or None)
+def _from_end(span: slice, opened: Leaf, length: int) -> slice:
+    """Return a span that is right for any length of a memory: what ends behind it is counted from the end."""
+    if span.stop <= opened.start:
+        return span
+    start = span.start if span.start <= opened.start else span.start - length
+    return slice(start, span.stop - length or None)
 
 
 _Move: TypeAlias = "tuple[slice, slice, Any]"
@@ -205,39 +205,39 @@ def _moves(data: bytes, before: Program, result: bytes, after: Program) -> Itera
     """Yield the parts of both streams that are the same data."""
     for old, new in _pairs(before, after):
         if isinstance(old, Block):
-            yield _span(old.data), _span(new.data), None
+            yield _span_of(old.data), _span_of(new.data), None
         elif isinstance(old, Scalar):
             # Python has every bytes of length one only once, so whether two are one object depends on the data.
             if old.dtype.itemsize > 1:
-                yield _span(old.data), _span(new.data), None
+                yield _span_of(old.data), _span_of(new.data), None
         elif isinstance(old, Leaf) and not old.shared and old.stop - old.start == new.stop - new.start:
             if old.kind == "bool":
-                yield _span(old), _span(new), _BOOLEANS
+                yield _span_of(old), _span_of(new), _BOOLEANS
             elif old.kind == "float":
-                yield _span(old), _span(new), None
+                yield _span_of(old), _span_of(new), None
             elif old.kind in ("int", "unsigned"):
                 opcode = data[old.start - 1]
                 if opcode in _INTEGERS and result[new.start - 1] == opcode:
-                    yield _span(old), _span(new), _INTEGERS[opcode]
+                    yield _span_of(old), _span_of(new), _INTEGERS[opcode]
             elif old.stop - old.start > 1:
-                yield _span(old), _span(new), str if old.kind == "text" else None
+                yield _span_of(old), _span_of(new), str if old.kind == "text" else None
 
 
-def _span(leaf: Leaf) -> slice:
+def _span_of(leaf: Leaf) -> slice:
     return slice(leaf.start, leaf.stop)
 
 
-def _between(places: Sequence[slice], end: int) -> Iterator[slice]:
+def _between(spans: Sequence[slice], end: int) -> Iterator[slice]:
     """Yield what lies before, between and behind some parts of a stream."""
     start = 0
-    for place in sorted(places, key=lambda place: place.start):
-        yield slice(start, place.start)
-        start = place.stop
+    for span in sorted(spans, key=lambda span: span.start):
+        yield slice(start, span.start)
+        start = span.stop
     yield slice(start, end)
 
 
 def _result(result: bytes, moves: Sequence[tuple[slice | _Counted, slice]]) -> list[bytes | slice | _Counted]:
-    """Return the result in order: constant bytes, and what stands for the others, with its place."""
+    """Return the result in order: constant bytes, and what stands for the others, with its span."""
     pieces: list[bytes | slice | _Counted] = []
     position = 0
     for source, target in sorted(moves, key=lambda move: move[1].start):

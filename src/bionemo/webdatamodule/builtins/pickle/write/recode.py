@@ -1,8 +1,8 @@
 """Recode pickles of one kind by copying: the first one shows where its data lie before and after.
 
 Pickles that differ in nothing but their data, in equally many bytes, become canonical pickles that differ in nothing
-but these data. So after the first of a kind the bytes go from their place in the one to their place in the other, and
-nothing is built; :mod:`.trace` says what counts as data, and why that is sound.
+but these data. So after the first of a kind the bytes are copied from their position in the one stream to that in the
+other, and nothing is built; :mod:`.trace` says what counts as data, and why that is sound.
 """
 
 from __future__ import annotations

@@ -1,0 +1,79 @@
+"""The error for a pickle that names what is neither known nor allowed: it lists all such names at once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import pickletools
+from typing import TYPE_CHECKING, Any, Final
+
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import UnknownNameError
+from bionemo.webdatamodule.errors import RefusedPickleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_MOST_SCANNED: Final = 1_000_000  # opcodes of a refused pickle that are searched for further names
+_TEXT: Final = frozenset(
+    ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING")
+)
+
+
+def refusal(data: memoryview, find: Callable[[str, str], Any], first: str) -> RefusedPickleError:
+    """Return the error for a pickle with unknown names, which lists all of them.
+
+    Args:
+        data: The pickle.
+        find: What looks names up.
+        first: The first unknown name.
+    """
+    names = list(dict.fromkeys([first, *filter(None, (_unknown(find, *named) for named in _named(data)))]))
+    listed = ", ".join(names)
+    quoted = ", ".join(f'"{name}"' for name in names)
+    if len(names) == 1:
+        return RefusedPickleError(
+            f"the pickle names {listed}, which the safe codec does not build; "
+            f"if that is a class you know and trust, pass allow_pickle=[{quoted}]"
+        )
+    return RefusedPickleError(
+        f"the pickle names {listed}, which the safe codec does not build; "
+        f"if you know and trust all {len(names)}, pass allow_pickle=[{quoted}]"
+    )
+
+
+def _unknown(find: Callable[[str, str], Any], module: str, name: str) -> str | None:
+    """Return the full name if it is neither known nor allowed."""
+    with contextlib.suppress(RefusedPickleError):  # an allowed class that is not there has a message of its own
+        try:
+            find(module, name)
+        except UnknownNameError as error:
+            return str(error)
+    return None
+
+
+def _named(data: memoryview) -> Iterator[tuple[str, str]]:
+    """Yield all that a pickle names, as far as it is well-formed; nothing is built."""
+    memo: dict[int, Any] = {}
+    texts: list[str] = ["", ""]  # the last two that were pushed
+    top: Any = None  # the text on top of the stack, if there is one
+    try:
+        arg: Any
+        for opcode, arg, _ in itertools.islice(pickletools.genops(io.BytesIO(data)), _MOST_SCANNED):
+            if opcode.name in _TEXT:
+                top = arg
+                texts = [texts[1], arg]
+            elif opcode.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if arg is None else arg] = top
+            elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+                top = memo.get(arg)
+                texts = [texts[1], top] if top is not None else texts
+            else:
+                top = None
+                if opcode.name == "STACK_GLOBAL":
+                    yield texts[0], texts[1]
+                elif opcode.name in ("GLOBAL", "INST"):
+                    module, _, name = arg.partition(" ")
+                    yield module, name
+    except ValueError:  # it is cut short, or damaged
+        return
