@@ -141,7 +141,7 @@ class WebDataModule(L.LightningDataModule):
             prefix=check_prefix(prefix_tars_wds),
             seed=whole_number("seed", seed, least=0),
             tail=one_of("tail", tail, ("share", "drop", "fill")),
-            policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=allow_pickle),
+            policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=allow_pickle),  # type: ignore[arg-type]  # it makes a tuple of names
             check=one_of("check", check, ("first", "always", "never")),
             shuffle_shards=None if shuffle_shards is None else whole_number("shuffle_shards", shuffle_shards, least=0),
         )
