@@ -1,6 +1,5 @@
 """Plugins: discovery isolates and names what is broken, and names are looked up."""
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -9,7 +8,6 @@ from dataclasses import dataclass, replace
 import pytest
 
 from bionemo.webdatamodule import Executor, KeyEncoder, Loader, Stage, Use, Writer, hookimpl, hookspecs, plugins
-from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule.errors import ConfigError, PluginError, PluginWarning, UnknownNameError
 from bionemo.webdatamodule.plugins import HOOKS, Plugins, as_use, build, find, resolve
 
@@ -20,27 +18,6 @@ from bionemo.webdatamodule import Stage, hookimpl
 def webdatamodule_stages():
     yield Stage(name="{component}", summary="a test stage", factory=lambda: iter)
 """
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Return a function that puts a hand-made distribution with one plugin on the path."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv(plugins.STRICT, raising=False)
-    monkeypatch.delenv(plugins.DISABLED, raising=False)
-
-    def install(distribution, code, *, name="acme", module=None):
-        module = module or f"plugin_of_{distribution.replace('-', '_')}"
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
-        metadata = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[{hookspecs.NAME}]\n{name} = {module}\n")
-        return module
-
-    yield install
-    for module in [name for name in sys.modules if name.startswith("plugin_of_")]:
-        del sys.modules[module]
 
 
 def load():
@@ -405,31 +382,6 @@ def test_wrong_options_are_refused_with_the_signature(ref, message):
     """Options that do not fit are refused when the reference is resolved."""
     with pytest.raises(ConfigError, match=message):
         resolve(Stage, ref)
-
-
-def test_the_command_lists_components_and_what_was_left_out(install, capsys):
-    """`webdatamodule plugins` names kind, name, plugin and version; --check fails when a plugin is broken."""
-    install("acme-good", GOOD.format(component="acme-stage"), name="acme-good")
-    install("acme-broken", "import pyarrow_not_there", name="acme-broken")
-    code = main(["plugins", "--json", "--check"])
-    shown = json.loads(capsys.readouterr().out)
-
-    assert 1 == code
-    assert [
-        {
-            "kind": "stage",
-            "name": "acme-stage",
-            "summary": "a test stage",
-            "plugin": "acme-good",
-            "distribution": "acme-good",
-            "version": "1.0",
-        }
-    ] == [row for row in shown["components"] if row["plugin"] == "acme-good"]
-    [left] = [left for left in shown["left_out"] if left["plugin"] == "acme-broken"]
-
-    assert left["reason"].startswith("ModuleNotFoundError: No module named 'pyarrow_not_there' (at ")
-    assert 0 == main(["plugins"])
-    assert "plugin 'acme-broken' of the distribution acme-broken 1.0 is left out" in capsys.readouterr().out
 
 
 def test_importing_the_package_imports_neither_torch_nor_plugins():

@@ -77,7 +77,7 @@ def fails(monkeypatch):
     """Return a function that makes a command do something else, and runs it."""
 
     def run(function, *words):
-        monkeypatch.setattr("bionemo.webdatamodule._cli.plugins.run", function)
+        monkeypatch.setattr("bionemo.webdatamodule._cli.plugins.command.run", function)
         return main.main(["plugins", *words])
 
     return run
@@ -167,7 +167,7 @@ def test_sigterm_ends_a_forked_process_without_a_word():
     script = """
 import os, signal, sys
 from bionemo.webdatamodule._cli import main
-from bionemo.webdatamodule._cli import plugins
+from bionemo.webdatamodule._cli.plugins import command as plugins
 
 def run(args):
     child = os.fork()

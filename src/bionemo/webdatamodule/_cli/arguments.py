@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from bionemo.webdatamodule._cli.failures import error_as_json
+from bionemo.webdatamodule._cli.output import error_as_json, escaped, print_json
 from bionemo.webdatamodule._engine.format.manifest import manifest_path
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet, is_url
 from bionemo.webdatamodule.errors import ConfigError, NoShardsError, WebDataModuleError
@@ -140,13 +139,13 @@ def look_at_each(
             yield _look(command, directory, each, look)
 
 
-def print_json(outcomes: Sequence[Outcome[Any]]) -> None:
+def print_outcomes(outcomes: Sequence[Outcome[Any]]) -> None:
     """Print a list with what was found of each; where that was an error, the directory and the error."""
     rows = [
         {"directory": outcome.directory, **error_as_json(outcome.error)} if outcome.error else outcome.found
         for outcome in outcomes
     ]
-    print(json.dumps(rows, indent=2, default=vars))
+    print_json(rows)
 
 
 def _prefixes(command: str, directory: str, prefix: str | None) -> list[str]:
@@ -169,7 +168,7 @@ def _look(command: str, directory: str, prefix: str, look: Callable[[str, str], 
 
 
 def _failed(command: str, directory: str, error: WebDataModuleError) -> Outcome[Any]:
-    print(f"webdatamodule {command}: {error}", file=sys.stderr)
+    print(f"webdatamodule {command}: {escaped(str(error))}", file=sys.stderr)
     return Outcome(directory=directory, error=error)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, add_policy, policy_of, positive
-from bionemo.webdatamodule._cli.options import parse_options
+from bionemo.webdatamodule._cli.options import parse_options, reference
+from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose
 from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule._engine.writing.subsets import list_names, resolve_subsets
@@ -42,7 +42,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", metavar="OUT", help="beginning of the splits' directories; to it the split's name is added"
     )
-    parser.add_argument("--writer", default="pickles", help="the source's format; `webdatamodule plugins` lists them")
+    parser.add_argument(
+        "--writer",
+        default="pickles",
+        metavar="NAME[:K=V,K=V]",
+        help="the source's format; `webdatamodule plugins` lists them (%(default)s)",
+    )
     parser.add_argument(
         "--option",
         action="append",
@@ -61,8 +66,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", type=positive, metavar="N", help="shards of each split; by default each becomes about 256 MiB"
     )
-    parser.add_argument("--key-encoder", default="dashes", help="makes the keys in the shards of the samples' names")
-    parser.add_argument("--executor", default="processes", help="what runs the work")
+    parser.add_argument(
+        "--key-encoder",
+        default="dashes",
+        metavar="NAME[:K=V,K=V]",
+        help="makes the keys in the shards of the samples' names (%(default)s)",
+    )
+    parser.add_argument(
+        "--executor", default="processes", metavar="NAME[:K=V,K=V]", help="what runs the work (%(default)s)"
+    )
     parser.add_argument("--workers", type=positive, metavar="N", help="how many workers the executor has")
     add_policy(parser, trusted="let pickles run code while they are checked")
     parser.add_argument(
@@ -75,9 +87,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     subsets = parse_splits(args.split)
     workers = {} if args.workers is None else {"workers": args.workers}
-    executor = choose(Executor, Use(args.executor, **workers))
-    options = parse_options(args.option, find(Writer, args.writer).factory)
-    writer = choose(Writer, Use(args.writer, **options))
+    executor = choose(Executor, reference(Executor, args.executor, "--executor", workers))
+    use = reference(Writer, args.writer, "--writer")
+    options = {**use.options, **parse_options(args.option, find(Writer, use.name).factory)}
+    writer = choose(Writer, Use(use.name, **options))
     manifests = convert(
         Conversion(
             writer=writer,
@@ -85,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             directories={split: f"{args.out}{split}" for split in subsets},
             prefix=args.prefix,
             n_shards=args.shards,
-            key_encoder=choose(KeyEncoder, args.key_encoder),
+            key_encoder=choose(KeyEncoder, reference(KeyEncoder, args.key_encoder, "--key-encoder")),
             executor=executor.object,
             policy=policy_of(args),
         ),
@@ -103,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         for split, manifest in manifests.items()
     ]
     if args.json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
     else:
         for row in rows:
             print(

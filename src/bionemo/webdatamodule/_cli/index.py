@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, look_at_each, prefixes_named, print_json
+from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, look_at_each, prefixes_named, print_outcomes
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 
 
@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
                 f"suffixes {', '.join(row['suffixes'])}, digest {row['digest']}"
             )
     if args.json:
-        print_json(outcomes)
+        print_outcomes(outcomes)
     return 2 if any(outcome.error for outcome in outcomes) else 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from bionemo.webdatamodule._cli.arguments import look_at_each, print_json
+from bionemo.webdatamodule._cli.arguments import look_at_each, print_outcomes
 from bionemo.webdatamodule._engine.format.manifest import read_manifest
 from bionemo.webdatamodule.errors import ManifestError
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         if outcome.found is not None and not args.json:
             _print(outcome.found)
     if args.json:
-        print_json(outcomes)
+        print_outcomes(outcomes)
     return 2 if any(outcome.error for outcome in outcomes) else 0
 
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import json
 import os
 import select
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, TextIO
 
-from bionemo.webdatamodule._cli.failures import error_as_json, failure
+from bionemo.webdatamodule._cli.output import error_as_json, escaped, failure, print_json, standard_output
 from bionemo.webdatamodule.errors import PluginError, WebDataModuleError
 
 COMMANDS = {
@@ -54,7 +53,7 @@ class _Terminated(SystemExit):
     """SIGTERM came."""
 
 
-_FOLDERS = ("bench", "doctor", "new-plugin", "report")
+_FOLDERS = ("bench", "doctor", "new-plugin", "plugins", "report")
 """Commands that have a folder of their own."""
 
 
@@ -83,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            return _run(words)
+            with standard_output(only_json=_JSON in words):
+                return _run(words)
         finally:
             sys.stdout.flush()  # what is still to be written may fail, and should do so here
     except BrokenPipeError as error:
@@ -148,7 +148,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
             return parser.parse_args(words)
     except SystemExit as end:
         if end.code:
-            _print_json(failure("config", told.getvalue().rpartition(": error: ")[2].strip()))
+            print_json(failure("config", told.getvalue().rpartition(": error: ")[2].strip()))
         raise
     finally:
         sys.stderr.write(told.getvalue())
@@ -169,18 +169,14 @@ def _failed(words: Sequence[str], line: str, report: Mapping[str, Any], code: in
     """Tell how a command failed, and return its exit code; called where the exception is handled."""
     if _wants_traceback():
         traceback.print_exc()
-    print(" ".join(filter(None, ("webdatamodule", _command(words)))) + f": {line}", file=sys.stderr)
+    print(" ".join(filter(None, ("webdatamodule", _command(words)))) + f": {escaped(line)}", file=sys.stderr)
     if _JSON in words:
-        _print_json(report)
+        print_json(report)
     return code
 
 
 def _wants_traceback() -> bool:
     return os.environ.get(TRACEBACK, "0") not in {"", "0"}
-
-
-def _print_json(report: Mapping[str, Any]) -> None:
-    print(json.dumps(report, indent=2))
 
 
 @contextlib.contextmanager

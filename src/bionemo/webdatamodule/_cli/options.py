@@ -6,12 +6,15 @@ import collections.abc
 import inspect
 import json
 import os
+import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bionemo.webdatamodule.components import Component, Use
 from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.plugins import find
 
 _ANYTHING = inspect.Parameter.empty
 _TEXT = (str, os.PathLike)
@@ -54,6 +57,28 @@ def parse_options(
             raise ConfigError(f"{flag} gives {name} {len(values)} times, and it takes no list; give it once")
         options[name] = [_converted(value, _items(lists[0])) for value in values]
     return options
+
+
+def reference(kind: type[Component], text: str, flag: str, more: Mapping[str, Any] | None = None) -> Use:
+    """Return a component by its name, with options behind it: ``NAME`` or ``NAME:K=V,K=V``.
+
+    A comma begins another option only where ``K=`` follows it, so values may hold commas and colons.
+
+    Args:
+        kind: The kind of component, whose factory says what the options are.
+        text: The words.
+        flag: What they stand behind, for messages.
+        more: Options from elsewhere, which go first.
+
+    Raises:
+        ConfigError: If an option has no ``=`` or comes twice.
+        UnknownNameError: If no plugin registers the name.
+    """
+    name, colon, words = text.partition(":")
+    if not colon:
+        return Use(name, **(more or {}))
+    options = parse_options(re.split(r",(?=\w+=)", words), find(kind, name).factory, f"{flag} {name}:")
+    return Use(name, **{**options, **(more or {})})
 
 
 def _annotations(factory: Callable[..., Any] | None) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from bionemo.webdatamodule._cli import plot
 from bionemo.webdatamodule._cli.arguments import natural, open_set, positive
+from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.summary import report_global, report_shards
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         for found in sets
     ]
     if args.json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print(report)
     return int(bool(report["problems"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of, positive
+from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
 from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError
 from bionemo.webdatamodule.pickles import Policy
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     samples = preview(found, args.n, policy)
     if args.json:
         about = {"samples": found.n_samples, "shards": len(found.paths), "suffixes": list(found.suffixes)}
-        print(json.dumps({**about, "preview": samples}, indent=2))
+        print_json({**about, "preview": samples})
     else:
         print(f"{found.n_samples} samples in {len(found.paths)} shards")
         for sample in samples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bionemo.webdatamodule._cli.arguments import add_policy, look_at_each, policy_of, print_json
+from bionemo.webdatamodule._cli.arguments import add_policy, look_at_each, policy_of, print_outcomes
 from bionemo.webdatamodule._engine.reading import verify
 from bionemo.webdatamodule._engine.writing import checks
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         if outcome.found is not None and not args.json:
             _print(outcome.found)
     if args.json:
-        print_json(outcomes)
+        print_outcomes(outcomes)
     return code
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of
-from bionemo.webdatamodule._cli.options import parse_options
-from bionemo.webdatamodule.components import Stage, Use
+from bionemo.webdatamodule._cli.options import reference
+from bionemo.webdatamodule._cli.output import print_json
+from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
-from bionemo.webdatamodule.plugins import find
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._cli.bench.measure import Rate
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "workers": [asdict(rate) for rate in pipelines],
             "advice": words,
         }
-        print(json.dumps(report, indent=2))
+        print_json(report)
         return 0
     print(f"{args.directory} {found.prefix}: {found.n_samples} samples of {bench.bytes_per_sample / 1e3:.4g} kB")
     _print("part", parts)
@@ -102,8 +102,7 @@ def _stage(word: str) -> Any:
             raise ConfigError(f"--stage {word} is no JSON: {error}") from error
         return resolve_stages("--stage", given)[0]
     if "=" in more:
-        options = parse_options(more.split(","), find(Stage, name).factory, f"--stage {name}:")
-        return resolve_stages("--stage", Use(name, **options))[0]
+        return resolve_stages("--stage", reference(Stage, word, "--stage"))[0]
     return _imported(name, more) if colon else resolve_stages("--stage", name)[0]
 
 

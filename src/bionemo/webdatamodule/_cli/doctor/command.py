@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 
 from bionemo.webdatamodule._cli import humanize
@@ -12,6 +11,7 @@ from bionemo.webdatamodule._cli.arguments import only_prefix
 from bionemo.webdatamodule._cli.doctor.findings import Finding, findings
 from bionemo.webdatamodule._cli.doctor.machine import DataSet, Machine, look, open_data
 from bionemo.webdatamodule._cli.doctor.trial import Trial, try_worker
+from bionemo.webdatamodule._cli.output import print_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             "data": [dataclasses.asdict(each) for each in data],
             "findings": [dataclasses.asdict(finding) for finding in found],
         }
-        print(json.dumps(told, indent=2))
+        print_json(told)
     else:
         for title, line in _lines(machine, trial, data):
             print(f"{title:<15}{line}")
