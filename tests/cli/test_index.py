@@ -76,7 +76,7 @@ def test_what_cannot_be_adopted_is_left_alone(foreign):
     """Damage, no shards and a conversion at work are errors, and no manifest appears."""
     with pytest.raises(NoShardsError, match="no local directory"):
         adopt(str(foreign / "nowhere"), "wdshards")
-    with pytest.raises(NoShardsError, match="it has wdshards"):
+    with pytest.raises(NoShardsError, match="It has wdshards"):
         adopt(str(foreign), "other")
     journal = pathlib.Path(journal_path(str(foreign), "wdshards"))
     journal.touch()

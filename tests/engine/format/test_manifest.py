@@ -22,7 +22,7 @@ def entry(number, samples=2, sha256="00" * 32, **changes):
     """Return a shard entry."""
     given = {
         "name": f"p-{number:06d}.tar",
-        "bytes": 2048,
+        "bytes": 4096,
         "samples": samples,
         "sha256": sha256,
         "index_sha256": "11" * 32,

@@ -98,14 +98,15 @@ class ShardIndex:
         view = memoryview(buffer).cast("B").toreadonly()
         try:
             about, body = _open(view)
-            n, k, arrays = about["samples"], len(about["suffixes"]), []
-            wanted = [("<i8", (n, k)), ("<i8", (n, k)), ("<i8", (n,)), *[("<u4", (n, k))] * about["crcs"]]
+            suffixes, tar_bytes = _suffixes(about["suffixes"]), _count(about["tar_bytes"])
+            n, k, arrays = _count(about["samples"]), len(suffixes), []
+            wanted = [("<i8", (n, k)), ("<i8", (n, k)), ("<i8", (n,)), *[("<u4", (n, k))] * bool(about["crcs"])]
+            _check_length(body, wanted)
             for kind, shape in wanted:
                 array = np.frombuffer(body, kind, math.prod(shape)).reshape(shape)
                 body = body[array.nbytes :]
                 arrays.append(array)
-            tar_bytes, suffixes = int(about["tar_bytes"]), tuple(about["suffixes"])
-        except (struct.error, ValueError, KeyError, TypeError) as error:
+        except (struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptShardError(f"a shard's index is cut short, changed or none at all ({error})") from error
         offsets, sizes, headers, *crcs = arrays
         return cls(
@@ -122,7 +123,7 @@ def made_by_conversion(buffer: Buffer) -> bool:
     """Tell whether a whole index file is one that conversion wrote beside a shard of its own."""
     try:
         about, _ = _open(memoryview(buffer).cast("B").toreadonly())
-    except (struct.error, ValueError, KeyError, TypeError):
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError):
         return False
     return bool(about.get("crcs")) and not about.get("adopted")
 
@@ -137,6 +138,24 @@ def _open(view: memoryview) -> tuple[dict[str, Any], memoryview]:
     if zlib.crc32(body) != about["crc32"]:
         raise ValueError("its checksum is wrong")
     return about, body
+
+
+def _check_length(body: memoryview, arrays: list[tuple[str, tuple[int, ...]]]) -> None:
+    length = sum(int(kind[-1]) * math.prod(shape) for kind, shape in arrays)
+    if length != len(body):
+        raise ValueError(f"its arrays take {length} bytes, and it has {len(body)}")
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
+        raise ValueError(f"it has {value!r:.60} where a number of bytes or samples is due")
+    return value
+
+
+def _suffixes(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(suffix, str) for suffix in value):
+        raise ValueError(f"it has {value!r:.60} where suffixes are due")
+    return tuple(value)
 
 
 def index_name(shard_name: str) -> str:

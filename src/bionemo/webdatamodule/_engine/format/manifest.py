@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bionemo.webdatamodule._engine.format.shard_files import is_shard_name
 from bionemo.webdatamodule.errors import ManifestError
 
 FORMAT = 1
@@ -147,6 +148,8 @@ class Manifest:
 
 
 _CONVERT_AGAIN = "run the conversion again, or restore the file"
+_LARGEST = 1 << 62  # bytes of a file
+_END, _LEAST = 1024, 512  # bytes of the end of an archive, and of a sample: one header at least
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -174,12 +177,15 @@ def _problem(body: Mapping[str, Any], prefix: str | None) -> str | None:
 def _shard_problem(shard: Any, prefix: str) -> str | None:
     """Return what is wrong with what a manifest says of a shard, as the rest of a sentence, or ``None``."""
     name = shard.get("name") if isinstance(shard, dict) else None
-    if not isinstance(name, str) or not name.startswith(f"{prefix}-") or not name.endswith(".tar"):
+    if not isinstance(name, str) or not is_shard_name(name, prefix):
         return f"lists {name!r:.200}, which is no shard of the prefix {prefix!r}"
     if os.path.basename(name) != name or "\0" in name:
         return f"lists {name!r:.200}, which is not in its directory"
-    if not all(_is_count(shard.get(number)) for number in ("bytes", "samples")):
+    size, samples = shard.get("bytes"), shard.get("samples")
+    if not _is_count(size) or not _is_count(samples):
         return f"gives no size of {name}"
+    if size > _LARGEST or not 0 < samples <= (size - _END) // _LEAST:
+        return f"gives {name} {samples!s:.30} samples in {size!s:.30} bytes, which cannot be"
     if not all(_is_sha256(shard.get(sha256)) for sha256 in ("sha256", "index_sha256")):
         return f"gives no hash of {name}"
     inputs = shard.get("inputs", "")

@@ -21,22 +21,23 @@ BLOCK = 512
 LONGEST_RECORDS = 1 << 20
 """Bytes of PAX records or of a GNU long name at most; more would only serve to fill memory."""
 
-EXTENDING = frozenset((b"x", b"X", b"g", b"L"))
+EXTENDING = frozenset((b"x", b"X", b"g", b"L", b"K"))
 """Kinds of headers that describe the member after them."""
 
+_DELETE = "remove it with `tar --delete -f SHARD MEMBER`"
 _SPARSE = "a sparse file"
+_WITHOUT_SPARSE = "write the tar without --sparse"
 _REFUSED = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a character device",
-    b"4": "a block device",
-    b"6": "a fifo",
-    b"K": "a link with a long name",
-    b"M": "the rest of a file in a multi-volume archive",
-    b"S": _SPARSE,
-    b"V": "a volume label",
+    b"1": ("a hard link to no member before it", "write the tar with --hard-dereference"),
+    b"2": ("a symbolic link", "write the tar with --dereference"),
+    b"3": ("a character device", _DELETE),
+    b"4": ("a block device", _DELETE),
+    b"5": ("a directory with content", _DELETE),
+    b"6": ("a fifo", _DELETE),
+    b"M": ("the rest of a file in a multi-volume archive", "write the tar without --multi-volume"),
+    b"S": (_SPARSE, _WITHOUT_SPARSE),
 }
-_CHECKSUM = re.compile(rb"([0-7]{6})(?:\x00 | \x00)|([0-7]{7})[\x00 ]")
+_CHECKSUM = re.compile(rb"( *[0-7]+)(?:\x00 | \x00|[\x00 ])")
 _RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
 
 
@@ -52,28 +53,33 @@ def check_header(header: bytes, position: int) -> None:
     Raises:
         CorruptShardError: If the checksum is wrong.
     """
-    stored = checksum(header[148:156], position)
+    stored = checksum(header, position)
     summed = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
     if len(header) != BLOCK or (summed + 8 * 0x20 - 1 - stored) % 65521:
         fail(f"the header at byte {position} was changed: its checksum is wrong")
 
 
-def checksum(field: bytes, position: int) -> int:
-    """Return the number in a header's checksum field: octal digits, then a NUL, a space or one of each.
+def checksum(header: bytes, position: int) -> int:
+    """Return the checksum in a header: octal digits, then a NUL, a space or one of each.
 
-    Spaces in place of leading zeros, as tar programs older than POSIX wrote them, are refused:
-    they are one changed bit away from zeros.
+    Spaces stand for leading zeros, as Archive::Tar and tar programs older than POSIX write them, where the size is
+    written so, too. Otherwise they are one changed bit away from zeros.
     """
-    found = _CHECKSUM.fullmatch(field)
-    if found is None:
+    found = _CHECKSUM.fullmatch(header[148:156])
+    if found is None or (found[1].startswith(b" ") and header[124:125] == b"0"):
         fail(f"the block at byte {position} is no tar header")
-    return int(found[1] or found[2], 8)
+    return int(found[1], 8)
 
 
 def number(field: bytes, position: int) -> int:
-    """Return the number in a header's size field: octal digits between spaces and NULs, or GNU's base 256."""
+    """Return the number in a header's size field: octal digits between spaces and NULs, or GNU's base 256.
+
+    NULs alone are 0, as in GNU's volume labels.
+    """
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
+    if not any(field):
+        return 0
     digits = field.split(b"\x00", 1)[0].strip(b" ")
     if not digits or digits.strip(b"01234567"):
         kind = "negative" if field[0] == 0xFF or digits.startswith(b"-") else "no number"
@@ -88,18 +94,25 @@ def name(header: bytes) -> bytes:
     return b"%b/%b" % (directory, own) if directory and header[257:263] == b"ustar\x00" else own
 
 
+def link(header: bytes) -> bytes:
+    """Return the name in a header block of the member that a hard link leads to."""
+    return header[157:257].split(b"\x00", 1)[0]
+
+
 class Records:
     """What PAX and GNU headers say about the member that follows them.
 
     Attributes:
         start: Where the first of them begins; -1 where there is none.
         name: The member's name, where they give it.
+        link: The member that it is a hard link to, where they give it.
         size: Bytes of its payload, where they give it.
     """
 
     def __init__(self) -> None:
         self.start = -1
         self.name: bytes | None = None
+        self.link: bytes | None = None
         self.size: int | None = None
 
     def take(self, data: Tar, position: int, kind: bytes, size: int) -> int:
@@ -113,6 +126,8 @@ class Records:
             self.start = position
         if kind == b"L":
             self.name = body.split(b"\x00", 1)[0]
+        elif kind == b"K":
+            self.link = body.split(b"\x00", 1)[0]
         else:
             self._pax(body, position, everywhere=kind == b"g")
         return position + BLOCK + padded(size)
@@ -126,11 +141,13 @@ class Records:
                 fail(f"the PAX records at byte {position} are damaged")
             keyword, value = found[2], body[found.end() : end - 1]
             if keyword.startswith(b"GNU.sparse.") or keyword == b"SCHILY.realsize":
-                refuse(_SPARSE, position)
-            if everywhere and keyword in {b"path", b"size"}:
-                refuse(f"a PAX header that gives all members one {keyword.decode()}", position)
+                refuse(_SPARSE, self.name or b"", position, _WITHOUT_SPARSE)
+            if everywhere and keyword in {b"path", b"size", b"linkpath"}:
+                fail(f"the PAX header at byte {position} gives all members one {keyword.decode()}")
             if keyword == b"path":
                 self.name = value
+            elif keyword == b"linkpath":
+                self.link = value
             elif keyword == b"size":
                 if not value.isdigit() or len(value) > 19:
                     fail(f"the PAX header at byte {position} gives the size {value[:40]!r}")
@@ -159,14 +176,18 @@ def padded(size: int) -> int:
     return (size + BLOCK - 1) & -BLOCK
 
 
-def refuse_kind(kind: bytes, position: int) -> NoReturn:
+def refuse_kind(kind: bytes, member: bytes, position: int) -> NoReturn:
     """Raise the error for a member that is no plain file."""
-    refuse(_REFUSED.get(kind, f"of the unknown kind {kind!r}"), position)
+    what, remedy = _REFUSED.get(kind, (f"of the unknown kind {kind!r}", _DELETE))
+    refuse(what, member, position, remedy)
 
 
-def refuse(what: str, position: int) -> NoReturn:
-    """Raise the error for a member that a shard has no use for."""
-    raise CorruptShardError(f"the member at byte {position} is {what}; a shard holds plain files only")
+def refuse(what: str, member: bytes, position: int, remedy: str) -> NoReturn:
+    """Raise the error for a member that a shard cannot have."""
+    shown = member[:200].decode("utf-8", "backslashreplace")
+    raise CorruptShardError(
+        f"the member {shown!r} at byte {position} is {what}, and a shard holds plain files only; {remedy}"
+    )
 
 
 def fail(what: str, *, cut: bool = False) -> NoReturn:

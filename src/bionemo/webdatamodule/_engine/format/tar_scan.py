@@ -11,23 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format import tar_headers
-from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, EXTENDING, Records, Tar, fail, refuse
+from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, EXTENDING, Records, Tar, fail
+from bionemo.webdatamodule.errors import CorruptShardError
 
-LARGEST_END = 22 * BLOCK
-"""Zeros at the end of a tar at most: two blocks, filled up to a record of twenty as tar programs do."""
+_USUAL_END = 22 * BLOCK  # zeros at the end of a tar at most: two blocks, filled up to a record of twenty
+_RECORDS = [BLOCK << power for power in range(5, 12)]  # sizes of larger records (-b), up to 1 MiB
 
 _SIZE_AND_KIND = struct.Struct("124x11s21xc")
 _ONLY_TIMES = re.compile(rb"(?:\d\d (?:mtime|atime|ctime)=-?\d+(?:\.\d+)?\n)+")  # what wds.ShardWriter writes
-_SUSPECT = re.compile(rb"\n[/\n]|[/\n]\.\.[/\n]")  # in names joined by line ends: absolute, empty, or with ".."
 _CHUNK = 4096  # headers checked together
-_OTHER_FORMATS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstandard",
-    b"PK\x03\x04": "zip",
-    b"<": "a page of HTML or XML",
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "mv SHARD SHARD.gz && gunzip SHARD.gz"),
+    b"BZh": ("bzip2", "mv SHARD SHARD.bz2 && bunzip2 SHARD.bz2"),
+    b"\xfd7zXZ": ("xz", "mv SHARD SHARD.xz && unxz SHARD.xz"),
+    b"\x28\xb5\x2f\xfd": ("zstandard", "mv SHARD SHARD.zst && unzstd --rm SHARD.zst"),
 }
+_OTHER_FORMATS = {b"PK\x03\x04": "zip", b"<": "a page of HTML or XML"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +50,9 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would do
     """Return the members of a tar, after checking every header and what follows the last member.
 
     Checked are checksum, size and format of each header, that payloads end inside the file,
-    that the archive has an end and that only zeros follow it. Directories are passed over.
+    that the archive has an end and that only zeros follow it. Directories and volume labels are passed over.
+    A hard link has the payload of the member before it that it names. Names may be absolute or hold ``..``, since
+    nothing is unpacked.
 
     One Python loop hops from header to header and notes where they are;
     what is the same for all of them is then checked with numpy, thousands at once.
@@ -60,12 +61,13 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would do
         data: The whole tar.
 
     Raises:
-        CorruptShardError: If it is damaged, no tar, or has members that are no plain files or lead out of a directory.
+        CorruptShardError: If it is damaged, no tar, or has members that are no plain files.
     """
     _check_beginning(data)
     total = len(data)
     blocks, mains, firsts, sizes = array("q"), array("q"), array("q"), array("q")
     names: dict[int, bytes] = {}  # of members whose own header does not hold the name, by number
+    links: dict[int, bytes] = {}  # of hard links what they link to, by number
     unpack, only_times = _SIZE_AND_KIND.unpack_from, _ONLY_TIMES.fullmatch
     records: Records | None = None
     first = -1  # the first header block of the member, where it has several
@@ -83,14 +85,19 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would do
         blocks.append(position)
         end = position + BLOCK + ((size + 511) & -512)
         if kind in EXTENDING:
-            if kind != b"x" or not only_times(data, position + BLOCK, position + BLOCK + size):
+            if kind != b"x" or end > total or not only_times(data, position + BLOCK, position + BLOCK + size):
                 records = records or Records()
                 records.take(data, position, kind, size)
             first = position if first < 0 else first
         else:
+            if kind == b"1" and not size:
+                header = data[position : position + BLOCK]
+                links[len(mains)] = records.link if records and records.link is not None else tar_headers.link(header)
+                kind = b"0"
             if kind != b"0" and (kind not in b"7\x00" or _is_directory(data, position)):
-                if kind not in b"5\x00" or size:
-                    tar_headers.refuse_kind(kind, position)
+                if kind not in b"5V\x00D" or (size and kind != b"D"):
+                    member = (records.name if records else None) or tar_headers.name(data[position : position + BLOCK])
+                    tar_headers.refuse_kind(kind, member, position)
             else:
                 if records:
                     if records.size is not None:
@@ -115,18 +122,45 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would do
     _check_end(grid, position)
     _check_headers(grid, np.frombuffer(blocks, np.int64))
     positions = np.frombuffer(mains, np.int64) if mains else np.empty(0, np.int64)
-    return Members(
+    members = Members(
         names=_names(grid, positions, names),
         headers=np.array(firsts, np.int64),
         offsets=positions + BLOCK,
         sizes=np.array(sizes, np.int64),
     )
+    _link(members, links)
+    return members
+
+
+def _link(members: Members, links: dict[int, bytes]) -> None:
+    """Give hard links the payload of what they link to."""
+    if not links:
+        return
+    known: dict[bytes, int] = {}
+    for number, name in enumerate(members.names):
+        if number in links:
+            target = known.get(_spelled(links[number]))
+            if target is None:
+                tar_headers.refuse_kind(b"1", name, int(members.offsets[number]) - BLOCK)
+            members.offsets[number], members.sizes[number] = members.offsets[target], members.sizes[target]
+        known[_spelled(name)] = number
+
+
+def _spelled(name: bytes) -> bytes:
+    return name.removeprefix(b"./").lstrip(b"/")
 
 
 def _check_beginning(data: Tar) -> None:
-    for magic, kind in _OTHER_FORMATS.items():
-        if data[: len(magic)] == magic and data[257:262] != b"ustar":
-            fail(f"it is {kind}, not a plain tar")
+    if data[257:262] != b"ustar":
+        for magic, kind in _OTHER_FORMATS.items():
+            if data[: len(magic)] == magic:
+                fail(f"it is {kind}, not a plain tar")
+        for magic, (kind, command) in _COMPRESSED.items():
+            if data[: len(magic)] == magic:
+                raise CorruptShardError(
+                    f"it is compressed with {kind}, and samples are read at any place of a shard; "
+                    f"unpack it with `{command}`"
+                )
     if len(data) % BLOCK:
         fail(f"its {len(data)} bytes are no multiple of {BLOCK}", cut=True)
 
@@ -141,10 +175,10 @@ def _check_end(grid: NDArray[np.uint8], position: int) -> None:
             fail(f"something follows the end of the archive at byte {position}: lost members, or another tar")
     if position == 0:
         fail("it is all zeros: an empty tar, or a file that was never filled")
-    if left > LARGEST_END:
-        fail(
-            f"{left} zeros follow the last member at byte {position}: the rest was lost, "
-            "or tar was told to write larger records (-b)"
+    if left > _USUAL_END and not any(grid.size % size == 0 and left < size + 2 * BLOCK for size in _RECORDS):
+        raise CorruptShardError(
+            f"{left} zeros follow the last member at byte {position}. If the rest was lost, restore the shard; "
+            f"if tar wrote large records (-b), cut them off with `truncate -s {position + 2 * BLOCK} SHARD`"
         )
 
 
@@ -159,7 +193,7 @@ def _check_headers(grid: NDArray[np.uint8], blocks: NDArray[np.int64]) -> None:
         usual = ((digits >= 0) & (digits < 8)).all(axis=1) & (field[:, 6] == 0) & (field[:, 7] == 0x20)
         stored = digits @ weights
         for row in np.flatnonzero(~usual).tolist():
-            stored[row] = tar_headers.checksum(field[row].tobytes(), int(positions[row]))
+            stored[row] = tar_headers.checksum(rows[row].tobytes(), int(positions[row]))
         found = rows.sum(axis=1, dtype=np.int64) - field.sum(axis=1, dtype=np.int64) + 8 * 0x20
         if (found != stored).any():
             at = positions[(found != stored).argmax()]
@@ -187,18 +221,9 @@ def _names(grid: NDArray[np.uint8], mains: NDArray[np.int64], recorded: dict[int
         names += part
     for member, name in recorded.items():
         names[member] = name
-    for start in range(0, len(names), _CHUNK):
-        part = names[start : start + _CHUNK]
-        if _SUSPECT.search(b"\n%b\n" % b"\n".join(part)):  # perhaps only in one with a line end in it
-            _check_names(part, mains[start : start + _CHUNK])
+    if b"" in names:
+        fail(f"the member at byte {mains[names.index(b'')]} has no name")
     return names
-
-
-def _check_names(names: list[bytes], mains: NDArray[np.int64]) -> None:
-    """Refuse names that lead elsewhere."""
-    for member, name in enumerate(names):
-        if not name or name.startswith(b"/") or b".." in name.split(b"/"):
-            refuse(f"named {name[:200]!r}, which leads out of the directory", int(mains[member]))
 
 
 def _is_directory(data: Tar, position: int) -> bool:

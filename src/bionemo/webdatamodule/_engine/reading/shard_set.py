@@ -11,7 +11,8 @@ from typing import Any
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, read_manifest, staging_path
-from bionemo.webdatamodule._engine.reading.foreign import index_foreign, unlisted
+from bionemo.webdatamodule._engine.format.shard_files import unlisted
+from bionemo.webdatamodule._engine.reading.foreign import index_foreign
 from bionemo.webdatamodule._engine.storage.download import Remote, open_remote
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, check_stamp, is_within
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
@@ -90,9 +91,8 @@ class ShardSet:
         """Look at a directory, or a URL of one, and say what it holds.
 
         With a manifest these are exactly the shards that it lists, and their sizes are checked.
-        Without one the shards are foreign: the files ``{prefix}-*.tar``, sorted by name, and all their headers
-        are checked, once for each state of a file. Where some are named ``{prefix}-<digits>.tar`` only these count,
-        so that prefix ``t`` does not take the shards of prefix ``t-val``.
+        Without one the shards are foreign (see :func:`.find_shards`), and all their headers are checked, once for
+        each state of a file.
 
         Args:
             directory: A local path, where ``~`` stands for the home directory, or an fsspec URL such as ``s3://…``.

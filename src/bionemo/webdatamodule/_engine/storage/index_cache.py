@@ -137,8 +137,9 @@ def is_within(index: ShardIndex, tar_bytes: int) -> bool:
     """Tell whether everything an index points to lies inside a tar of this size."""
     if index.tar_bytes != tar_bytes or not len(index.headers):
         return False
-    inside = (index.sizes >= 0).all() and (index.offsets + index.sizes <= tar_bytes).all()
-    return bool(inside and (index.offsets >= -1).all() and index.headers.min() >= 0 and index.headers.max() < tar_bytes)
+    inside = (index.sizes >= 0).all() and (index.offsets >= -1).all() and (index.offsets <= tar_bytes).all()
+    inside = inside and (index.sizes <= tar_bytes - index.offsets).all()  # a sum could overflow
+    return bool(inside and index.headers.min() >= 0 and index.headers.max() < tar_bytes)
 
 
 def _index_path(path: str) -> str:

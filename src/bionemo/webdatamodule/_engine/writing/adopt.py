@@ -20,7 +20,7 @@ from bionemo.webdatamodule._engine.format.manifest import (
     manifest_path,
     staging_path,
 )
-from bionemo.webdatamodule._engine.reading.foreign import find_foreign
+from bionemo.webdatamodule._engine.format.shard_files import find_shards
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, check_stamp
 from bionemo.webdatamodule._engine.storage.sidecars import with_crcs
@@ -37,7 +37,7 @@ def adopt(directory: str, prefix: str, *, again: bool = False, progress: bool = 
 
     Args:
         directory: A local directory.
-        prefix: Beginning of the shards' names (see :func:`.find_foreign`).
+        prefix: Beginning of the shards' names (see :func:`.find_shards`).
         again: Take the shards as they are now, although there is a manifest.
         progress: Show a progress bar on standard error.
 
@@ -51,7 +51,7 @@ def adopt(directory: str, prefix: str, *, again: bool = False, progress: bool = 
         ConversionError: If the directory cannot be written.
     """
     _check(directory, prefix, again=again)
-    paths = find_foreign(directory, prefix)
+    paths = find_shards(directory, prefix)
     entries: list[ShardEntry] = []
     suffixes: set[str] = set()
     bar = tqdm(total=sum(map(os.path.getsize, paths)), unit="B", unit_scale=True, desc="indexing", disable=not progress)
@@ -84,7 +84,7 @@ def adopt(directory: str, prefix: str, *, again: bool = False, progress: bool = 
         filesystem.sync_directory(directory)
     except OSError as error:
         raise ConversionError(
-            f"the disk refused: {error.strerror or error}; mend this and run it again", file=error.filename
+            f"the disk refused: {error.strerror or error}; correct this and run it again", file=error.filename
         ) from error
     return manifest
 
