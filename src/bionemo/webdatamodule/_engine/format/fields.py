@@ -70,6 +70,24 @@ def check_fields(place: Place, columns: Iterable[int]) -> None:
             _check_size(shard, row, start - BLOCK, sizes[row])
 
 
+def check_or_restore(place: Place, columns: Iterable[int]) -> None:
+    """Compare fields with their checksums; where they were damaged in the cache of remote shards, fetch them again.
+
+    Raises:
+        CorruptShardError: If bytes were changed.
+        RemoteError: If they are damaged where they come from, or cannot be fetched.
+    """
+    shard, row = place
+    columns = tuple(columns)
+    try:
+        check_fields(place, columns)
+    except CorruptShardError:
+        if shard.restore is None:
+            raise
+        shard.restore(row)
+        check_fields(place, columns)
+
+
 def key_of(place: Place) -> str:
     """Return the key of a sample, from its first member's header.
 

@@ -191,12 +191,10 @@ class PlannedDataset(Planned):
         length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes, most_bytes=most)
         together = max(1, _PLANNED // max(1, share * length))
         runs = self._runs(chunks(n_batches, worker, workers, length=length), epoch, start, together)
-        following = next(runs, None)
-        while following is not None:
-            batches, shares = following
-            following = next(runs, None)
-            if following is not None:  # while this is read, remote shards of what comes next are on their way
-                self.reader.prefetch_samples(following[1])
+        if self.reader.is_remote:  # what will be read is known, and is fetched in that order
+            coming = self._runs(chunks(n_batches, worker, workers, length=length), epoch, start, together)
+            self.reader.follow((ids for _, shares in coming for ids in shares), epoch)
+        for batches, shares in runs:
             if self.collate:
                 columns = (self.reader.iter_batches if lazy else self.reader.read_batches)(shares, pad=self.pad)
                 made = (batch[0] if self.untuple else list(batch) for batch in columns)

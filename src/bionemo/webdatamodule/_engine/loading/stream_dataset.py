@@ -168,14 +168,11 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         """Yield the samples of the shards dealt to this worker."""
         numbers = {path: number for number, path in enumerate(self.shards)}
         dealt = 0
-        shards = self._dealt(place)
-        following = next(shards, None)
-        while following is not None:
+        if self.reader.is_remote:  # what will be read is known, and is fetched in that order
+            self.reader.follow_shards((numbers[shard["url"]] for shard in self._dealt(place)), place.epoch)
+        for shard in self._dealt(place):
             dealt += 1
-            number, following = numbers[following["url"]], next(shards, None)
-            if following is not None:  # while this one is read, a remote one that comes next is on its way
-                self.reader.prefetch([numbers[following["url"]]])
-            yield from self.reader.shard(number)
+            yield from self.reader.shard(numbers[shard["url"]])
         if not dealt and self.dealing.empty_check:
             worker, workers = _worker()
             raise PlanError(

@@ -11,14 +11,13 @@ from torch import distributed
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.format.fields import Place
+from bionemo.webdatamodule._engine.reading.open_pieces import OpenPieces, needs_of
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, most_open, open_shard
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_REOPEN = 3  # attempts where other processes make room in the store of remote shards
 
 
 class Places:
@@ -35,6 +34,7 @@ class Places:
         starts: int64 of shape ``(shards,)``: number of the first sample of each shard.
         ends: int64 of shape ``(shards,)``: one more than that of its last.
         n_samples: Number of samples in all sets.
+        is_remote: Whether any shard is behind a URL.
         at_once: Samples that can be located at once, at most, since each might need a shard of its own open.
     """
 
@@ -46,11 +46,13 @@ class Places:
         self._shards = [(found, place) for found in sets for place in range(len(found.paths))]
         self._suffixes = tuple(suffixes)
         self._split = split
-        self._is_remote = any(found.remote is not None for found in sets)
+        self.is_remote = any(found.remote is not None for found in sets)
         self._open = OpenShards()
+        self._lengths = np.array(  # samples of a piece; 0 for shards of this machine
+            [found.remote.samples_per_piece(place) if found.remote else 0 for found, place in self._shards], np.int64
+        )
+        self._pieces: OpenPieces | None = None
         self.at_once = self._at_once()
-        self._ahead: set[int] = set()  # shards that are being fetched in the background, or were
-        self._latest = -1  # the shard that was fetched last
 
     def locate(self, ids: NDArray[np.int64]) -> list[Place]:
         """Return where each sample is, with its shard opened.
@@ -64,11 +66,11 @@ class Places:
                 f"samples {ids.min()} to {ids.max()} are asked for; there are {self.n_samples}", split=self._split
             )
         numbers = np.searchsorted(self.ends, ids, side="right")
+        if self.is_remote:
+            return self._locate_pieces(numbers, ids - self.starts[numbers])
         rows = (ids - self.starts[numbers]).tolist()
         shards = numbers.tolist()
         needed = dict.fromkeys(shards)
-        if self._is_remote:
-            self._fetch([number for number in needed if number not in self._open])
         try:
             opened = {number: self._open.get(number) or self._open.open(number, self._open_shard) for number in needed}
         except ChangedDataError as error:
@@ -78,22 +80,19 @@ class Places:
             context.worker().note(f"reading {opened[shards[0]].path}{others}")
         return [(opened[number], row) for number, row in zip(shards, rows, strict=True)]
 
-    def prefetch(self, numbers: Iterable[int]) -> None:
-        """Start to fetch shards behind URLs, by their numbers, in the background."""
-        wanted = [number for number in numbers if number < len(self._shards) and number not in self._ahead]
-        self._ahead.update(wanted)
-        for found, places in self._by_set(wanted):
-            if found.remote is not None:
-                found.remote.fetch_ahead(places)
+    def follow(self, runs: Iterable[NDArray[np.int64] | range], epoch: int = 0) -> None:
+        """Fetch remote samples before they are read, in the background; it returns at once.
 
-    def prefetch_samples(self, shares: Sequence[NDArray[np.int64]]) -> None:
-        """Start to fetch the shards of samples, if any of them are behind URLs, in the background."""
-        if self._is_remote:
-            numbers = dict.fromkeys(np.searchsorted(self.ends, np.concatenate(shares), side="right").tolist())
-            self.prefetch(number for number in numbers if number not in self._open)
+        Args:
+            runs: What will be read, in order: numbers of samples, whose pieces are fetched whole, or ranges of them.
+                They are taken as needed.
+            epoch: Number of the epoch.
+        """
+        if self.is_remote:
+            self._here().follow(needs_of(runs, self.starts, self.ends, self._lengths), epoch)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": None, "_ahead": set()}
+        return {**vars(self), "_open": None, "_pieces": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -102,40 +101,40 @@ class Places:
 
     def _at_once(self) -> int:
         most = most_open()
-        return self.n_samples if len(self._shards) <= most else most
+        lengths = np.where(self._lengths > 0, self._lengths, max(1, self.n_samples))
+        n_open = int((-(-(self.ends - self.starts) // lengths)).sum())
+        return self.n_samples if n_open <= most else most
 
-    def _fetch(self, numbers: list[int]) -> None:
-        """Fetch shards that are behind URLs, several at the same time; ahead where they are read in order."""
-        for found, places in self._by_set(numbers):
-            if found.remote is not None:
-                found.remote.fetch_all(places)
-        self._ahead.difference_update(numbers)
-        for number in numbers:
-            if number == self._latest + 1 and number + 1 not in numbers:
-                self.prefetch([number + 1])
-            self._latest = number
+    def _here(self) -> OpenPieces:
+        """Return the pieces of this process; a forked one begins anew."""
+        if self._pieces is None or self._pieces.pid != os.getpid():
+            self._pieces = OpenPieces(self._shards, self._suffixes, self._open)
+        return self._pieces
 
-    def _by_set(self, numbers: Iterable[int]) -> list[tuple[ShardSet, list[int]]]:
-        """Return the sets that shards are in, each with the shards' places in it."""
-        groups: dict[int, tuple[ShardSet, list[int]]] = {}
-        for number in numbers:
-            found, place = self._shards[number]
-            groups.setdefault(id(found), (found, []))[1].append(place)
-        return list(groups.values())
+    def _locate_pieces(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Place]:
+        """Return where samples are, some of them in pieces of remote shards."""
+        lengths = self._lengths[shards]
+        places = np.where(lengths > 0, rows // np.maximum(lengths, 1), -1)
+        in_piece = (rows - np.maximum(places, 0) * lengths).tolist()
+        keys = list(zip(shards.tolist(), places.tolist(), strict=True))
+        groups: dict[tuple[int, int], list[int]] = {}
+        for key, row in zip(keys, in_piece, strict=True):
+            groups.setdefault(key, []).append(row)
+        try:
+            found = self._here().get({key: np.array(group) for key, group in groups.items() if key[1] >= 0})
+            for key in groups:
+                if key[1] < 0:
+                    found[key] = self._open.get(key[0]) or self._open.open(key[0], self._open_shard)
+        except WebDataModuleError as error:
+            raise error.located(split=self._split, **process()) from error.__cause__
+        return [(found[key], row) for key, row in zip(keys, in_piece, strict=True)]
 
     def _open_shard(self, number: int) -> OpenShard:
         found, place = self._shards[number]
         context.worker().note(f"opening {found.paths[place]}")
-        attempts = 1 if found.remote is None else _REOPEN
         try:
-            while True:
-                path, stamp = found.ready(place)
-                try:
-                    return open_shard(path, stamp, found.index(place, stamp), self._suffixes)
-                except ChangedDataError:
-                    attempts -= 1
-                    if not attempts:
-                        raise
+            path, stamp = found.ready(place)
+            return open_shard(path, stamp, found.index(place, stamp), self._suffixes)
         except WebDataModuleError as error:
             raise error.located(split=self._split, **process()) from error.__cause__
         except OSError as error:

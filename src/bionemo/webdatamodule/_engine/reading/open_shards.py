@@ -6,11 +6,12 @@ import mmap
 import resource
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
@@ -23,9 +24,10 @@ Column: TypeAlias = tuple[memoryview, memoryview, "memoryview | None"]
 MOST_OPEN = 1024
 """Shards that a process has open at a time, at most; fewer where the limit on open files is low."""
 
+_N = TypeVar("_N", bound=Hashable)
 _END = 1024  # bytes of the end of an archive
 
-_recent: OrderedDict[OpenShard, tuple[dict[int, OpenShard], int]] = OrderedDict()
+_recent: OrderedDict[OpenShard, tuple[dict[Hashable, OpenShard], Hashable]] = OrderedDict()
 """All open shards of this process, least recently used first, each with where its reader keeps it.
 
 A forked process has what its parent had open, descriptors included, and so it has the parent's list as well.
@@ -37,7 +39,7 @@ _held: dict[object, int] = {}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenShard:
-    """One shard in memory.
+    """One shard in memory, or a piece of one that is behind a URL.
 
     Attributes:
         path: The tar.
@@ -45,6 +47,8 @@ class OpenShard:
         data: The same as a view, which slices without copying.
         index: Where its members lie.
         columns: For each suffix asked for its part of the index, ``None`` where no sample of the shard has it.
+        states: Of a piece, uint8 for each sample: 0 where it is not there, see the module ``pieces``.
+        restore: Of a piece, fetches a sample again whose bytes are damaged, by its number.
     """
 
     path: str
@@ -52,6 +56,17 @@ class OpenShard:
     data: memoryview
     index: ShardIndex
     columns: tuple[Column | None, ...]
+    states: NDArray[np.uint8] | None = None
+    restore: Callable[[int], None] | None = None
+
+    def has(self, rows: NDArray[np.int64]) -> bool:
+        """Tell whether samples are there."""
+        return self.states is None or bool(self.states[rows].all())
+
+    def mark(self, rows: NDArray[np.int64], state: int) -> None:
+        """Note in which epoch samples were read, where that can be noted."""
+        if self.states is not None and self.states.flags.writeable:
+            self.states[rows] = state
 
     def check(self) -> None:
         """Check that the file still has all its bytes, since reading beyond its end would kill the process.
@@ -86,16 +101,24 @@ def open_shard(path: str, stamp: Stamp, index: ShardIndex, suffixes: Sequence[st
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise ChangedDataError(f"{path} is gone since the data were set up; start again", shard=path) from error
-    shard = OpenShard(
-        path=path,
-        map=data,
-        data=memoryview(data),
-        index=index,
-        columns=tuple(_column(index, suffix) for suffix in suffixes),
-    )
+    shard = opened(path=path, data=data, index=index, suffixes=suffixes)
     if any(data[-_END:]):
         raise CorruptShardError(f"the end of the archive {path} is damaged; restore the shard", shard=path)
     return shard
+
+
+def opened(*, path: str, data: mmap.mmap, index: ShardIndex, suffixes: Sequence[str], **more: Any) -> OpenShard:
+    """Return an open shard or piece.
+
+    Args:
+        path: What messages call it.
+        data: Its map.
+        index: Where its members lie.
+        suffixes: Those that will be asked for.
+        more: Further attributes.
+    """
+    columns = tuple(_column(index, suffix) for suffix in suffixes)
+    return OpenShard(path=path, map=data, data=memoryview(data), index=index, columns=columns, **more)
 
 
 class OpenShards:
@@ -106,11 +129,11 @@ class OpenShards:
     """
 
     def __init__(self) -> None:
-        self._shards: dict[int, OpenShard] = {}
+        self._shards: dict[Hashable, OpenShard] = {}
         weakref.finalize(self, _close_all, self._shards).atexit = False
 
-    def get(self, number: int) -> OpenShard | None:
-        """Return a shard by its number, if it is open.
+    def get(self, number: Hashable) -> OpenShard | None:
+        """Return a shard by its number, or a piece by those of shard and piece, if it is open.
 
         Raises:
             ChangedDataError: If its size changed.
@@ -128,7 +151,7 @@ class OpenShards:
                 pass
         return shard
 
-    def open(self, number: int, open_one: Callable[[int], OpenShard]) -> OpenShard:
+    def open(self, number: _N, open_one: Callable[[_N], OpenShard]) -> OpenShard:
         """Open a shard, after closing others where there would be too many.
 
         Args:
@@ -150,7 +173,7 @@ class OpenShards:
         return len(self._shards)
 
 
-def _close_all(shards: dict[int, OpenShard]) -> None:
+def _close_all(shards: dict[Hashable, OpenShard]) -> None:
     for shard in list(shards.values()):
         _recent.pop(shard, None)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.format.fields import Place, check_fields, field_views, key_of
+from bionemo.webdatamodule._engine.format.fields import Place, check_or_restore, field_views, key_of
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
 from bionemo.webdatamodule._engine.reading.open_shards import hold
@@ -206,21 +206,30 @@ class SampleReader:
         for first in range(start, end, chunk):
             yield from self.read(np.arange(first, min(first + chunk, end)))
 
-    def prefetch(self, numbers: Iterable[int]) -> None:
-        """Start to fetch shards behind URLs in the background, one after another; it returns at once.
+    @property
+    def is_remote(self) -> bool:
+        """Whether any shard is behind a URL."""
+        return self._places.is_remote
+
+    def follow(self, runs: Iterable[NDArray[np.int64] | range], epoch: int = 0) -> None:
+        """Fetch samples behind URLs before they are read, in the background; it returns at once.
 
         Args:
-            numbers: Numbers of shards, counted over all sets, in the order in which they will be needed.
+            runs: What will be read, in order: numbers of samples, whose pieces are fetched whole, or ranges of them.
+                They are taken as needed.
+            epoch: Number of the epoch.
         """
-        self._places.prefetch(numbers)
+        self._places.follow(runs, epoch)
 
-    def prefetch_samples(self, shares: Sequence[NDArray[np.int64]]) -> None:
-        """Start to fetch the shards of samples in the background, where they are behind URLs; it returns at once.
+    def follow_shards(self, numbers: Iterable[int], epoch: int = 0) -> None:
+        """Fetch shards behind URLs before they are read, in the background; it returns at once.
 
         Args:
-            shares: Numbers of the samples that will be read next.
+            numbers: Numbers of the shards in the order in which they will be read; they are taken as needed.
+            epoch: Number of the epoch.
         """
-        self._places.prefetch_samples(shares)
+        starts, ends = self._places.starts, self._places.ends
+        self._places.follow((range(int(starts[number]), int(ends[number])) for number in numbers), epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_codecs"}
@@ -309,7 +318,7 @@ class SampleReader:
         due = range(len(ids)) if self.check == "always" else np.flatnonzero(states[ids] != SOUND).tolist()
         if due:
             for place in due:
-                check_fields(places[place], range(len(self.suffixes)))
+                check_or_restore(places[place], range(len(self.suffixes)))
             states[ids[due]] = SOUND
 
     def _is_sound(self, sample: int, place: Place) -> bool:
@@ -321,7 +330,7 @@ class SampleReader:
                 where["suffix"] = suffix
                 field = self._fields([place], column)
                 if self.check == "always" or (self.check == "first" and self._ledger.states[sample] != SOUND):
-                    check_fields(place, [column])
+                    check_or_restore(place, [column])
                 _each(self._codecs[column], field)
         except _OF_A_SAMPLE as error:
             named: WebDataModuleError = error

@@ -13,8 +13,9 @@ from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, read_manifest, staging_path
 from bionemo.webdatamodule._engine.format.shard_files import unlisted
 from bionemo.webdatamodule._engine.reading.foreign import index_foreign
-from bionemo.webdatamodule._engine.storage.download import Remote, open_remote
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, check_stamp, is_within
+from bionemo.webdatamodule._engine.storage.listing import open_remote
+from bionemo.webdatamodule._engine.storage.remote_shards import Remote
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
 from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import (
@@ -39,14 +40,15 @@ class ShardSet:
         directory: Where the shards are, as it was given.
         prefix: Beginning of the shards' names.
         split: The split's name, for messages.
-        paths: The shards as local files, in the order in which their samples are numbered.
+        paths: The shards as local files, or what messages call remote ones, in the order in which their samples are
+            numbered.
         samples: Number of samples of each shard.
         suffixes: Every suffix that occurs, sorted.
         digest: Hash of what identifies the data, as hexadecimal digits: the manifest's digest,
             or for foreign shards that of their names, sizes and indexes.
         manifest: The manifest, or ``None`` for foreign shards.
         stamps: The state of each shard when the set was opened; empty where they are behind a URL.
-        remote: How to fetch the shards, where they are behind a URL; ``paths`` then are where they are kept.
+        remote: How to fetch the shards, where they are behind a URL.
         kept: Indexes that could not be kept in the user's cache, by the number of the shard.
     """
 
@@ -70,6 +72,8 @@ class ShardSet:
     @property
     def n_bytes(self) -> int:
         """Size of all shards."""
+        if self.remote is not None:
+            return sum(shard.bytes for shard in self.remote.shards)
         return self.manifest.n_bytes if self.manifest else sum(s.size for s in self.stamps)
 
     @property
@@ -95,7 +99,9 @@ class ShardSet:
         each state of a file.
 
         Args:
-            directory: A local path, where ``~`` stands for the home directory, or an fsspec URL such as ``s3://…``.
+            directory: A local path, where ``~`` stands for the home directory, or a URL such as ``s3://…``.
+                Without a manifest a web server needs a pattern of the shards, such as
+                ``https://host/t-{000000..000023}.tar``.
             prefix: Beginning of the shards' names.
             split: The split's name, for messages.
             expect: The digest that the data must have, with or without ``sha256:`` before it;
@@ -113,8 +119,7 @@ class ShardSet:
         directory = os.fspath(directory)
         with _located(split):
             if is_url(directory):
-                remote = open_remote(directory, prefix, cache_dir=cache_dir, cache_size=cache_size)
-                found = _remote(remote, split)
+                found = _remote(directory, prefix, split, cache_dir=cache_dir, cache_size=cache_size)
             else:
                 found = _local(os.path.expanduser(directory), prefix, split)
             if expect is not None and expect.removeprefix("sha256:").lower() != found.digest:
@@ -124,14 +129,14 @@ class ShardSet:
         return found
 
     def ready(self, number: int) -> tuple[str, Stamp]:
-        """Return the path of a shard that can be opened now, and the state in which it must be.
+        """Return the path of a whole shard that can be opened now, and the state in which it must be.
 
         Raises:
             RemoteError: If it is behind a URL and cannot be fetched.
         """
         if self.remote is None:
             return self.paths[number], self.stamps[number]
-        path = self.remote.fetch(number)
+        path = self.remote.whole(number)
         return path, Stamp.of(path)
 
     def index(self, number: int, stamp: Stamp) -> ShardIndex:
@@ -146,6 +151,8 @@ class ShardSet:
             ChangedDataError: If it was changed or removed since the set was opened.
         """
         path = self.paths[number]
+        if self.remote is not None:
+            return self.remote.index(number)
         check_stamp(path, stamp)
         if self.manifest is None:
             index = self.kept.get(number) or cached_index(path, stamp) or build_index(path)
@@ -183,9 +190,19 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
     return _listed(directory, manifest, split, paths=paths, stamps=stamps)
 
 
-def _remote(remote: Remote, split: str | None) -> ShardSet:
-    paths = tuple(map(remote.path, range(len(remote.manifest.shards))))
-    return _listed(remote.directory.url, remote.manifest, split, paths=paths, remote=remote)
+def _remote(url: str, prefix: str, split: str | None, **options: Any) -> ShardSet:
+    remote, digest, suffixes = open_remote(url, prefix, **options)
+    return ShardSet(
+        directory=url,
+        prefix=prefix,
+        split=split,
+        paths=tuple(map(remote.path, range(len(remote.shards)))),
+        samples=tuple(shard.samples for shard in remote.shards),
+        suffixes=suffixes,
+        digest=digest,
+        manifest=remote.manifest,
+        remote=remote,
+    )
 
 
 def _listed(directory: str, manifest: Manifest, split: str | None, **more: Any) -> ShardSet:

@@ -1,8 +1,9 @@
-"""The bounded local store of remote files: each comes down once, is verified, and goes when room is needed."""
+"""The bounded local cache of remote files, which any number of processes share."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,23 +13,37 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bionemo.webdatamodule._engine.storage.index_cache import cache_directory
+from bionemo.webdatamodule.errors import RemoteError
 
 DEFAULT_SIZE = 100 << 30
-"""Bytes that stores in the user's cache directory may take together, unless told otherwise."""
+"""Bytes that caches in the user's cache directory may take together, by default."""
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""Numbers of the errors of a full disk."""
+
+_SLACK = 16  # a sixteenth of the bound more is freed than is needed, so that directories are rarely walked
+_OLD = 600  # seconds without use after which files of other data sets go first
+
+
+class UnusableCacheError(RemoteError):
+    """The cache directory cannot keep what is needed."""
+
+
+_known: dict[str, list[float]] = {}
+"""For each root the bytes in it as this process last knew, and the bytes since then."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Store:
+class Cache:
     """A directory of files that came from elsewhere.
 
-    Any number of processes may use it at once: a file appears whole or not at all, under a name that its content
-    decides, and while one process fetches it the others wait for that.
-    Files may vanish at any time, also by hand; whoever has one open or mapped keeps it.
+    Files may vanish at any time, also by hand; a process that has one open or mapped keeps it.
+    A cache that cannot be written is used for what is in it.
 
     Attributes:
         root: Holds the directories of all data sets that share the bound.
         name: Directory of this data set, below ``root``.
-        size: Bytes that all files below ``root`` may take, at most. A single larger file is kept all the same.
+        size: Bytes that all files below ``root`` may take, about. A single larger file is kept all the same.
     """
 
     root: str
@@ -36,13 +51,13 @@ class Store:
     size: int = DEFAULT_SIZE
 
     @classmethod
-    def of(cls, identity: str, *, root: str | None = None, size: int | None = None) -> Store:
-        """Return the store of what a text identifies, such as a full URL and the digest of the data there.
+    def of(cls, identity: str, *, root: str | None = None, size: int | None = None) -> Cache:
+        """Return the cache of what a text identifies, such as a full URL and the digest of the data there.
 
         Args:
             identity: Tells these files from all others.
             root: Where to keep them; by default in the user's cache directory.
-            size: See :class:`Store`.
+            size: See :class:`Cache`.
         """
         return cls(
             root=os.path.expanduser(root) if root else os.path.join(cache_directory(), "shards"),
@@ -59,14 +74,13 @@ class Store:
         path = self.path(name)
         try:
             found = os.stat(path)
-            if size is not None and found.st_size != size:
-                return False
-            # The time of access decides what goes first; that of modification tells the states of a file apart.
-            os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        except PermissionError:
-            return True
+        except OSError as error:
+            raise self.unusable(error) from error
+        if size is not None and found.st_size != size:
+            return False
+        used(path, found)
         return True
 
     def fetch(self, name: str, size: int | None, download: Callable[[str], None]) -> str:
@@ -76,67 +90,158 @@ class Store:
             name: Name of the file.
             size: Its bytes, where they are known.
             download: Writes the file to the path that it is given, and raises unless all of it is right.
+
+        Raises:
+            RemoteError: If the cache cannot be used, or what ``download`` raises.
         """
         path = self.path(name)
         if self.has(name, size):
             return path
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with _locked(f"{path}.lock"):
+        with self.claimed(f"{path}.lock"):
             if self.has(name, size):  # another process fetched it meanwhile
                 return path
             directory, base = os.path.split(path)
-            for left in os.listdir(directory):  # whoever wrote these is dead, or it would hold the lock
-                if left.startswith(f".{base}."):
-                    _remove(os.path.join(directory, left))
-            self.make_room(size or 0)
-            descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=f".{base}.")
-            os.close(descriptor)
-            try:
-                download(temporary)
-                os.replace(temporary, path)
-            except BaseException:
-                _remove(temporary)
-                raise
+            with self.writing():
+                for left in os.listdir(directory):  # the processes that wrote these are dead, or they had the lock
+                    if left.startswith(f".{base}."):
+                        remove(os.path.join(directory, left))
+                self.make_room(size or 0)
+                descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=f".{base}.")
+                os.close(descriptor)
+                try:
+                    download(temporary)
+                    os.replace(temporary, path)
+                except BaseException:
+                    remove(temporary)
+                    raise
         return path
 
-    def make_room(self, needed: int) -> None:
-        """Remove the files used longest ago until so many more bytes fit."""
-        files = [(found.st_atime_ns, found.st_size, path) for path, found in self._files()]
-        total = sum(size for _, size, _ in files) + needed
-        for _, size, path in sorted(files):
-            if total <= self.size:
+    @contextlib.contextmanager
+    def claimed(self, path: str) -> Iterator[None]:
+        """Hold the lock file at a path of this cache, which ends with the process that holds it."""
+        while True:
+            with self.writing():
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                lock(descriptor)
+                if not _is_at(descriptor, path):  # the process before removed it while we waited
+                    continue
+                try:
+                    yield
+                finally:
+                    remove(path)
+                    unlock(descriptor)  # also where a forked child still has it open
                 return
-            _remove(path)
-            total -= size
+            finally:
+                os.close(descriptor)
 
-    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Give errors of the disk a name and a remedy."""
+        try:
+            yield
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise self.unusable(error) from error
+
+    def unusable(self, error: OSError) -> UnusableCacheError:
+        """Return the error of a cache that cannot keep what is needed."""
+        if error.errno in FULL:
+            remedy = "free space there, give a smaller cache_size, or another cache_dir"
+        else:
+            remedy = "give a cache_dir that is a directory and can be written"
+        return UnusableCacheError(f"the cache of remote shards {self.root} cannot be used: {error.strerror}; {remedy}")
+
+    def make_room(self, needed: int, is_done: Callable[[str], bool] | None = None) -> None:
+        """Remove files until so many more bytes fit.
+
+        Files of other data sets that were not used lately go first, then files whose samples this epoch needs no more,
+        then the files used longest ago.
+
+        Args:
+            needed: Bytes that are about to be written.
+            is_done: Whether a file of this data set is needed no more in this epoch, by its path.
+        """
+        known = _known.setdefault(self.root, [-1.0, 0.0])
+        known[1] += needed
+        if known[0] >= 0 and known[0] + known[1] <= self.size and known[1] < self.size / _SLACK:
+            return
+        files = list(self._files())
+        total = sum(size for _, size, _ in files)
+        excess = total + needed - self.size
+        if excess > 0:
+            total -= self._evict(files, excess + self.size // _SLACK if is_done else excess, is_done)
+        known[:] = [float(total), float(needed)]
+
+    def free(self, needed: int, is_done: Callable[[str], bool] | None = None) -> bool:
+        """Remove files where the disk is full before the bound is reached; return whether there were any."""
+        return self._evict(list(self._files()), needed, is_done) > 0
+
+    def _evict(self, files: list[tuple[float, int, str]], excess: int, is_done: Callable[[str], bool] | None) -> int:
+        own, before = os.path.join(self.root, self.name) + os.sep, time.time() - _OLD
+
+        def rank(file: tuple[float, int, str]) -> tuple[int, float]:
+            last, _, path = file
+            if not path.startswith(own):
+                return (0 if last < before else 2), last
+            if is_done is not None and is_done(path):
+                return 1, last
+            return 3 if is_done is not None else 2, last
+
+        freed = 0
+        for _, size, path in sorted(files, key=rank):
+            if freed >= excess:
+                break
+            remove(path)
+            freed += size
+        return freed
+
+    def _files(self) -> Iterator[tuple[float, int, str]]:
+        """Yield last use, bytes on the disk and path of every file."""
         for directory, _, names in os.walk(self.root):
             for name in names:
-                path = os.path.join(directory, name)
                 if not name.endswith(".lock") and not name.startswith("."):
-                    with contextlib.suppress(FileNotFoundError):
-                        yield path, os.stat(path)
+                    path = os.path.join(directory, name)
+                    with contextlib.suppress(OSError):
+                        found = os.stat(path)
+                        yield found.st_atime, min(found.st_size, found.st_blocks * 512), path
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Hold a lock that ends with the process that holds it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks: both fetch, either result is right
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_at(descriptor, path):  # the one before removed it while we waited
-                continue
-            try:
-                yield
-            finally:
-                _remove(path)
-                with contextlib.suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a forked child still has it open
-            return
-        finally:
-            os.close(descriptor)
+def used(path: str, found: os.stat_result) -> None:
+    """Note that a file is used; the time of modification tells its states apart and stays."""
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+
+
+def lock(descriptor: int) -> None:
+    """Wait for the lock on an open file; where the file system has no locks, go on, since any result is right."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock on an open file, or return false where another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here
+        return True
+    return True
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock back."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def remove(path: str) -> None:
+    """Remove a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _is_at(descriptor: int, path: str) -> bool:
@@ -144,8 +249,3 @@ def _is_at(descriptor: int, path: str) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -21,7 +21,7 @@ from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, 
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
 from bionemo.webdatamodule._engine.storage import retry
-from bionemo.webdatamodule._engine.storage.shard_cache import Store
+from bionemo.webdatamodule._engine.storage.shard_cache import Cache
 from bionemo.webdatamodule._engine.storage.urls import shown
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
 from bionemo.webdatamodule.pickles import dumps
@@ -143,7 +143,7 @@ def test_shards_come_down_once(server):
     assert ALL == read_all(pickle.loads(pickle.dumps(first)))
     assert [] == server.seen
     assert ALL == read_all(ShardSet.open(f"{server.url}/data/", "t"))
-    assert ["data/t.manifest.json", "data/t.manifest.next.json"] == server.seen
+    assert ["data/t.manifest.json", "data/t.manifest.next.json"] == sorted(server.seen)
 
 
 @pytest.mark.parametrize("part", [0, 0.2, 0.4, 0.6, 0.8, 0.99])
@@ -191,7 +191,9 @@ def test_a_shard_that_never_fits_the_manifest_is_refused(server):
     """A shard replaced on the server is not read in place of the one that the manifest lists."""
     data = write_set(server.root / "data")
     shutil.copy(write_set(server.root / "other", first=100) / "t-000001.tar", data)
-    with pytest.raises(RemoteError, match="whose hash is not in the manifest"):
+    with pytest.raises(
+        RemoteError, match="do not have the checksums of the shard's index; it was replaced or damaged there"
+    ):
         read_all(ShardSet.open(f"{server.url}/data", "t"))
 
 
@@ -203,7 +205,10 @@ def test_a_missing_index_is_made_anew(server):
 
 def test_no_manifest_says_what_to_do(server):
     """Without a manifest, or while a conversion is published, remote shards are not read."""
-    with pytest.raises(NoShardsError, match=r"no manifest at http.*; .*webdatamodule index") as caught:
+    with pytest.raises(
+        NoShardsError,
+        match=r"no manifest at http.*, and the files of .* cannot be listed; give the shards as a pattern",
+    ) as caught:
         ShardSet.open(f"{server.url}/data", "t", split="val")
     assert "val" == caught.value.where["split"]
     data = write_set(server.root / "data")
@@ -305,7 +310,7 @@ def test_the_store_is_bounded(server, tmp_path):
 def wait_for_background():
     """Wait until nothing is fetched ahead any more."""
     for thread in threading.enumerate():
-        if thread.name == "webdatamodule-ahead":
+        if thread.name == "webdatamodule-fetch":
             thread.join()
 
 
@@ -326,22 +331,27 @@ def test_cut_files_in_the_store_are_fetched_again(server, tmp_path):
     """A file of the wrong size, as a full disk leaves it, is not taken for the shard."""
     write_set(server.root / "data")
     found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache"))
-    path = pathlib.Path(found.paths[1])
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"half")
+    assert ALL == read_all(found)
+    kept = sorted((tmp_path / "cache").rglob("t-*"))
+    assert [".idx", ".piece"] * 3 == [path.suffix for path in kept]
+    for path in kept:
+        path.write_bytes(b"half")
     assert ALL == read_all(found)
 
 
-def test_shards_in_order_are_fetched_ahead(server):
-    """While one shard is read in order the next one comes; a hint fetches any."""
+def test_what_will_be_read_is_fetched_ahead(server):
+    """Before anything is read, the pieces that a plan needs come in its order."""
     write_set(server.root / "data", n=12, n_shards=6)
     found = ShardSet.open(f"{server.url}/data", "t")
     reader = SampleReader([found], ["x.pyd"])
-    reader.read(np.array([0]))
-    until(lambda: pathlib.Path(found.paths[1]).exists())
-    reader.prefetch([4, 3])
-    until(lambda: all(pathlib.Path(found.paths[number]).exists() for number in (4, 3)))
-    assert not pathlib.Path(found.paths[5]).exists()
+    server.seen.clear()
+    reader.follow([np.array([8, 9]), range(2, 4)])
+    until(lambda: 2 == sum(name.endswith(".tar") for name in server.seen))
+    wait_for_background()
+    assert ["data/t-000001.tar", "data/t-000004.tar"] == sorted(name for name in server.seen if name.endswith(".tar"))
+    server.seen.clear()
+    assert [(4,), (1,), (7,), (10,)] == reader.read(np.array([8, 2, 3, 9]))
+    assert [] == server.seen
 
 
 def until(true, seconds=20):
@@ -385,7 +395,7 @@ def test_readers_in_forked_processes_fetch_a_shard_once(server):
 
 def test_what_a_dead_process_left_is_removed(tmp_path):
     """A half written file of a killed download goes with the next one, and its lock does not last."""
-    store = Store.of("x", root=str(tmp_path))
+    store = Cache.of("x", root=str(tmp_path))
     directory = pathlib.Path(store.path("a")).parent
     directory.mkdir()
     (directory / ".a.dead").write_bytes(b"half")
@@ -397,7 +407,7 @@ def test_what_a_dead_process_left_is_removed(tmp_path):
 
 def test_a_failed_download_leaves_nothing(tmp_path):
     """An error while a file is written removes what there is of it."""
-    store = Store.of("x", root=str(tmp_path))
+    store = Cache.of("x", root=str(tmp_path))
 
     def fail(target):
         pathlib.Path(target).write_bytes(b"half")
@@ -411,6 +421,6 @@ def test_a_failed_download_leaves_nothing(tmp_path):
 def test_a_store_without_locks_works(tmp_path, monkeypatch):
     """Some network file systems cannot lock; then two may fetch, and the result is the same."""
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
-    store = Store.of("x", root=str(tmp_path))
+    store = Cache.of("x", root=str(tmp_path))
     path = store.fetch("a", 3, lambda target: pathlib.Path(target).write_bytes(b"abc"))
     assert b"abc" == pathlib.Path(path).read_bytes()

@@ -1,0 +1,140 @@
+"""What is behind a URL: the shards of a manifest, or tars that another tool wrote, listed and indexed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from concurrent import futures
+from dataclasses import replace
+
+from bionemo.webdatamodule._engine.format.index import ShardIndex
+from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
+from bionemo.webdatamodule._engine.log import decided
+from bionemo.webdatamodule._engine.storage.range_walk import walked_index
+from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote_shards import Remote, RemoteShard
+from bionemo.webdatamodule._engine.storage.shard_cache import Cache
+from bionemo.webdatamodule.components import StoredFile
+from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_AT_ONCE = 16  # shards that are walked over at the same time
+
+
+def open_remote(
+    url: str, prefix: str, *, cache_dir: str | None = None, cache_size: int | None = None
+) -> tuple[Remote, str, tuple[str, ...]]:
+    """Look behind a URL.
+
+    Args:
+        url: URL of a directory, or a pattern of shards such as ``https://host/data/t-{000000..000023}.tar``.
+        prefix: Beginning of the shards' names, where it is a directory.
+        cache_dir: Where to keep indexes and pieces; by default in the user's cache directory.
+        cache_size: Bytes that they may take there, about.
+
+    Returns:
+        The shards, their digest and their suffixes.
+
+    Raises:
+        NoShardsError: If there are none.
+        ManifestError: If the manifest cannot be used, or a conversion is being published.
+        CorruptShardError: If a shard without a manifest is no good tar.
+        RemoteError: If it cannot be fetched.
+        ConfigError: If no store serves the URL, or it cannot list.
+    """
+    parent, _, last = url.rpartition("/")
+    names = expanded(last)
+    directory = RemoteDirectory.at(parent if names else url)
+    manifest = None if names else read_manifest(directory, prefix)
+    if manifest is None:
+        files = [directory.stat(name) for name in names] if names else _listed(directory, prefix)
+        return _unlisted(directory, files, cache_dir, cache_size)
+    cache = Cache.of(f"{url.rstrip('/')}\0{manifest.digest}", root=cache_dir, size=cache_size)
+    decided("pieces of %s are kept in %s, which may take %d bytes", directory, cache.root, cache.size)
+    remote = Remote(directory=directory, shards=_shards(manifest.shards), cache=cache, manifest=manifest)
+    return remote, manifest.digest, manifest.suffixes
+
+
+def read_manifest(directory: RemoteDirectory, prefix: str) -> Manifest | None:
+    """Read the manifest behind a URL.
+
+    Raises:
+        ManifestError: If it cannot be used, or a conversion is being published.
+        RemoteError: If it cannot be fetched.
+    """
+    name = manifest_path("", prefix)
+    with futures.ThreadPoolExecutor(2) as pool:
+        text, journal = pool.map(directory.get, (name, journal_path("", prefix)))
+    if journal is not None:
+        raise ManifestError(f"a conversion into {directory} is being published; wait for it or run it again")
+    return None if text is None else Manifest.from_json(text, source=f"{directory}/{name}", prefix=prefix)
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return the names that a pattern with ranges such as ``{000000..000023}`` stands for; none where it has none."""
+    parts = _RANGE.split(pattern)
+    if len(parts) == 1:
+        return []
+    ranges = [
+        [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+        for first, last in zip(parts[1::3], parts[2::3], strict=True)
+    ]
+    return [
+        "".join(itertools.chain(*itertools.zip_longest(parts[::3], chosen, fillvalue="")))
+        for chosen in itertools.product(*ranges)
+    ]
+
+
+def _shards(entries: Iterable[ShardEntry]) -> tuple[RemoteShard, ...]:
+    return tuple(RemoteShard(name=e.name, bytes=e.bytes, samples=e.samples, listed=e) for e in entries)
+
+
+def _listed(directory: RemoteDirectory, prefix: str) -> list[StoredFile]:
+    """Return the tars of a prefix in a directory: those that are numbered where there are any, else all by name."""
+    try:
+        files = directory.list()
+    except ConfigError as error:
+        raise NoShardsError(
+            f"there is no manifest at {directory}/{manifest_path('', prefix)}, and {error.message}"
+        ) from error
+    named = sorted(
+        (file for file in files if file.name.startswith(f"{prefix}-") and file.name.endswith(".tar")),
+        key=lambda file: file.name,
+    )
+    start = len(prefix) + 1
+    numbered = [file for file in named if file.name[start:-4].isascii() and file.name[start:-4].isdigit()]
+    if numbered:
+        return sorted(numbered, key=lambda file: int(file.name[start:-4]))
+    if not named:
+        raise NoShardsError(
+            f"{directory} has no manifest and no {prefix}-*.tar; convert the data to this place, correct the URL or "
+            "the prefix, or give the shards as a pattern such as https://host/data/train-{000000..000023}.tar"
+        )
+    return named
+
+
+def _unlisted(
+    directory: RemoteDirectory, files: Sequence[StoredFile], cache_dir: str | None, cache_size: int | None
+) -> tuple[Remote, str, tuple[str, ...]]:
+    """Return shards without a manifest, whose headers are walked over where that was not done before."""
+    known = "\0".join(f"{file.name}\0{file.size}\0{file.version}" for file in files)
+    cache = Cache.of(f"{directory.url}\0{known}", root=cache_dir, size=cache_size)
+    decided("%s has no manifest; its %d shards are indexed into %s", directory, len(files), cache.root)
+
+    def index_of(file: StoredFile) -> ShardIndex:
+        return walked_index(directory, cache, file.name, file.size)
+
+    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        indexes = list(pool.map(index_of, files))
+    digest = hashlib.sha256()
+    for file, index in zip(files, indexes, strict=True):
+        content = hashlib.sha256(replace(index, crcs=None).to_bytes()).hexdigest()
+        digest.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
+    shards = tuple(
+        RemoteShard(name=file.name, bytes=file.size, samples=index.n_samples)
+        for file, index in zip(files, indexes, strict=True)
+    )
+    suffixes = tuple(sorted({suffix for index in indexes for suffix in index.suffixes}))
+    return Remote(directory=directory, shards=shards, cache=cache), digest.hexdigest(), suffixes
