@@ -51,12 +51,24 @@ def check_fields(place: Place, columns: Iterable[int]) -> None:
     """Compare fields of a sample, and the header of each, with their checksums.
 
     Payloads in foreign shards have none; there the size in each header is compared with the index,
-    which may be of another state of the file.
+    which may be of another state of the file. What was damaged in the cache of remote shards is fetched again.
 
     Raises:
         CorruptShardError: If bytes were changed.
+        RemoteError: If they were changed where they come from, or cannot be fetched.
     """
     shard, row = place
+    columns = tuple(columns)
+    try:
+        _compare(shard, row, columns)
+    except CorruptShardError:
+        if shard.restore is None:
+            raise
+        shard.restore(row)
+        _compare(shard, row, columns)
+
+
+def _compare(shard: OpenShard, row: int, columns: Iterable[int]) -> None:
     for column in columns:
         found = shard.columns[column]
         if found is None or (start := found[0][row]) < 0:
@@ -68,24 +80,6 @@ def check_fields(place: Place, columns: Iterable[int]) -> None:
         check_header(header, start - BLOCK)
         if crcs is None and (header[124:135] != b"%011o" % sizes[row] or header[156:157] in EXTENDING):
             _check_size(shard, row, start - BLOCK, sizes[row])
-
-
-def check_or_restore(place: Place, columns: Iterable[int]) -> None:
-    """Compare fields with their checksums; where they were damaged in the cache of remote shards, fetch them again.
-
-    Raises:
-        CorruptShardError: If bytes were changed.
-        RemoteError: If they are damaged where they come from, or cannot be fetched.
-    """
-    shard, row = place
-    columns = tuple(columns)
-    try:
-        check_fields(place, columns)
-    except CorruptShardError:
-        if shard.restore is None:
-            raise
-        shard.restore(row)
-        check_fields(place, columns)
 
 
 def key_of(place: Place) -> str:

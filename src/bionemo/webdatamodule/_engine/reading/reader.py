@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.format.fields import Place, check_or_restore, field_views, key_of
+from bionemo.webdatamodule._engine.format.fields import Place, check_fields, field_views, key_of
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
 from bionemo.webdatamodule._engine.reading.open_shards import hold
@@ -318,7 +318,7 @@ class SampleReader:
         due = range(len(ids)) if self.check == "always" else np.flatnonzero(states[ids] != SOUND).tolist()
         if due:
             for place in due:
-                check_or_restore(places[place], range(len(self.suffixes)))
+                check_fields(places[place], range(len(self.suffixes)))
             states[ids[due]] = SOUND
 
     def _is_sound(self, sample: int, place: Place) -> bool:
@@ -330,7 +330,7 @@ class SampleReader:
                 where["suffix"] = suffix
                 field = self._fields([place], column)
                 if self.check == "always" or (self.check == "first" and self._ledger.states[sample] != SOUND):
-                    check_or_restore(place, [column])
+                    check_fields(place, [column])
                 _each(self._codecs[column], field)
         except _OF_A_SAMPLE as error:
             named: WebDataModuleError = error
