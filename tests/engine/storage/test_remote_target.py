@@ -209,7 +209,7 @@ def test_of_two_machines_one_gives_way(source, monkeypatch):
         patches.setattr(MemoryFileSystem, "put_file", intruding)
         with pytest.raises(ConversionError, match="another machine is converting into memory://bucket/data/train"):
             run(source)
-    assert "nothing" == outcome({})
+    assert "refused" == outcome({})
     run(source)
     assert [(name, 1) for name in NAMES] == read()
 
