@@ -3,10 +3,11 @@ import io
 import json
 import tarfile
 
+import numpy as np
 import pytest
 
 from bionemo.webdatamodule._cli.main import main
-from bionemo.webdatamodule._cli.plot import draw, window_mixing
+from bionemo.webdatamodule._cli.plot import draw
 from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
 from bionemo.webdatamodule._engine.sampling.summary import report_global, report_shards
 
@@ -120,7 +121,7 @@ def test_evaluation_is_read_in_order(shards, capsys):
     assert 0 == main(["plan", shards("val", 20), "--global-batch", "4", "--evaluation"])
     printed = capsys.readouterr().out.splitlines()
 
-    assert "mixing            none" in printed
+    assert "a batch draws     from one place" in printed
     assert ["0     5        20       4           4            0 1 2 3 …"] == [li for li in printed if "0 1 2 3" in li][
         :1
     ]
@@ -145,39 +146,40 @@ def test_a_picture_is_drawn(shards, tmp_path, capsys):
     """The picture is a file of some size, in the format that its name says."""
     pytest.importorskip("matplotlib")
     directory = shards("train", *[20] * 8)
-    for name, start in (("mixing.png", b"\x89PNG"), ("mixing.svg", b"<?xml")):
+    for name, start in (("plan.png", b"\x89PNG"), ("plan.svg", b"<?xml")):
         path = tmp_path / name
-        assert 0 == main(["plan", directory, "--global-batch", "16", "--block", "2", "--plot", str(path)])
+        assert 0 == main(["plan", directory, "--global-batch", "16", "--shuffle-shards", "2", "--plot", str(path)])
         assert path.read_bytes().startswith(start)
         assert path.stat().st_size > 10_000
-    assert "windows of 2 shards" in capsys.readouterr().out
+    assert "lanes             2, so a rank has about" in capsys.readouterr().out
 
 
-def test_the_picture_shows_the_epoch_and_the_price_of_a_window():
-    """Each sample of a small epoch is a point where it is read; mixing and shards per batch rise with the window."""
+def test_the_picture_shows_the_epoch_and_what_is_fetched():
+    """Each sample of a small epoch is a point where it is read; what is wanted is ahead of what is used."""
     pytest.importorskip("matplotlib")
     counts = [20] * 8
-    plan = Plan(sources=(Source(samples=160, shards=tuple(counts)),), global_batch_size=16, block=2)
-    reading, mixing, touched = draw(plan, counts, epoch=3).axes
+    plan = Plan(sources=(Source(samples=160, shards=tuple(counts)),), global_batch_size=16, lanes=2)
+    reading, wanted, cluster = draw(plan, counts, epoch=3).axes
     points = sorted(tuple(point) for dots in reading.collections for point in dots.get_offsets().tolist())
-    curve, mark = mixing.lines
+    ids = plan.order.ids(3, np.arange(16))
+    ahead, used = (line.get_ydata() for line in wanted.lines)
 
-    assert [(float(place), float(sample)) for place, sample in enumerate(plan.shares(3, [0], 0, 1)[0])] == points[:16]
+    assert [(float(place), float(sample)) for place, sample in enumerate(ids)] == points[:16]
     assert 160 == len(points)
-    assert [1, 2, 4, 8] == curve.get_xdata().tolist()
-    assert sorted(curve.get_ydata()) == list(curve.get_ydata())
-    assert [2, 2] == list(mark.get_xdata())
-    assert [1, 2] == pytest.approx(touched.lines[0].get_ydata()[:2], rel=0.01)
-    assert "Epoch 3: where it reads (windows of 2 shards)" == reading.get_title(loc="left")
+    assert (160, 160) == (ahead[-1], used[-1])
+    assert all(ahead >= used)
+    assert [1, 2, 4, 8, 16] == cluster.lines[0].get_xdata().tolist()
+    assert 1 == cluster.lines[0].get_ydata()[0]
+    assert "Epoch 3: where it reads (2 lanes)" == reading.get_title(loc="left")
 
 
 @pytest.mark.parametrize(
     ("counts", "options"),
     [
         ((1,), {}),
-        ((0, 3, 0), {"block": 2}),
+        ((0, 3, 0), {"lanes": 2}),
         (tuple(range(1, 40)), {"shuffle": False}),
-        ((2,) * 5000, {"block": 100}),
+        ((2,) * 5000, {"lanes": 100}),
     ],
 )
 def test_every_shape_of_data_can_be_drawn(counts, options):
@@ -186,7 +188,29 @@ def test_every_shape_of_data_can_be_drawn(counts, options):
     plan = Plan(sources=(Source(samples=sum(counts), shards=counts),), global_batch_size=8, **options)
     draw(plan, counts).draw_without_rendering()
 
-    assert 1.0 >= window_mixing(counts, 0) >= window_mixing(counts, 1) >= 0
+
+def test_a_plan_says_what_a_cluster_fetches(shards, capsys):
+    """Pieces, lanes, what a rank has open, what a batch draws from, and the bytes of all nodes."""
+    directory = shards("train", *[40] * 16)
+    cluster = ["--global-batch", "32", "--nodes", "4", "--ranks-per-node", "2"]
+    assert 0 == main(["plan", directory, *cluster, "--remote", "--json"])
+    remote = json.loads(capsys.readouterr().out)
+    assert 0 == main(["plan", directory, *cluster, "--json"])
+    local = json.loads(capsys.readouterr().out)
+    assert 0 == main(["plan", directory, *cluster, "--remote"])
+    printed = capsys.readouterr().out
+
+    assert (8, 64, 32) == (len(remote["ranks"]), remote["lanes"], remote["draws_from"])
+    assert 1.0 <= remote["fetched"] <= 1.05
+    assert 4.0 == local["fetched"]
+    for line in (
+        "lanes             64, so a rank has about",
+        "a batch draws     from 32 pieces",
+        "the nodes fetch   1.0",
+    ):
+        assert line in printed
+    assert 2 == main(["plan", directory, *cluster, "--ranks", "9"])
+    assert "4 nodes of 2 ranks are 8 ranks, not 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nowhere/x.png", "x.nonsense"])

@@ -75,8 +75,9 @@ class WebDataModule(L.LightningDataModule):
         seed: Where all randomness comes from.
         tail: What becomes of samples that fill no global batch in training: ``"share"`` spreads them over the
             last two, ``"drop"`` leaves them out, ``"fill"`` adds samples of the next epoch's order.
-        shuffle_shards: Shards whose samples are shuffled together in training, in an order of shards that is new in
-            each epoch; 0 shuffles all samples together. By default 0 for local shards and 16 for remote ones.
+        shuffle_shards: Shards that are read side by side in training, in an order of shards that is new in each epoch;
+            0 shuffles all samples together. By default 0 for local shards; remote ones are read in small pieces of
+            all shards, as many side by side as suits the size of the data and the global batch.
         loader: The loader: a name, a ``Use`` or a callable.
         pickles: ``"safe"`` builds known types only; ``"trusted"`` runs what pickles ask for.
         allow_pickle: Classes that safe pickles may build too: themselves, as ``"package.module.Class"``, or

@@ -61,7 +61,8 @@ class EpochPlan(Protocol):
         n_samples: Samples of one epoch.
         seed: The seed of the request.
         global_batch_size: Samples of a global batch; 0 where it varies.
-        digest: 16 hexadecimal digits of all that the batches depend on beside the seed, the batch size and the data.
+        digest: A short text without a slash of all that the batches depend on beside the seed, the batch size and the
+            data, such as 16 hexadecimal digits.
     """
 
     @property
@@ -117,7 +118,7 @@ class ListedPlan:
         batches: Lists the batches of an epoch.
         n_samples: Samples of one epoch.
         seed: The seed of the request.
-        digest: 16 hexadecimal digits of all that the batches depend on beside the seed and the data.
+        digest: A short text of all that the batches depend on beside the seed and the data.
         global_batch_size: 0: the number of samples in a batch varies.
     """
 

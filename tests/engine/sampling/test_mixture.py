@@ -141,17 +141,6 @@ def test_one_weighted_source_is_an_ordinary_plan():
     assert epoch_of(ordinary, 7) == epoch_of(mixture((50, 3.5), n_samples=20), 7)
 
 
-def test_blocks_work_inside_a_source():
-    """Each source of a mixture may be read window by window of its shards."""
-    sources = tuple(Source(samples=60, weight=weight, shards=(10,) * 6) for weight in (3, 1))
-    plan = Plan(sources=sources, global_batch_size=8, n_samples=80, block=2)
-    stream = np.array(epoch_of(plan))
-    first = stream[stream < 60]
-
-    assert list(range(60)) == sorted(first.tolist())
-    assert [2, 2, 2] == [len(set((first[begin : begin + 20] // 10).tolist())) for begin in (0, 20, 40)]
-
-
 @pytest.mark.parametrize(
     ("pairs", "reason"),
     [

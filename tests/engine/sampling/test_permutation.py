@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 
 from bionemo.webdatamodule._engine.sampling.permutation import Permutation, key
-from bionemo.webdatamodule._engine.sampling.windows import BlockPermutation, mixing
 
 LENGTHS = [1, 2, 3, 7, 16, 17, 64, 4095, 4096, 4097, 10_000, 65_536, 99_991]
 
@@ -128,38 +127,3 @@ def test_lengths_out_of_range_are_refused(n):
     """A length without places, or one that the arithmetic cannot hold, is an error."""
     with pytest.raises(ValueError, match="1 to 2"):
         Permutation(n, key())
-
-
-SHARDS = [10, 0, 7, 30, 1, 1, 12, 9, 0, 25, 5, 13]
-
-
-@pytest.mark.parametrize("window", [1, 2, 5, 12, 100])
-def test_blocks_give_everything_once(window):
-    """The block-local order is a permutation, empty shards and a last small window included."""
-    blocks = BlockPermutation(SHARDS, window, key("blocks"))
-    order = whole(blocks)
-
-    assert list(range(sum(SHARDS))) == sorted(order.tolist())
-    assert order.tolist() == [int(blocks(np.array([place]))[0]) for place in range(blocks.n)]
-
-
-def test_blocks_read_a_window_of_shards_at_a_time():
-    """Samples of a window come from its shards alone, and these are not those that lie side by side."""
-    blocks = BlockPermutation([50] * 40, 4, key("window"))
-    order = whole(blocks) // 50
-    windows = [sorted(set(order[first : first + 200].tolist())) for first in range(0, 2000, 200)]
-
-    assert list(range(40)) == sorted(itertools.chain(*windows))
-    assert [4] * 10 == list(map(len, windows))
-    assert windows != [sorted(set(w)) for w in np.arange(40).reshape(10, 4).tolist()]
-
-
-def test_mixing_grows_with_the_window_up_to_a_full_shuffle():
-    """Mixing is 0 for the order on disk, about the window's part of the whole for blocks, and 1 for a full shuffle."""
-    shards = [100] * 100
-    measured = [mixing(whole(BlockPermutation(shards, window, key("mix")))) for window in (1, 10, 50, 100)]
-
-    assert mixing(np.arange(10_000)) == 0
-    assert measured == pytest.approx([0.01, 0.1, 0.5, 1.0], rel=0.1, abs=0.012)  # shards move too
-    assert mixing(whole(Permutation(10_000, key("full")))) == pytest.approx(1, rel=0.03)
-    assert [mixing(np.arange(n)) for n in (0, 1, 2)] == [1, 1, 1]

@@ -8,6 +8,7 @@ from typing import Any
 
 from bionemo.webdatamodule._cli import plot
 from bionemo.webdatamodule._cli.arguments import natural, open_set, positive
+from bionemo.webdatamodule._cli.humanize import size
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.plan import Plan
@@ -20,7 +21,9 @@ _LISTED = 16  # ranks and workers that are printed; JSON has all
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split; several are read together")
-    parser.add_argument("--ranks", type=positive, default=1, help="number of ranks (%(default)s)")
+    parser.add_argument("--ranks", type=positive, help="number of ranks (1, or those of the nodes)")
+    parser.add_argument("--nodes", type=positive, default=1, help="number of nodes, each with a cache (%(default)s)")
+    parser.add_argument("--ranks-per-node", type=positive, metavar="RANKS", help="ranks of each node (1)")
     parser.add_argument("--workers", type=natural, default=0, help="workers of each rank (%(default)s)")
     parser.add_argument("--global-batch", type=positive, required=True, help="samples of a batch over all ranks")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
@@ -30,8 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tail", choices=["share", "drop", "fill"], default="share", help="last batch (%(default)s)")
     parser.add_argument("--order", choices=["global", "shards"], default="global", help="(%(default)s)")
     parser.add_argument(
-        "--block", type=natural, metavar="SHARDS", help="shuffle so many shards together (all; of URLs 16)"
+        "--shuffle-shards", type=natural, metavar="SHARDS", help="read so many shards side by side (0: shuffle all)"
     )
+    parser.add_argument("--remote", action="store_true", help="plan as if the shards were behind a URL")
     parser.add_argument("--evaluation", action="store_true", help="unshuffled, as validation, test and predict read")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order (%(default)s)")
     parser.add_argument("--epoch", type=natural, default=0, help="epoch to show (%(default)s)")
@@ -47,10 +51,14 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
     sets = [open_set(directory, args.prefix) for directory in args.directory]
     shards = [count for found in sets for count in found.samples]
+    per_node = args.ranks_per_node or max(1, (args.ranks or 1) // args.nodes)
+    ranks = args.ranks or args.nodes * per_node
+    if ranks != args.nodes * per_node:
+        raise ConfigError(f"{args.nodes} nodes of {per_node} ranks are {args.nodes * per_node} ranks, not {ranks}")
     if args.order == "shards":
         report = report_shards(
             shards,
-            ranks=args.ranks,
+            ranks=ranks,
             workers=args.workers,
             global_batch_size=args.global_batch,
             n_samples=args.n_samples,
@@ -60,13 +68,13 @@ def run(args: argparse.Namespace) -> int:
         plan = _plan(args, sets)
         report = report_global(
             plan,
-            ranks=args.ranks,
+            ranks=ranks,
             workers=args.workers,
             accumulate=args.accumulate,
             epoch=args.epoch,
             sample_bytes=sum(found.n_bytes for found in sets) / max(1, sum(found.n_samples for found in sets)),
+            ranks_per_node=per_node,
         )
-        report["mixing"] = round(plot.window_mixing(shards, plan.block), 3) if plan.shuffle else None
         if args.plot:
             _save(plot.draw(plan, shards, epoch=args.epoch), args.plot)
     report["sources"] = [
@@ -94,7 +102,8 @@ def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
         sets,
         args.weights or [None] * len(sets),
         training=not args.evaluation,
-        block=args.block,
+        shuffle_shards=args.shuffle_shards,
+        remote=args.remote or None,
         global_batch_size=args.global_batch,
         n_samples=args.n_samples,
         seed=args.seed,
@@ -121,12 +130,22 @@ def _print_steps(report: dict[str, Any]) -> None:
     print(f"global batches    {report['steps']:,} of {report['global_batch_size']:,} samples", end="")
     print(f", the last ones {', '.join(map(str, report['last_batches']))}" if "last_batches" in report else "")
     print(f"optimizer steps   {report['optimizer_steps']:,}, accumulating {report['accumulate']}")
-    if "mixing" in report:
-        how = f"windows of {report['block']} shards" if report["block"] else "all samples together"
-        mixed = "none" if report["mixing"] is None else f"{report['mixing']:.2f} of a full shuffle ({how})"
-        print(f"mixing            {mixed}")
+    if "draws_from" in report:
+        _print_reading(report)
     for number, source in enumerate(report.get("mixture", ())):
         print(f"source {number:<11}{source['drawn']:,} samples an epoch, {source['passes']:.3g} times through it")
+
+
+def _print_reading(report: dict[str, Any]) -> None:
+    if report["lanes"]:
+        print(f"pieces            {report['pieces']:,} of about {size(report['piece_bytes'])}, shuffled")
+        print(f"lanes             {report['lanes']:,}, so a rank has about {size(report['open_bytes'])} open")
+        print(f"a batch draws     from {report['draws_from']:,} pieces")
+    else:
+        how = "one place" if report["draws_from"] == 1 else f"{report['draws_from']:,} places, all samples shuffled"
+        print(f"a batch draws     from {how}")
+    if "fetched" in report:
+        print(f"the nodes fetch   {report['fetched']:.2f} times the data in an epoch")
 
 
 def _print_global(report: dict[str, Any]) -> None:

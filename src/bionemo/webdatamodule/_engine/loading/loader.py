@@ -16,6 +16,7 @@ from bionemo.webdatamodule._engine.loading.dataset import Planned, PlannedDatase
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Progress
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
+from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule.errors import ConfigError
 
@@ -111,6 +112,9 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             ResumeError: If the state is of other data, of another seed or of a newer version.
         """
         cursor = Cursor.from_state(state)
+        if isinstance(self.plan, Plan):
+            self._data.plan = self.plan.continued(cursor.order)
+            self._progress.cursor = Cursor.of(self.plan, self._data.reader.digest)
         cursor.check(self._progress.cursor)
         self.seek(cursor)
 

@@ -10,15 +10,13 @@ from bionemo.webdatamodule._engine.loading.records import Settings, SplitSetting
 from bionemo.webdatamodule._engine.loading.sizes import measure
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.sampling.pieces import choose
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.plan import Source as PlanSource
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Planner
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError
 from bionemo.webdatamodule.planning import EpochPlan, PlanRequest
-
-REMOTE_BLOCK = 16
-"""Shards that are shuffled together where they are remote and the user gave no number."""
 
 
 def make_plan(
@@ -47,7 +45,7 @@ def make_plan(
             sets,
             [source.weight for source in split.sources],
             training=training,
-            block=settings.shuffle_shards,
+            shuffle_shards=settings.shuffle_shards,
             global_batch_size=settings.global_batch_size,
             n_samples=split.n_samples or 0,
             seed=settings.seed,
@@ -62,8 +60,9 @@ def plan_of(
     weights: Sequence[float | None],
     *,
     training: bool,
-    block: int | None,
+    shuffle_shards: int | None,
     tail: Literal["share", "drop", "fill"],
+    remote: bool | None = None,
     **options: Any,
 ) -> Plan:
     """Return the plan of some shard sets.
@@ -72,21 +71,29 @@ def plan_of(
         sets: What is read.
         weights: The weight of each in a mixture.
         training: Whether it is shuffled; nothing is left out of evaluation, so it has no other ``tail``.
-        block: Shards that are shuffled together; 0 for all, ``None`` to choose by where they are.
+        shuffle_shards: Shards that are read side by side; 0 shuffles all samples together, ``None`` does so with
+            local shards and reads remote ones in pieces and lanes.
         tail: What becomes of an incomplete batch in training.
+        remote: Whether the shards are remote; ``None`` for what they are.
         options: More of :class:`~bionemo.webdatamodule._engine.sampling.plan.Plan`.
 
     Raises:
         PlanError: If there is no such plan.
     """
-    if block is None:  # a shard that comes over the network should serve many samples while it is here
-        block = REMOTE_BLOCK if any(found.remote is not None for found in sets) else 0
+    lanes, piece_bytes = shuffle_shards or 0, 0
+    if remote is None:
+        remote = any(found.remote is not None for found in sets)
+    if shuffle_shards is None and remote:
+        lanes, piece_bytes = choose(
+            sum(found.n_bytes for found in sets), sum(found.n_samples for found in sets), options["global_batch_size"]
+        )
     return Plan(
         sources=tuple(
-            PlanSource(samples=found.n_samples, weight=weight, shards=tuple(found.samples))
+            PlanSource(samples=found.n_samples, weight=weight, shards=tuple(found.samples), sizes=found.sizes)
             for found, weight in zip(sets, weights, strict=True)
         ),
-        block=block if training else 0,
+        lanes=lanes if training else 0,
+        piece_bytes=piece_bytes if training else 0,
         shuffle=training,
         tail=tail if training else "share",
         **options,

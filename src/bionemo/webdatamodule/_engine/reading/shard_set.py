@@ -77,6 +77,15 @@ class ShardSet:
         return self.manifest.n_bytes if self.manifest else sum(s.size for s in self.stamps)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each shard."""
+        return (
+            tuple(shard.bytes for shard in self.manifest.shards)
+            if self.manifest
+            else tuple(stamp.size for stamp in self.stamps)
+        )
+
+    @property
     def codecs(self) -> Mapping[str, str]:
         """What the manifest says of the codec of each suffix; empty for foreign shards."""
         return self.manifest.codecs if self.manifest else {}

@@ -55,6 +55,11 @@ class Cursor:
             digest=f"{data}/{plan.digest}",
         )
 
+    @property
+    def order(self) -> str:
+        """What identifies the order: the digest of the plan."""
+        return self.digest.partition("/")[2]
+
     def to_state(self) -> dict[str, int | str]:
         """Return plain integers and strings, which JSON and ``torch.load(weights_only=True)`` take."""
         return {name: value if isinstance(value, str) else int(value) for name, value in asdict(self).items()}
@@ -118,5 +123,5 @@ class Cursor:
         if order != order_now:
             raise ResumeError(
                 "the checkpoint was made with the samples in another order: the sources' samples or weights, "
-                "the blocks of the shuffle or the sizes of the batches were set differently; set them as they were"
+                "shuffle_shards or the sizes of the batches were set differently; set them as they were"
             )

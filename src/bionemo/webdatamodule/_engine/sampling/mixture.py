@@ -47,7 +47,7 @@ def apportion(total: int, weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def draws(counts: tuple[int, ...], places: Ids, seed: str) -> tuple[Ids, Ids]:
-    """Return which source each place of an epoch draws from, and its how-manieth draw from that source it is.
+    """Return which source each place of an epoch draws from, and the number of the draw from that source.
 
     Any 256 places in a row from a multiple of 256 on hold each source in proportion, give or take one,
     in random order, and a source's draws are numbered in the order of the places:
@@ -70,7 +70,7 @@ def draws(counts: tuple[int, ...], places: Ids, seed: str) -> tuple[Ids, Ids]:
     return sources, numbers
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4096)  # one or two for each lane
 def _block(counts: tuple[int, ...], block: int, seed: str) -> tuple[Ids, Ids]:
     """Work out one block: Bresenham's even spread, source by source, then a shuffle of the block.
 

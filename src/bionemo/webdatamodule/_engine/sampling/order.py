@@ -1,20 +1,21 @@
-"""The order in which epochs take their samples: shuffled passes, virtual epochs, mixtures."""
+"""The order in which epochs take their samples: shuffled passes, virtual epochs, mixtures, with or without lanes."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from bionemo.webdatamodule._engine.sampling.lanes import Line, lane_lengths
 from bionemo.webdatamodule._engine.sampling.mixture import apportion, draws
 from bionemo.webdatamodule._engine.sampling.permutation import Ids, Permutation, groups, key
-from bionemo.webdatamodule._engine.sampling.windows import BlockPermutation
+from bionemo.webdatamodule._engine.sampling.pieces import Pieces
 from bionemo.webdatamodule.errors import PlanError
 
-_Pass: TypeAlias = Callable[[Ids], Ids]
+_Runs: TypeAlias = tuple[Ids, Ids]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,14 @@ class Source:
         samples: How many it has.
         weight: Its part of the samples drawn, in any unit; ``None`` for what it has.
             Either all sources of a plan have a weight or none.
-        shards: Samples of each of its shards, in order; needed for shuffling in blocks only.
+        shards: Samples of each of its shards, in order; needed for lanes only.
+        sizes: Bytes of each of its shards; needed where pieces have a size only.
     """
 
     samples: int
     weight: float | None = None
     shards: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +46,16 @@ class Order:
     so with epochs shorter than a pass all samples are seen before any comes again.
     With weights each source gives its apportioned count to every epoch and goes on where it stopped;
     what comes again comes only after the whole of its source.
+    With lanes (:mod:`~bionemo.webdatamodule._engine.sampling.lanes`) that is so in each lane, and each lane is a
+    mixture of its own.
 
     Args:
         sources: What is drawn from.
         n_samples: Samples of an epoch; 0 for as many as there are.
         seed: Any integer.
         shuffle: False for evaluation: ids in order from 0, in every epoch the same, weights ignored.
-        block: Shards that are shuffled together (:class:`~.blocks.BlockPermutation`);
-            0 shuffles all samples together.
+        lanes: Lanes of a training order that reads piece by piece; 0 shuffles all samples together.
+        piece_bytes: Bytes of a piece; 0 for whole shards.
 
     Raises:
         PlanError: If the sources cannot give such epochs.
@@ -60,23 +65,33 @@ class Order:
     n_samples: int = 0
     seed: int = 0
     shuffle: bool = True
-    block: int = 0
+    lanes: int = 0
+    piece_bytes: int = 0
     _counts: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
-    _passes: dict[tuple[int, int], _Pass] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _passes: dict[tuple[int, int], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _pieces: dict[int, Pieces] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.sources, self.n_samples, self.block)
+        _check(self.sources, self.n_samples, self.lanes, self.piece_bytes)
         available = sum(source.samples for source in self.sources)
         weights = [source.weight for source in self.sources if source.weight is not None]
         length = self.n_samples or available
         object.__setattr__(self, "n_samples", length)
+        lanes = min(self.lanes, length, available) if self.shuffle else 0
         if self.shuffle and len(weights) > 1:
             object.__setattr__(self, "_counts", apportion(length, weights))
+            lanes = min(lanes, *(source.samples for source in self.sources))
         elif length > available:
             raise PlanError(
                 f"n_samples is {length}, but there are only {available} samples; "
                 "lower it, or leave it out to take all there are"
             )
+        object.__setattr__(self, "lanes", lanes)
+        object.__setattr__(self, "piece_bytes", self.piece_bytes if lanes else 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickling, without what is made again."""
+        return {**self.__dict__, "_passes": {}, "_pieces": {}}
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -85,11 +100,18 @@ class Order:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits of all that the order depends on beside the seed and the data themselves."""
-        sources = [(source.samples, source.weight) for source in self.sources]
-        shards = [source.shards for source in self.sources] if self.block else []
-        words = repr((sources, shards, self.n_samples, self.shuffle, self.block))
-        return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+        """A short text of all that the order depends on beside the seed and the data themselves.
+
+        It ends with lanes and bytes of a piece, where there are lanes, so that a run goes on in the same ones.
+        """
+        if not self.lanes:
+            return _hashed(self, [], 0)
+        shards = [(source.shards, source.sizes if self.piece_bytes else ()) for source in self.sources]
+        return f"{_hashed(self, shards, 'lanes')}-{self.lanes}x{self.piece_bytes}"
+
+    def windowed(self, shards: int) -> str:
+        """Return the digest of the windows of so many shards that version 0.1 had in place of lanes."""
+        return _hashed(self, [source.shards for source in self.sources], shards)
 
     def ids(self, epoch: int, places: Ids) -> Ids:
         """Return the sample ids at these places of an epoch.
@@ -103,63 +125,145 @@ class Order:
         """
         if not self.shuffle:
             return places % self.n_samples
+        found = np.empty_like(places)
+        for number, passed, here, inside, lane in self._walk(epoch, places):
+            walk = self._pass(number, passed)
+            found[here] = (walk(inside) if lane is None else walk(lane, inside)) + self._offset(number)
+        return found
+
+    def runs(self, epoch: int, places: Ids) -> _Runs:
+        """Return which runs of samples are fetched for places of an epoch: where each begins and ends.
+
+        Args:
+            epoch: Number of the epoch.
+            places: (k,) places in it.
+
+        Returns:
+            First sample and the sample behind the last, (k,) each. Without lanes they are whole shards.
+        """
+        firsts, stops = np.empty_like(places), np.empty_like(places)
+        if self.lanes:
+            for number, passed, here, inside, lane in self._walk(epoch, places):
+                first, length, _ = self._pass(number, passed).segments(lane, inside)
+                firsts[here] = first + self._offset(number)
+                stops[here] = firsts[here] + length
+            return firsts, stops
+        edges = np.append(0, np.cumsum([count for source in self.sources for count in source.shards if count]))
+        shard = np.searchsorted(edges, self.ids(epoch, places), side="right")
+        return edges[shard - 1], edges[shard]
+
+    def _walk(self, epoch: int, places: Ids) -> list[tuple[int, int, Ids, Ids, Ids | None]]:
+        """Return for each source (-1 for all) and pass of it which places are there, their places in it and lanes."""
         if not self._counts:
-            return self._walk(-1, epoch * self.n_samples, places)
-        found = np.empty_like(places)
+            lanes, length = self.lanes, sum(source.samples for source in self.sources)
+            return [
+                (-1, passed, here, inside // (lanes or 1), inside % lanes if lanes else None)
+                for passed, here, inside in _passes(epoch * self.n_samples, places, length)
+            ]
+        found = []
         for ahead, here in groups(places // self.n_samples):
-            found[here] = self._drawn(epoch + ahead, places[here] - ahead * self.n_samples)
+            mine = np.arange(len(places))[here]
+            inside = places[mine] - ahead * self.n_samples
+            found += [(n, p, mine[w], i, lane) for n, p, w, i, lane in self._mixed(epoch + ahead, inside)]
         return found
 
-    def _drawn(self, epoch: int, places: Ids) -> Ids:
-        sources, numbers = draws(self._counts, places, f"{self.seed}/{epoch}")
-        found = np.empty_like(places)
-        offset = 0
-        for number, (source, count) in enumerate(zip(self.sources, self._counts, strict=True)):
-            here = np.flatnonzero(sources == number)
-            if here.size:
-                found[here] = self._walk(number, epoch * count, numbers[here]) + offset
-            offset += source.samples
+    def _mixed(self, epoch: int, places: Ids) -> list[tuple[int, int, Ids, Ids, Ids | None]]:
+        found: list[tuple[int, int, Ids, Ids, Ids | None]] = []
+        if not self.lanes:
+            sources, numbers = draws(self._counts, places, f"{self.seed}/{epoch}")
+            for source, count in enumerate(self._counts):
+                mine = np.flatnonzero(sources == source)
+                for passed, here, inside in _passes(epoch * count, numbers[mine], self.sources[source].samples):
+                    found.append((source, passed, mine[here], inside, None))
+            return found
+        counts, lengths = self._by_lane()
+        for lane, members in groups(places % self.lanes):
+            mine = np.arange(len(places))[members]
+            drawn = np.flatnonzero(counts[:, lane])
+            sources, numbers = draws(
+                tuple(counts[drawn, lane].tolist()), places[mine] // self.lanes, f"{self.seed}/{epoch}/{lane}"
+            )
+            for index, source in enumerate(drawn.tolist()):
+                own, count, length = mine[sources == index], int(counts[source, lane]), int(lengths[source, lane])
+                for passed, where, inside in _passes(epoch * count, numbers[sources == index], length):
+                    found.append((source, passed, own[where], inside, np.full(len(inside), lane)))
         return found
 
-    def _walk(self, number: int, first: int, places: Ids) -> Ids:
-        """Return the ids at places ``first + places`` of the endless passes of a source; -1 is all of them."""
-        length = sum(source.samples for source in self.sources) if number < 0 else self.sources[number].samples
-        passed, inside = divmod(first, length)
-        places = places + inside
-        found = np.empty_like(places)
-        for ahead, here in groups(places // length):
-            found[here] = self._pass(number, passed + ahead)(places[here] - ahead * length)
-        return found
+    def _by_lane(self) -> tuple[Ids, Ids]:
+        """Return for each source and lane the draws of an epoch and the samples, (sources, lanes) each."""
+        shifts = [self._shift(number) for number in range(len(self.sources))]
+        counts = [lane_lengths(count, self.lanes, shift) for count, shift in zip(self._counts, shifts, strict=True)]
+        lengths = [lane_lengths(s.samples, self.lanes, shift) for s, shift in zip(self.sources, shifts, strict=True)]
+        return np.array(counts), np.array(lengths)
 
-    def _pass(self, number: int, passed: int) -> _Pass:
-        """Return the permutation of one pass; a few are kept, since batches in a row use the same."""
+    def _shift(self, number: int) -> int:
+        """Return the first lane of those in which a source has one more; in turn, so that all lanes are equal."""
+        return sum(self._counts[:number]) % self.lanes if number >= 0 else 0
+
+    def _offset(self, number: int) -> int:
+        return sum(source.samples for source in self.sources[: max(0, number)])
+
+    def _pass(self, number: int, passed: int) -> Any:
+        """Return one pass over a source, or over all; a few are kept, since batches in a row use the same."""
         kept = self._passes.get((number, passed))
         if kept is None:
             while len(self._passes) >= 4 * len(self.sources):
                 self._passes.pop(next(iter(self._passes)), None)
-            kept = self._passes[number, passed] = self._permutation(number, key("pass", self.seed, number, passed))
+            kept = self._passes[number, passed] = self._new_pass(number, key("pass", self.seed, number, passed))
         return kept
 
-    def _permutation(self, number: int, seed: bytes) -> _Pass:
+    def _new_pass(self, number: int, seed: bytes) -> Callable[..., Ids]:
         sources = self.sources if number < 0 else self.sources[number : number + 1]
-        if self.block:
-            return BlockPermutation([n for source in sources for n in source.shards], self.block, seed)
-        return Permutation(sum(source.samples for source in sources), seed)
+        if not self.lanes:
+            return Permutation(sum(source.samples for source in sources), seed)
+        return Line(self.pieces(number), self.lanes, seed, shift=self._shift(number))
+
+    @property
+    def parts(self) -> range:
+        """Numbers of the sources that are read in passes of their own; -1 where all are read as one."""
+        return range(len(self._counts)) if self._counts else range(-1, 0)
+
+    def pieces(self, number: int = -1) -> Pieces:
+        """Return the pieces of a source, or of all."""
+        if number not in self._pieces:
+            sources = self.sources if number < 0 else self.sources[number : number + 1]
+            shards = [count for source in sources for count in source.shards]
+            sizes = [size for source in sources for size in source.sizes]
+            self._pieces[number] = Pieces.of(shards, sizes or shards, self.piece_bytes)
+        return self._pieces[number]
 
 
-def _check(sources: tuple[Source, ...], n_samples: int, block: int) -> None:
+def _passes(first: int, places: Ids, length: int) -> list[tuple[int, Ids, Ids]]:
+    """Cut places ``first + places`` of endless passes of a length: the pass, which of the places, and places in it."""
+    passed, inside = divmod(first, length)
+    places = places + inside
+    index = np.arange(len(places))
+    return [(passed + ahead, index[here], places[here] - ahead * length) for ahead, here in groups(places // length)]
+
+
+def _hashed(order: Order, shards: list[Any], block: object) -> str:
+    sources = [(source.samples, source.weight) for source in order.sources]
+    words = repr((sources, shards, order.n_samples, order.shuffle, block))
+    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+
+
+def _check(sources: tuple[Source, ...], n_samples: int, lanes: int, piece_bytes: int) -> None:
     weighted = sum(source.weight is not None for source in sources)
-    if n_samples < 0 or block < 0:
-        raise PlanError(f"n_samples and block are numbers from 0 on, not {n_samples} and {block}")
+    if min(n_samples, lanes, piece_bytes) < 0:
+        raise PlanError(
+            f"n_samples, lanes and piece_bytes are numbers from 0 on, not {n_samples}, {lanes} and {piece_bytes}"
+        )
     if weighted not in (0, len(sources)):
         raise PlanError(f"{weighted} of {len(sources)} sources have a weight; give one to all or to none")
     for number, source in enumerate(sources):
         if source.samples < 0 or (weighted and not source.samples):
             raise PlanError(f"source {number} has {source.samples} samples; there is nothing to draw from it")
-        if block and sum(source.shards) != source.samples:
+        if lanes and sum(source.shards) != source.samples:
             raise PlanError(
                 f"source {number} has {source.samples} samples, but its {len(source.shards)} shards "
-                f"have {sum(source.shards)}; shuffling in blocks needs the samples of every shard"
+                f"have {sum(source.shards)}; lanes need the samples of every shard"
             )
+        if lanes and piece_bytes and len(source.sizes) != len(source.shards):
+            raise PlanError(f"source {number} has {len(source.shards)} shards and {len(source.sizes)} sizes of shards")
     if not any(source.samples for source in sources):
         raise PlanError("there are no samples to plan for")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from bionemo.webdatamodule._engine.sampling.lanes import listed
 from bionemo.webdatamodule._engine.sampling.order import Order, Source
 from bionemo.webdatamodule._engine.sampling.partition import Tail, bounds, n_batches, part
 from bionemo.webdatamodule._engine.sampling.permutation import Ids
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule._engine.sampling.pieces import Piece
+from bionemo.webdatamodule.errors import PlanError, ResumeError
 
 __all__ = ["Plan", "Source"]
 
@@ -33,7 +35,10 @@ class Plan:
             ``"share"``: the last two batches share them evenly; with fewer than two samples a rank and batch
             they join the last one. ``"drop"``: they are left out of this epoch.
             ``"fill"``: the batch is filled up with the first samples of the next epoch, where they come again.
-        block: Shards that are shuffled together; 0 shuffles all samples together.
+        lanes: Lanes of an order that reads piece by piece (:mod:`~bionemo.webdatamodule._engine.sampling.lanes`);
+            a global batch is then listed lane by lane, so that a rank reads from its own lanes.
+            0 shuffles all samples together.
+        piece_bytes: Bytes of a piece; 0 for whole shards.
 
     Raises:
         PlanError: If the sources cannot give such epochs.
@@ -45,7 +50,8 @@ class Plan:
     seed: int = 0
     shuffle: bool = True
     tail: Tail = "share"
-    block: int = 0
+    lanes: int = 0
+    piece_bytes: int = 0
     order: Order = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -54,14 +60,20 @@ class Plan:
         if self.global_batch_size < 1:
             raise PlanError(f"global_batch_size is at least 1, not {self.global_batch_size}")
         order = Order(
-            sources=self.sources, n_samples=self.n_samples, seed=self.seed, shuffle=self.shuffle, block=self.block
+            sources=self.sources,
+            n_samples=self.n_samples,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            lanes=self.lanes,
+            piece_bytes=self.piece_bytes,
         )
         object.__setattr__(self, "order", order)
-        object.__setattr__(self, "n_samples", order.n_samples)
+        for name in ("n_samples", "lanes", "piece_bytes"):
+            object.__setattr__(self, name, getattr(order, name))
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits of all that the order depends on beside the seed and the data themselves."""
+        """A short text of all that the order depends on beside the seed and the data themselves."""
         return self.order.digest
 
     def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002 - equal epochs
@@ -97,11 +109,69 @@ class Plan:
         Raises:
             IndexError: If there is no such batch.
         """
-        parts = [self._part(batch, rank, world_size, start) for batch in batches]
+        parts = [self._places(batch, rank, world_size, start) for batch in batches]
         if not parts:
             return []
-        ids = self.order.ids(epoch, np.concatenate([np.arange(first, stop) for first, stop in parts]))
-        return np.split(ids, np.cumsum([stop - first for first, stop in parts[:-1]]))
+        ids = self.order.ids(epoch, np.concatenate(parts))
+        return np.split(ids, np.cumsum([len(places) for places in parts[:-1]]))
+
+    def pieces(
+        self, epoch: int, batches: Sequence[int], ranks: Sequence[int], world_size: int, *, start: int = 0
+    ) -> list[Piece]:
+        """Return what some ranks need for some steps, in the order of need: the runs of samples to fetch.
+
+        A fetcher of a node asks for its ranks and the coming steps, and again for the steps after; a piece that it
+        has already may be returned again. A piece is used up when none of the coming steps returns it.
+        With lanes a rank needs a piece for many steps, and pieces overlap nowhere.
+        Without lanes a piece is a whole shard.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            batches: Numbers of global batches, rising, from 0 at ``start``.
+            ranks: The ranks.
+            world_size: Number of ranks.
+            start: Samples of the epoch that are consumed already.
+
+        Returns:
+            Each piece once, by the first batch that needs it.
+
+        Raises:
+            IndexError: If there is no such batch.
+        """
+        parts = [self._places(batch, rank, world_size, start) for batch in batches for rank in ranks]
+        if not parts:
+            return []
+        needed = np.repeat(np.repeat(np.asarray(batches), len(ranks)), [len(places) for places in parts])
+        firsts, stops = self.order.runs(epoch, np.concatenate(parts))
+        _, chosen = np.unique(firsts, return_index=True)
+        chosen.sort()
+        counts = np.array([count for source in self.sources for count in source.shards], dtype=np.int64)
+        begins = np.cumsum(counts) - counts
+        shards = np.searchsorted(begins + counts, firsts[chosen], side="right")
+        own = begins[shards]
+        columns = (shards, firsts[chosen] - own, stops[chosen] - own, needed[chosen])
+        return [Piece(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def continued(self, digest: str) -> Plan:
+        """Return the plan that goes on in the lanes of a run whose cursor has this digest of the order.
+
+        Lanes are chosen by the global batch size; a run that goes on with another one keeps its lanes.
+
+        Raises:
+            ResumeError: If the digest is of the windows of shards that version 0.1 had in place of lanes.
+        """
+        if not self.shuffle or digest == self.digest:
+            return self
+        if any(digest == self.order.windowed(shards) for shards in {16, max(1, self.lanes)}):
+            raise ResumeError(
+                "the checkpoint was made with windows of shards, an order that this version has no longer; "
+                "start a new epoch without the checkpoint's loader state"
+            )
+        lanes, _, piece_bytes = digest.partition("-")[2].partition("x")
+        if not (lanes.isdecimal() and piece_bytes.isdecimal()):
+            return self
+        plan = replace(self, lanes=int(lanes), piece_bytes=int(piece_bytes))
+        return plan if plan.digest == digest else self
 
     def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002
         """Return the samples of the epoch that are consumed after so many batches from ``start``.
@@ -143,7 +213,7 @@ class Plan:
                 "and tail='drop' leaves out what does not; lower global_batch_size or use tail='share'"
             )
 
-    def _part(self, batch: int, rank: int, world_size: int, start: int) -> tuple[int, int]:
+    def _places(self, batch: int, rank: int, world_size: int, start: int) -> Ids:
+        """Return the places of the epoch that a rank takes at a step."""
         first, stop = self.batch_bounds(batch, world_size, start=start)
-        low, high = part(stop - first, rank, world_size)
-        return first + low, first + high
+        return listed(first, stop, *part(stop - first, rank, world_size), self.lanes)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from bionemo.webdatamodule._engine.sampling.partition import chunk_length, chunks, mean_share, part
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule.errors import PlanError
 
+_NODES = 8  # nodes that are looked at
+_SAMPLES = 400_000
+
 
 def report_global(
-    plan: Plan, *, ranks: int, workers: int, accumulate: int = 1, epoch: int = 0, sample_bytes: float = 0
+    plan: Plan,
+    *,
+    ranks: int,
+    workers: int,
+    accumulate: int = 1,
+    epoch: int = 0,
+    sample_bytes: float = 0,
+    ranks_per_node: int = 0,
 ) -> dict[str, Any]:
     """Return who reads what of one epoch in global order, as JSON knows it.
 
@@ -22,6 +35,7 @@ def report_global(
         accumulate: Batches to a step of the optimizer.
         epoch: The epoch whose first samples are shown.
         sample_bytes: Mean size of a sample; 0 if it is not known.
+        ranks_per_node: Ranks that share what they fetch; 0 leaves out what the nodes fetch.
 
     Returns:
         A mapping whose ``problems`` are empty if the run can be done; else the rest of it may be missing.
@@ -35,7 +49,7 @@ def report_global(
         "epoch": epoch,
         "seed": plan.seed,
         "tail": plan.tail,
-        "block": plan.block,
+        "lanes": plan.lanes,
         "problems": [],
         "notes": [],
     }
@@ -52,6 +66,8 @@ def report_global(
         "dropped": plan.unserved(ranks),
         "borrowed": max(0, plan.batch_bounds(batches - 1, ranks)[1] - plan.n_samples),
         "mixture": _mixture(plan),
+        "draws_from": min(plan.global_batch_size, plan.lanes or plan.n_samples) if plan.shuffle else 1,
+        **_far_away(plan, ranks, ranks_per_node),
         "ranks": [_rank(plan, rank, ranks, batches, last, epoch) for rank in range(ranks)],
         "workers": _workers(batches, workers, mean_share(plan.n_samples, batches, ranks), sample_bytes),
     }
@@ -108,6 +124,61 @@ def report_shards(
             f"ranks have {min(samples)} to {max(samples)} samples, and each takes {batches * share} in an epoch: "
             "some samples come more often than others; order='global' takes each once"
         )
+    return found
+
+
+def fetched(plan: Plan, nodes: int, ranks_per_node: int = 1) -> float:
+    """Return how many bytes a cluster fetches in an epoch, relative to the data: 1 if each byte comes once.
+
+    Each node keeps what it has fetched. It is measured on a few nodes, and on a part of the shards where these hold
+    many samples.
+
+    Args:
+        plan: The plan, with the samples of every shard.
+        nodes: Number of nodes.
+        ranks_per_node: Ranks of each.
+    """
+    plan = _smaller(plan)
+    world = nodes * ranks_per_node
+    counts = np.array([count for source in plan.sources for count in source.shards])
+    sizes = np.array([size for source in plan.sources for size in source.sizes or source.shards])
+    each = sizes / np.maximum(counts, 1)
+    steps = range(plan.n_batches(world))
+    some = sorted({nodes * number // _NODES for number in range(_NODES)})
+    total = 0.0
+    for node in some:
+        ranks = range(node * ranks_per_node, (node + 1) * ranks_per_node)
+        total += sum(each[piece.shard] * (piece.stop - piece.first) for piece in plan.pieces(0, steps, ranks, world))
+    return float(total / len(some) * nodes / sizes.sum())
+
+
+def _smaller(plan: Plan) -> Plan:
+    every = -(-sum(source.samples for source in plan.sources) // _SAMPLES)
+    if every == 1:
+        return plan
+    sources = [
+        replace(s, samples=sum(s.shards[::every]), shards=s.shards[::every], sizes=s.sizes[::every])
+        for s in plan.sources
+    ]
+    n_samples = sum(source.samples for source in sources)
+    return replace(plan, sources=tuple(sources), n_samples=n_samples) if n_samples >= plan.global_batch_size else plan
+
+
+def _far_away(plan: Plan, ranks: int, ranks_per_node: int) -> dict[str, Any]:
+    """Return what the pieces and lanes of a plan come to; empty where shards are not known."""
+    if not any(source.shards for source in plan.sources):
+        return {}
+    found: dict[str, Any] = {}
+    if ranks_per_node:
+        found["fetched"] = round(fetched(plan, max(1, ranks // ranks_per_node), ranks_per_node), 3)
+    if plan.lanes:
+        pieces = sum(len(plan.order.pieces(number).firsts) - 1 for number in plan.order.parts)
+        mean = sum(sum(source.sizes) for source in plan.sources) / pieces
+        found |= {
+            "pieces": pieces,
+            "piece_bytes": round(mean),
+            "open_bytes": round(mean * -(-plan.lanes // ranks)),
+        }
     return found
 
 
