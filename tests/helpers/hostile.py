@@ -557,7 +557,7 @@ def main(canary):
 
     import torch  # noqa: F401  # not out of the memory that is allowed below
 
-    from bionemo.webdatamodule.builtins.codecs import make_codec
+    from bionemo.webdatamodule.builtins.codecs import TorchCodec, TorchOrPickleCodec
     from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
     from bionemo.webdatamodule.builtins.pickle.fast.trace import trace
     from bionemo.webdatamodule.pickles import Policy, loads
@@ -565,10 +565,10 @@ def main(canary):
     copyreg.add_extension("os", "system", 1)
     loads(P + tensor(storage(), 0, (4,), (1,)) + b".")
     pickles = PickleCodec(Policy())
-    codecs = [make_codec(codec, Policy()) for codec in ("pth", "pt")]
+    codecs = [TorchCodec(policy=Policy()), TorchOrPickleCodec(policy=Policy())]
     for make in (torch_zip, torch_old):  # what they reject, they reject for its claims
-        for codec in codecs:
-            codec.values([memoryview(make(P + shown(held()) + b".", [("0", bytes(16))]))])
+        for torch_codec in codecs:
+            torch_codec.decode(memoryview(make(P + shown(held()) + b".", [("0", bytes(16))])))
     for _ in range(3):  # with a template for the form that many attacks vary
         pickles.decode(memoryview(P + tensor(storage(), 0, (4,), (1,)) + b"."))
         pickles.decode(memoryview(P + array((1,), FLOAT, value(bytes(4))) + b"."))
@@ -591,7 +591,7 @@ def main(canary):
                 outcome(PickleCodec(Policy()).column([memoryview(stream)] * 2).stack),
             ]
             files = [stream] if group == "torch" else [torch_zip(stream), torch_old(stream)]
-            found_in_torch = [outcome(codec.values, [memoryview(file)]) for codec in codecs for file in files]
+            found_in_torch = [outcome(each.decode, memoryview(file)) for each in codecs for file in files]
             traced = outcome(trace, stream)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             line = {

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import lightning as L
 
+from bionemo.webdatamodule._engine.codecs import find_codecs
 from bionemo.webdatamodule._engine.config import (
     ErrorPolicy,
     error_policy,
@@ -19,6 +20,7 @@ from bionemo.webdatamodule._engine.config import (
 )
 from bionemo.webdatamodule._engine.loading import assemble as assembly
 from bionemo.webdatamodule._engine.loading.assemble import Settings, SplitSettings
+from bionemo.webdatamodule._engine.loading.placement import default_loader_stages, default_stages, torch_stage
 from bionemo.webdatamodule._engine.stages import resolve_stages
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, materialised
 from bionemo.webdatamodule._engine.writing.convert import convert
@@ -82,6 +84,8 @@ class WebDataModule(L.LightningDataModule):
         pickles: ``"safe"`` builds known types only; ``"trusted"`` runs what pickles ask for.
         allow_pickle: Classes that safe pickles may build too: themselves, as ``"package.module.Class"``, or
             ``"package.*"`` for all of a package.
+        codecs: For some suffixes the codec that decodes them: a name, a ``Use``, or an object with ``decode(view)``.
+            By default what the manifest says, else what is registered for the suffix.
         check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
         on_error: ``"raise"``, or ``"skip"`` for leaving out samples that cannot be read.
         max_skipped: Samples that may be skipped in a process.
@@ -115,6 +119,7 @@ class WebDataModule(L.LightningDataModule):
         loader: Ref = "webloader",
         pickles: Literal["safe", "trusted"] = "safe",
         allow_pickle: Sequence[Any] = (),
+        codecs: Mapping[str, Ref] | None = None,
         check: Literal["first", "always", "never"] = "first",
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: int = 100,
@@ -136,13 +141,14 @@ class WebDataModule(L.LightningDataModule):
             on_error=one_of("on_error", on_error, ("raise", "skip")),
             max_skipped=whole_number("max_skipped", max_skipped, least=0),
         )
+        policy = Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=allow_pickle)  # type: ignore[arg-type]  # it makes a tuple of names
         self._settings = Settings(
             suffixes=suffix_tuple("suffix_keys_wds", suffix_keys_wds),
             global_batch_size=whole_number("global_batch_size", global_batch_size, least=1),
             prefix=check_prefix(prefix_tars_wds),
             seed=whole_number("seed", seed, least=0),
             tail=one_of("tail", tail, ("share", "drop", "fill")),
-            policy=Policy(pickles=one_of("pickles", pickles, ("safe", "trusted")), allow=allow_pickle),  # type: ignore[arg-type]  # it makes a tuple of names
+            codecs=find_codecs(policy, codecs, plugins),
             check=one_of("check", check, ("first", "always", "never")),
             shuffle_shards=None if shuffle_shards is None else whole_number("shuffle_shards", shuffle_shards, least=0),
         )
@@ -152,16 +158,20 @@ class WebDataModule(L.LightningDataModule):
             options = dict(wds_options.get(split) or {})
             chosen, reason = order_of(order, options)
             count = counts.get(split)
+            chosen_loader = assembly.resolve_loader(loader, wld_options.get(split) or {}, plugins)
+            own = _stages(f"pipeline_wds[{name}]", stages.get(split), plugins)
+            behind = _stages(f"pipeline_prebatch_wld[{name}]", loader_stages.get(split), plugins)
             self._splits[split] = SplitSettings(
                 split=name,
                 sources=pinned(f"expect[{name}]", sources(f"dirs_tars_wds[{name}]", given), digests.get(split)),
                 n_samples=None if count is None else whole_number(f"n_samples[{name}]", count, least=1),
                 order=chosen,
                 order_reason=reason,
-                stages=_stages(f"pipeline_wds[{name}]", stages.get(split), plugins),
-                loader_stages=_stages(f"pipeline_prebatch_wld[{name}]", loader_stages.get(split), plugins),
+                stages=default_stages(len(self._settings.suffixes), plugins) if own is None else own,
+                torch_stage=torch_stage(chosen_loader, chosen, plugins),
+                loader_stages=default_loader_stages(chosen_loader, plugins) if behind is None else behind,
                 options=options,
-                loader=assembly.resolve_loader(loader, wld_options.get(split) or {}, plugins),
+                loader=chosen_loader,
                 dataset_calls=tuple(dataset_calls.get(split) or ()),
                 loader_calls=tuple(loader_calls.get(split) or ()),
                 errors=error_policy(options, errors),
@@ -311,7 +321,7 @@ class SourceDataWDS(WebDataModule):
             n_shards=None if n_tars_wds is None else whole_number("n_tars_wds", n_tars_wds, least=1),
             key_encoder=choose(KeyEncoder, key_encoder, plugins),
             executor=resolve(Executor, executor, plugins),
-            policy=self._settings.policy,
+            codecs=self._settings.codecs,
         )
 
     def prepare_data(self) -> None:

@@ -207,12 +207,14 @@ def size_of(value: Any, name: str = "a value") -> int:
     Raises:
         PlanError: If it has no length that means something, as a dictionary.
     """
+    if getattr(value, "ndim", 0):  # before numbers, which tensors with one element pass for
+        return len(value)
     number = value.item() if getattr(value, "ndim", -1) == 0 else value
     if isinstance(number, float) and number.is_integer():
         return int(number)
     with contextlib.suppress(TypeError):
         return operator.index(number)
-    if isinstance(value, Sequence | bytearray | memoryview) or getattr(value, "ndim", None):
+    if isinstance(value, Sequence | bytearray | memoryview):
         return len(value)
     raise PlanError(
         f"{name} is {_described(value)}, which has no size; give as size a function of the sample, such as one that "

@@ -54,6 +54,7 @@ HOOKS: Mapping[str, type[Component]] = {
 DEFAULT_PLUGINS: Mapping[str, str] = {
     "batching": "bionemo.webdatamodule.builtins.batching",
     "batch_by_size": "bionemo.webdatamodule.builtins.batch_by_size",
+    "codecs": "bionemo.webdatamodule.builtins.codecs",
     "executors": "bionemo.webdatamodule.builtins.executors",
     "keys": "bionemo.webdatamodule.builtins.key_encoders",
     "loaders": "bionemo.webdatamodule.builtins.webloader.plugin",

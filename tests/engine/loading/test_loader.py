@@ -17,6 +17,7 @@ from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Untuple
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader
+from bionemo.webdatamodule.columns import ValueColumn
 from bionemo.webdatamodule.errors import ConfigError, ResumeError, UsageError
 
 
@@ -25,19 +26,16 @@ class Numbers:
 
     digest = "numbers"
 
-    def read_shares(self, shares):
-        """Return 1-tuples of the ids."""
-        return [[(int(i),) for i in ids] for ids in shares]
+    def columns(self, shares, use, *, lazily=False):
+        """Yield what is made of a column of the ids."""
+        for number, ids in enumerate(shares):
+            yield use(number, (ValueColumn([int(i) for i in ids]),))
 
     def prefetch_samples(self, shares):
         """Do nothing: numbers are at hand."""
 
     def tell_skipped(self):
         """Do nothing: no number is left out."""
-
-    def read_batches(self, shares, *, pad=False):
-        """Return the ids as tensors."""
-        return [(torch.as_tensor(ids),) for ids in shares]
 
 
 @dataclass
@@ -76,9 +74,9 @@ def make(
     dataset = PlannedDataset(
         reader=Numbers(),
         plan=plan,
-        stages=stages,
-        collate=loader_stages is None,
-        untuple=True,
+        stages=stages if loader_stages is not None else [Untuple()],
+        ahead=() if loader_stages is not None else [Batch()],
+        batches=loader_stages is None,
         topology=Topology(rank=rank, world_size=ranks),
         seed=seed,
     )
@@ -362,10 +360,10 @@ def test_without_workers_a_large_batch_is_made_and_pinned_when_it_is_asked_for(m
     made = []
 
     class Lazy(Numbers):
-        def iter_batches(self, shares, *, pad=False):
-            for (batch,) in self.read_batches(shares):
+        def columns(self, shares, use, *, lazily=False):
+            for batch in super().columns(shares, use):
                 made.append(batch)
-                yield (batch,)
+                yield batch
 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, _=None: tensor + 100)
@@ -398,9 +396,9 @@ def test_resuming_seeks_and_reads_nothing_before():
     asked = []
 
     class Counting(Numbers):
-        def read_batches(self, shares, *, pad=False):
+        def columns(self, shares, use, *, lazily=False):
             asked.extend(map(len, shares))
-            return super().read_batches(shares)
+            return super().columns(shares, use)
 
     loader = make(10**9, 64)
     loader._data.reader = Counting()

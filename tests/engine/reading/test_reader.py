@@ -12,7 +12,9 @@ import tarfile
 import threading
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import active_children, get_context
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ import webdataset as wds
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bionemo.webdatamodule import WebDataModule
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import (
     Manifest,
@@ -34,7 +37,7 @@ from bionemo.webdatamodule._engine.reading import open_shards
 from bionemo.webdatamodule._engine.reading import reader as reader_module
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
 from bionemo.webdatamodule._engine.storage import index_cache
-from bionemo.webdatamodule.builtins.codecs import Plain
+from bionemo.webdatamodule.columns import stack_fields
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,
@@ -91,6 +94,16 @@ def reader(directory, suffixes=("x.pyd",), **options):
     return SampleReader([ShardSet.open(directory, "t", split="train")], suffixes, split="train", **options)
 
 
+def batches_of(found, shares, *, lazily=True):
+    """Yield the batch of each share."""
+    return found.columns(shares, lambda _, fields: stack_fields(fields), lazily=lazily)
+
+
+def batch_of(found, numbers):
+    """Return the batch of some samples."""
+    return next(batches_of(found, [numbers], lazily=False))
+
+
 def ids(*numbers):
     """Return sample numbers as readers take them."""
     return np.array(numbers, np.int64)
@@ -121,7 +134,7 @@ def test_batches_equal_the_collated_samples(tmp_path):
     found = reader(write_set(tmp_path, tensors()), ["x.pyd", "y.pyd", "__key__"])
     numbers = ids(8, 1, 5, 3)
     expected = [default_collate(list(column)) for column in zip(*found.read(numbers), strict=True)]
-    batch = found.read_batch(numbers)
+    batch = batch_of(found, numbers)
     assert torch.equal(expected[0], batch[0])
     assert expected[1].tolist() == batch[1].tolist()
     assert expected[2] == batch[2] == ["s008", "s001", "s005", "s003"]
@@ -131,7 +144,7 @@ def test_values_belong_to_the_reader(tmp_path):
     """What is read can be changed in place and does not change what is read next."""
     found = reader(write_set(tmp_path, tensors()))
     found.read(ids(1))[0][0].zero_()
-    found.read_batch(ids(1, 2))[0].zero_()
+    batch_of(found, ids(1, 2))[0].zero_()
     assert [10.0, 11.0, 12.0, 13.0, 14.0] == found.read(ids(1))[0][0].tolist()
 
 
@@ -471,9 +484,37 @@ def test_open_shards_outlive_a_new_conversion(tmp_path):
 def test_an_unknown_suffix_is_named_before_reading(tmp_path):
     """A suffix that no sample has is an error at once, which lists those that exist; there are no patterns."""
     directory = write_set(tmp_path, tensors())
-    for suffix in ("z.pyd", "pyd", "*.pyd", "X.pyd"):
+    for suffix in ("z.pyd", "*.pyd", "yd", "z;w"):
         with pytest.raises(MissingFieldError, match=r"there are x.pyd, y.pyd"):
             reader(directory, [suffix])
+
+
+def test_a_suffix_may_be_an_ending_in_any_case(tmp_path):
+    """Where the exact name is not there, the only suffix that ends so is meant; several are an error."""
+    directory = write_set(tmp_path, tensors(2))
+    assert [(0,), (1,)] == reader(directory, ["Y.PYD"]).read(ids(0, 1))
+    with pytest.raises(ConfigError, match=r"'pyd' could mean x.pyd or y.pyd; write it in full"):
+        reader(directory, ["pyd"])
+    samples = [("a", {"x.Cls": b"1", "cls.json": b"2"}), ("b", {"x.cls": b"3", "json": b"4"})]
+    codecs = dict.fromkeys(("x.Cls", "x.cls", "cls.json", "json"), "bytes")
+    found = reader(write_set(tmp_path / "more", samples, codecs=codecs), ["cls", "CLS.JSON;JSON"])
+    assert [(1, 2), (3, 4)] == found.read(ids(0, 1))
+    assert [[1, 3], [2, 4]] == [column.tolist() for column in batch_of(found, ids(0, 1))]
+
+
+def test_a_field_may_have_alternatives_or_be_optional(tmp_path):
+    """Of each sample the first suffix that it has is taken, by its codec; None stands for what is optional."""
+    samples = [("a", {"txt": b"t", "json": b"1"}), ("b", {"json": b"2"}), ("c", {"cls": b"3"})]
+    directory = write_set(tmp_path, samples, codecs=dict.fromkeys(("txt", "json", "cls"), "bytes"))
+    asked = ["txt;json?", "cls?", "nothing?", "__key__"]
+    assert [("t", None, None, "a"), (2, None, None, "b"), (None, 3, None, "c")] == reader(directory, asked).read(
+        ids(0, 1, 2)
+    )
+    with pytest.raises(MissingFieldError, match="has only the suffixes cls") as caught:
+        reader(directory, ["txt;json"]).read(ids(0, 1, 2))
+    assert ("c", "txt;json") == (caught.value.where["key"], caught.value.where["suffix"])
+    skipping = reader(directory, ["txt;json"], on_error="skip")
+    assert [("t",), (2,)] == skipping.read(ids(0, 1, 2))
 
 
 def test_a_missing_field_names_the_sample(tmp_path):
@@ -506,7 +547,7 @@ def test_fields_that_nobody_asked_for_are_not_touched(tmp_path):
         reader(tmp_path, ["evil.pkl"]).read(ids(0))
     assert ("a", "evil.pkl") == (caught.value.where["key"], caught.value.where["suffix"])
     assert not canary.exists()
-    reader(tmp_path, ["evil.pkl"], policy=Policy(pickles="trusted")).read(ids(0))
+    reader(tmp_path, ["evil.pkl"], codecs=Codecs(policy=Policy(pickles="trusted"))).read(ids(0))
     assert canary.exists()
 
 
@@ -533,12 +574,12 @@ def test_bad_samples_can_be_left_out(tmp_path, caplog):
     found = reader(damaged(tmp_path), ["json"], on_error="skip")
     for _ in range(3):
         assert [9, 8, 6, 5, 4, 2, 1, 0] == [value for (value,) in found.read(np.arange(10)[::-1])]
-    assert [2, 4] == found.read_batch(ids(2, 3, 4))[0].tolist()
+    assert [2, 4] == batch_of(found, ids(2, 3, 4))[0].tolist()
     assert 2 == found.skipped
     assert 2 == len(caplog.records)
     assert "key=s7" in caplog.text
     with pytest.raises(DecodeError, match="every sample of this batch is left out"):
-        found.read_batch(ids(3, 7))
+        batch_of(found, ids(3, 7))
 
 
 def test_leaving_out_has_a_bound(tmp_path):
@@ -558,7 +599,7 @@ def test_errors_that_are_no_samples_fault_are_never_skipped(tmp_path, monkeypatc
         raise error
 
     found = reader(damaged(tmp_path, bad=()), ["json"], on_error="skip")
-    found._codecs[0] = Plain(fail)
+    found._fields[0] = replace(found._fields[0], codecs=(SimpleNamespace(decode=fail),))
     with pytest.raises(error):
         found.read(np.arange(10))
     assert 0 == found.skipped
@@ -587,7 +628,7 @@ def test_batches_made_one_by_one_are_those_read_alone(tmp_path, monkeypatch, mos
     found, other = reader(directory, ["y.pyd"]), reader(directory, ["x.pyd"])
     before = n_descriptors()
     shares = np.array_split(np.random.default_rng(1).permutation(40), 7)
-    for share, (batch,) in zip(shares, found.iter_batches(shares), strict=True):
+    for share, (batch,) in zip(shares, batches_of(found, shares), strict=True):
         assert share.tolist() == batch.tolist()
         other.read(np.arange(40))
         assert most > 3 or n_descriptors() <= before + 8
@@ -600,7 +641,7 @@ def test_readers_in_the_middle_of_their_batches_hold_few_shards_together(tmp_pat
     readers = [reader(directory, ["y.pyd"]) for _ in range(30)]
     before = n_descriptors()
     shares = np.array_split(np.arange(40)[::-1], 4)
-    running = [found.iter_batches(shares) for found in readers]
+    running = [batches_of(found, shares) for found in readers]
     for share in shares:
         assert [share.tolist()] * 30 == [next(batches)[0].tolist() for batches in running]
         assert n_descriptors() <= before + 2 * 40 + 2 * 10
@@ -614,7 +655,7 @@ def test_a_shard_cut_short_between_batches_is_an_error(tmp_path, check):
     """Batches are made when they are asked for, after another look at their shards."""
     found = reader(write_set(tmp_path, tensors(), n_shards=1), ["y.pyd"], check=check)
     found.read(np.arange(10))
-    batches = found.iter_batches([ids(0, 1), ids(2, 3)])
+    batches = batches_of(found, [ids(0, 1), ids(2, 3)])
     assert [0, 1] == next(batches)[0].tolist()
     os.truncate(tmp_path / "t-000000.tar", 4096)
     with pytest.raises(ChangedDataError, match="changed while it was read"):
@@ -632,23 +673,23 @@ def test_what_comes_is_what_was_compared_with_its_checksum(tmp_path):
         with shard.open("r+b") as file:
             file.seek(sound.index(dumps(7)) + 3)
             file.write(b"\x09")
-        batches = found.iter_batches([ids(0, 1), ids(6, 7)])
+        batches = batches_of(found, [ids(0, 1), ids(6, 7)])
         next(batches)
         with shard.open("r+b") as file:
             file.write(sound)
         assert [6, 7] == next(batches)[1].tolist()
 
 
-@pytest.mark.parametrize("together", ["read_batches", "iter_batches"])
-def test_one_damaged_sample_is_its_batchs_matter(tmp_path, together):
+@pytest.mark.parametrize("lazily", [False, True])
+def test_one_damaged_sample_is_its_batchs_matter(tmp_path, lazily):
     """Of batches that are read together only the one with the damage is an error, or has a sample less."""
     directory, shares = damaged(tmp_path, bad=[4]), [ids(0, 1), ids(5, 4), ids(6, 7)]
     found = reader(directory, ["json"], on_error="skip")
-    assert [[0, 1], [5], [6, 7]] == [batch.tolist() for (batch,) in getattr(found, together)(shares)]
+    assert [[0, 1], [5], [6, 7]] == [batch.tolist() for (batch,) in batches_of(found, shares, lazily=lazily)]
     with pytest.raises(DecodeError) as caught:
-        list(getattr(reader(directory, ["json"]), together)(shares))
+        list(batches_of(reader(directory, ["json"]), shares, lazily=lazily))
     assert "s4" == caught.value.where["key"]
-    batches = reader(directory, ["json"]).iter_batches(shares)
+    batches = batches_of(reader(directory, ["json"]), shares)
     assert [0, 1] == next(batches)[0].tolist()
 
 
@@ -656,7 +697,7 @@ def test_samples_that_do_not_fit_into_a_batch_are_said(tmp_path):
     """Tensors of different shapes cannot be stacked; the error is not blamed on a sample."""
     samples = [(f"s{size}", {"x.pyd": dumps(torch.zeros(size))}) for size in (2, 3, 3)]
     with pytest.raises(DecodeError, match="2 samples do not fit into one batch"):
-        reader(write_set(tmp_path, samples)).read_batch(ids(0, 1))
+        batch_of(reader(write_set(tmp_path, samples)), ids(0, 1))
 
 
 @pytest.mark.parametrize(("check", "expected"), [("first", 10), ("always", 30), ("never", 0)])
@@ -666,7 +707,7 @@ def test_checksums_are_compared_when_asked(tmp_path, monkeypatch, check, expecte
     found = reader(write_set(tmp_path, tensors()), check=check)
     monkeypatch.setattr(reader_module, "check_fields", lambda *_: checked.append(1))
     found.read(np.arange(10))
-    found.read_batch(np.arange(10))
+    batch_of(found, np.arange(10))
     found.read(np.arange(10))
     assert expected == len(checked)
 
@@ -731,7 +772,7 @@ def test_no_more_shards_are_open_than_may_be(tmp_path, monkeypatch):
         numbers = np.random.default_rng(seed).permutation(40)
         assert numbers.tolist() == [value for (value,) in found.read(numbers)]
         assert 3 == len(found._places._open)
-        assert numbers.tolist() == found.read_batch(numbers)[0].tolist()
+        assert numbers.tolist() == batch_of(found, numbers)[0].tolist()
         assert n_descriptors() <= before + 6
     del found
     gc.collect()
@@ -743,10 +784,10 @@ def test_batches_of_more_shards_than_may_be_open_have_the_same_errors(tmp_path, 
     monkeypatch.setattr(open_shards, "MOST_OPEN", 1)
     samples = [(f"s{size}", {"x.pyd": dumps(torch.zeros(size))}) for size in (2, 3, 4)]
     with pytest.raises(DecodeError, match="3 samples do not fit into one batch"):
-        reader(write_set(tmp_path / "a", samples)).read_batch(ids(0, 1, 2))
+        batch_of(reader(write_set(tmp_path / "a", samples)), ids(0, 1, 2))
     found = reader(damaged(tmp_path / "b", bad=range(10)), ["json"], on_error="skip")
     with pytest.raises(DecodeError, match="every sample of this batch is left out"):
-        found.read_batch(np.arange(10))
+        batch_of(found, np.arange(10))
 
 
 def test_all_readers_of_a_process_share_one_bound_of_open_shards(tmp_path, monkeypatch):
@@ -872,7 +913,7 @@ def test_memory_stays_flat_while_reading(tmp_path):
     try:
         for _ in range(3):
             for part in np.array_split(np.random.default_rng(1).permutation(20_000), 200):
-                (values,) = found.read_batch(part)
+                (values,) = batch_of(found, part)
                 assert part.tolist() == values.tolist()
                 used.append(tracemalloc.get_traced_memory()[0])
     finally:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 from tests.helpers.convert import convert
 
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.verify import Report, find_prefixes, verify
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
@@ -155,7 +156,7 @@ def test_deep_follows_the_policy(tmp_path):
         prefix="p",
         key_encoder=encode_dashes,
         executor=Serial(),
-        policy=Policy(pickles="trusted"),
+        codecs=Codecs(policy=Policy(pickles="trusted")),
     )
     assert ["p-000000.tar: a, pyd"] == [found[:20] for found in problems(tmp_path, deep=True)]
     assert [] == problems(tmp_path, deep=True, policy=Policy(pickles="trusted"))

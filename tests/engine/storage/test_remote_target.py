@@ -16,7 +16,6 @@ from bionemo.webdatamodule.builtins.executors import Processes, Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
 from bionemo.webdatamodule.errors import ConversionError, InputError, ManifestError, NoShardsError, RemoteError
-from bionemo.webdatamodule.pickles import Policy
 
 NAMES = [f"s{number}" for number in range(6)]
 URL = "memory://bucket/data/train"
@@ -74,7 +73,7 @@ def objects():
 
 def read():
     """Return every value as this package reads it."""
-    reader = SampleReader([ShardSet.open(URL, "p")], ["pyd"], policy=Policy())
+    reader = SampleReader([ShardSet.open(URL, "p")], ["pyd"])
     return [value for (value,) in reader.read(np.arange(reader.n_samples))]
 
 

@@ -26,6 +26,7 @@ from tests.helpers.convert import convert
 from tests.helpers.faults import Faults
 
 from bionemo.webdatamodule import PickledDataWDS
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.format.manifest import lease_path, read_manifest, staging_path
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
@@ -94,7 +95,7 @@ def run(source, out, names=NAMES, *, suffixes="pyd", n_shards=3, executor=None, 
 
 def read(out, suffix="pyd", prefix="p"):
     """Return key and value of every sample, as this package reads them."""
-    reader = SampleReader([ShardSet.open(str(out), prefix)], ["__key__", suffix], policy=Policy())
+    reader = SampleReader([ShardSet.open(str(out), prefix)], ["__key__", suffix])
     return reader.read(np.arange(reader.n_samples))
 
 
@@ -605,7 +606,8 @@ def test_a_refused_class_names_the_argument_that_allows_it(source, out):
     store(source, {"odd": argparse.Namespace(a=1)})
     with pytest.raises(InputError, match=r'odd: .*allow_pickle=\["argparse.Namespace"\]'):
         run(source, out, ["odd"], n_shards=1)
-    assert 1 == run(source, out, ["odd"], n_shards=1, policy=Policy(allow=("argparse.Namespace",))).n_samples
+    codecs = Codecs(policy=Policy(allow=("argparse.Namespace",)))
+    assert 1 == run(source, out, ["odd"], n_shards=1, codecs=codecs).n_samples
 
 
 def test_unreadable_files_are_listed(source, out):
@@ -938,7 +940,7 @@ def test_a_package_reader_that_is_open_gives_old_data_or_says_that_they_changed(
     expected = [(name, {"name": name}) for name in NAMES]
     for opened in range(len(NAMES)):
         run(source, out, n_shards=5)
-        reader = SampleReader([ShardSet.open(str(out), "p")], ["__key__", "pyd"], policy=Policy())
+        reader = SampleReader([ShardSet.open(str(out), "p")], ["__key__", "pyd"])
         found = [reader.read(np.array([number]))[0] for number in range(opened)]
         new = store(out.with_name("new"), dict.fromkeys(NAMES, "new"))
         run(new, out, n_shards=2)

@@ -12,6 +12,7 @@ from typing import Any
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, add_policy, policy_of, positive
 from bionemo.webdatamodule._cli.options import parse_options, reference
 from bionemo.webdatamodule._cli.output import print_json
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose
 from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule._engine.writing.subsets import list_names, resolve_subsets
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             n_shards=args.shards,
             key_encoder=choose(KeyEncoder, reference(KeyEncoder, args.key_encoder, "--key-encoder")),
             executor=executor.object,
-            policy=policy_of(args),
+            codecs=Codecs(policy=policy_of(args)),
         ),
         check=args.check,
     )

@@ -11,6 +11,7 @@ import torch
 
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of, positive
 from bionemo.webdatamodule._cli.output import print_json
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
 from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError
 from bionemo.webdatamodule.pickles import Policy
@@ -59,8 +60,8 @@ def preview(found: ShardSet, n: int, policy: Policy) -> list[dict[str, Any]]:
         n: How many samples, at most.
         policy: What pickles may do.
     """
-    readers = {suffix: SampleReader([found], [suffix], policy=policy) for suffix in found.suffixes}
-    keys = SampleReader([found], ["__key__"], policy=policy)
+    readers = {suffix: SampleReader([found], [suffix], codecs=Codecs(policy=policy)) for suffix in found.suffixes}
+    keys = SampleReader([found], ["__key__"])
     return [_sample(keys, readers, np.array([number])) for number in range(min(n, found.n_samples))]
 
 

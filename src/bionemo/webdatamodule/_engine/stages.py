@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from bionemo.webdatamodule.columns import is_fields, samples_of
 from bionemo.webdatamodule.components import Stage, Use
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.plugins import Plugins, resolve
@@ -54,6 +55,32 @@ def chain(stages: Sequence[Any], samples: Iterable[Any]) -> Iterator[Any]:
             raise ConfigError(f"the stage {describe(stage)} gives {following!r:.40}, not an iterable of samples")
         source = iter(following)
     return source
+
+
+def run_columns(stages: Sequence[Any], fields: Any) -> tuple[list[Any], Sequence[Any]]:
+    """Run columns through the leading stages that have a columnar form.
+
+    Args:
+        stages: A pipeline.
+        fields: The columns of one share.
+
+    Returns:
+        What to call the other stages with: the share's samples, or its batch as the only item; and these stages.
+    """
+    for number, stage in enumerate(stages):
+        columns = getattr(stage, "columns", None)
+        made = NotImplemented if columns is None else columns(fields)
+        if made is NotImplemented:
+            return samples_of(fields), stages[number:]
+        if not is_fields(made):
+            return [made], stages[number + 1 :]
+        fields = made
+    return samples_of(fields), ()
+
+
+def names_of(stages: Iterable[Any]) -> str:
+    """Return the names of stages, for messages."""
+    return ", ".join(map(describe, stages))
 
 
 def describe(stage: object) -> str:

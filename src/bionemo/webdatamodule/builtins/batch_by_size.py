@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule.builtins.batching import Collate, collation
+from bionemo.webdatamodule.builtins.batching import Collate, collated, collation
+from bionemo.webdatamodule.columns import Fields
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.errors import ConfigError, PlanError
 from bionemo.webdatamodule.hookspecs import hookimpl
@@ -50,6 +51,7 @@ class BatchBySize:
     window: int = 1024
     oversize: Oversize = "error"
     collate: Collate = "pad"
+    anywhere = True
 
     def __post_init__(self) -> None:
         if not callable(self.size) and not (isinstance(self.size, str) and self.size):
@@ -83,6 +85,10 @@ class BatchBySize:
         if context.current().order == "global":
             return map(collate, filter(None, [list(samples)]))
         return map(collate, self._batches(samples))
+
+    def columns(self, fields: Fields) -> Any:
+        """Return the batch of a planned share."""
+        return collated(fields, self.collate)
 
     def _batches(self, samples: Iterator[Any]) -> Iterator[list[Any]]:
         """Yield batches of like size from a stream whose length is not known.

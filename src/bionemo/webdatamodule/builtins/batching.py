@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from bionemo.webdatamodule import context
+from bionemo.webdatamodule.columns import Fields, length_of, pad_fields, pad_values, stack_fields
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
@@ -32,6 +33,7 @@ class Batch:
     size: int | None = None
     collate: Collate = "default"
     partial: bool = True
+    anywhere = True
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -43,6 +45,14 @@ class Batch:
         size = self.size or context.current().batch_size
         return self._batches(samples, size)
 
+    def columns(self, fields: Fields) -> Any:
+        """Return the batch of a share."""
+        return collated(fields, self.collate) if self._is_one(length_of(fields)) else NotImplemented
+
+    def _is_one(self, samples: int) -> bool:
+        """Tell whether a share makes one batch."""
+        return self.size is None or samples == self.size or (samples < self.size and self.partial)
+
     def _batches(self, samples: Iterator[Any], size: int | None) -> Iterator[Any]:
         collate = collation(self.collate)
         while batch := list(itertools.islice(samples, size)):
@@ -53,6 +63,8 @@ class Batch:
 @dataclass(frozen=True, kw_only=True)
 class Unbatch:
     """Turn each batch, any iterable, back into its samples."""
+
+    anywhere = True
 
     def __call__(self, samples: Iterator[Iterable[Any]]) -> Iterator[Any]:
         """Yield the samples of the batches."""
@@ -68,7 +80,7 @@ def collation(collate: Collate) -> Callable[[list[Any]], Any]:
     if collate == "list":
         return list
     if collate == "pad":
-        return _pad
+        return pad_values
     if collate == "default":
         return _default_collate
     if not callable(collate):
@@ -76,10 +88,11 @@ def collation(collate: Collate) -> Callable[[list[Any]], Any]:
     return collate
 
 
-def _pad(samples: list[Any]) -> Any:
-    from bionemo.webdatamodule.builtins.padding import fill
-
-    return fill(samples)
+def collated(fields: Fields, collate: Collate) -> Any:
+    """Return the batch of all samples of some columns; ``NotImplemented`` if only samples make it."""
+    if collate == "default":
+        return stack_fields(fields)
+    return pad_fields(fields) if collate == "pad" else NotImplemented
 
 
 def _default_collate(samples: list[Any]) -> Any:

@@ -1,230 +1,297 @@
-"""From a field's bytes to its value: one codec for each suffix, chosen by the manifest or by the last extension."""
+"""Default codecs: arrays, text, numbers, JSON, torch's files, and gzip around any of them."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
-import math
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bionemo.webdatamodule import context
-from bionemo.webdatamodule.builtins.padding import joined
+from bionemo.webdatamodule.builtins.npy import NpyCodec, npy_bytes
 from bionemo.webdatamodule.builtins.pickle.safe.formats import from_torch
-from bionemo.webdatamodule.errors import DecodeError, ManifestError
+from bionemo.webdatamodule.columns import Column, ValueColumn
+from bionemo.webdatamodule.components import Codec, FieldCodec
+from bionemo.webdatamodule.errors import DecodeError, PluginError
+from bionemo.webdatamodule.hookspecs import hookimpl
+from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bionemo.webdatamodule.builtins.pickle.decoder import Decoder
-    from bionemo.webdatamodule.pickles import Policy
-
-KEY = "__key__"
-"""Stands for the sample's key among the suffixes."""
-
 SLACK = 64 << 20
-"""Bytes that an ``npz`` may unpack to however small it is; larger ones may grow a hundredfold."""
+"""Bytes that a compressed field may unpack to however small it is; larger ones may grow a hundredfold."""
 
 
-class Codec(Protocol):
-    """Decodes the fields of one suffix."""
+@dataclass(frozen=True, kw_only=True)
+class BytesCodec:
+    """Fields as they are."""
 
-    def values(self, views: Sequence[memoryview]) -> list[Any]:
-        """Return the value of each field. They own their memory."""
-        ...
+    def decode(self, view: memoryview) -> bytes:
+        """Return a copy of the bytes."""
+        return bytes(view)
 
-    def batcher(self, views: Sequence[memoryview], *, pad: bool = False) -> Callable[[slice], Any]:
-        """Look at the fields of several batches, and return what makes a batch of those at some places.
+    def encode(self, value: bytes) -> bytes:
+        """Return the value."""
+        return bytes(value)
 
-        It makes what ``default_collate``, or with ``pad`` ``padding.fill``, makes of their values.
 
-        Args:
-            views: The fields.
-            pad: Fill tensors up with zeros to the longest of their batch.
+@dataclass(frozen=True, kw_only=True)
+class TextCodec:
+    """Text in UTF-8."""
+
+    def decode(self, view: memoryview) -> str:
+        """Return the text."""
+        return str(view, "utf-8")
+
+    def encode(self, value: str) -> bytes:
+        """Return the text in UTF-8."""
+        return value.encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerCodec:
+    """Whole numbers in decimal digits."""
+
+    def decode(self, view: memoryview) -> int:
+        """Return the number."""
+        return int(bytes(view))
+
+    def encode(self, value: int) -> bytes:
+        """Return the digits."""
+        return b"%d" % value
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonCodec:
+    """JSON in UTF-8."""
+
+    def decode(self, view: memoryview) -> Any:
+        """Return the value."""
+        return json.loads(bytes(view))
+
+    def encode(self, value: Any) -> bytes:
+        """Return the value as JSON."""
+        return json.dumps(value, ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzCodec:
+    """Archives of arrays."""
+
+    def decode(self, view: memoryview) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name.
+
+        Raises:
+            DecodeError: If an array holds objects, is damaged, or the file unpacks to absurdly much.
         """
-        ...
+        decode = NpyCodec().decode
+        with zipfile.ZipFile(io.BytesIO(view)) as archive:
+            _check_unpacked(sum(entry.file_size for entry in archive.infolist()), len(view))
+            names = archive.namelist()
+            return {name.removesuffix(".npy"): decode(memoryview(archive.read(name))) for name in names}
+
+    def encode(self, value: Mapping[str, NDArray[Any]]) -> bytes:
+        """Return an archive whose bytes depend on the arrays alone."""
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, array in value.items():
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy_bytes(array))
+        return stream.getvalue()
 
 
-@dataclass(frozen=True)
-class Plain:
-    """A codec without a faster way to a batch than joining the values.
-
-    Attributes:
-        decode: Returns the value of one field.
-    """
-
-    decode: Callable[[memoryview], Any]
-
-    def values(self, views: Sequence[memoryview]) -> list[Any]:
-        """Return the value of each field."""
-        return list(map(self.decode, views))
-
-    def batcher(self, views: Sequence[memoryview], *, pad: bool = False) -> Callable[[slice], Any]:
-        """Return what decodes and joins the fields at some places."""
-        return lambda here: joined(list(map(self.decode, views[here])), pad=pad)
-
-
-def codec_name(suffix: str, recorded: str | None = None) -> str:
-    """Return the name of a suffix's codec.
+@dataclass(frozen=True, kw_only=True)
+class TorchCodec:
+    """What ``torch.save`` wrote, on the CPU.
 
     Args:
-        suffix: For example ``tensor.pyd``.
-        recorded: What the manifest says of it: ``"pickle"``, or ``"bytes"`` and ``None`` for fields
-            stored as they came, which the last extension describes.
-
-    Raises:
-        ManifestError: If the manifest names a codec that this version does not have.
+        policy: What it may build.
     """
-    if recorded == "pickle":
-        return "pickle"
-    if recorded not in {None, "bytes"}:
-        raise ManifestError(
-            f"the manifest says that the fields are {recorded!r}, which this version cannot decode; "
-            "update bionemo-webdatamodule",
-            suffix=suffix,
-        )
-    return _EXTENSIONS.get(suffix.rpartition(".")[2].lower(), "bytes")
-
-
-def make_codec(name: str, policy: Policy) -> Codec:
-    """Return a codec by the name that :func:`codec_name` gave.
-
-    Args:
-        name: The codec's name.
-        policy: What pickles may do, also those within files of ``torch.save``.
-    """
-    if name == "pickle":
-        from bionemo.webdatamodule.builtins.pickle.decoder import Decoder
-
-        return _Pickles(Decoder(policy))
-    if name == KEY:
-        return Plain(_same)
-    if name == "pt":
-        return Plain(_TorchOrPickle(policy))
-    if name == "pth":
-        return Plain(_Torch(policy))
-    return Plain(_DECODERS[name])
-
-
-def npy(data: memoryview) -> NDArray[Any]:
-    """Return the array in a ``npy`` file, after checking that its header claims no more than there is.
-
-    Raises:
-        DecodeError: If it holds objects, is cut short, or is no ``npy`` file.
-    """
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    if version not in _NPY_HEADERS:
-        raise DecodeError(f"npy version {version} is not known")
-    shape, fortran, dtype = _NPY_HEADERS[version](stream)
-    if dtype.hasobject:
-        raise DecodeError("the array holds Python objects, which are pickles in disguise; store plain numbers")
-    count, start = math.prod(shape), stream.tell()
-    if count and not dtype.itemsize:  # numpy gives text of no width a width
-        raise DecodeError(f"an array of shape {shape} has elements of no size")
-    if count * dtype.itemsize != len(data) - start:
-        raise DecodeError(
-            f"an array of shape {shape} and type {dtype} has {count * dtype.itemsize} bytes, not {len(data) - start}"
-        )
-    array = np.empty(shape, dtype, order="F" if fortran else "C")
-    if array.nbytes:
-        flat = array.reshape(-1, order="F" if fortran else "C")  # a view of the array
-        flat.view(np.uint8)[:] = np.frombuffer(data, np.uint8, offset=start)
-    return array
-
-
-def npz(data: memoryview) -> dict[str, NDArray[Any]]:
-    """Return the arrays in a ``npz`` file by name.
-
-    Raises:
-        DecodeError: If an array holds objects, is damaged, or the file unpacks to absurdly much.
-    """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        _check_unpacked(archive, len(data), most=SLACK + 100 * len(data))
-        names = archive.namelist()
-        return {name.removesuffix(".npy"): npy(memoryview(archive.read(name))) for name in names}
-
-
-@dataclass(frozen=True)
-class _Torch:
-    """Reads what ``torch.save`` wrote, on the CPU."""
 
     policy: Policy
 
-    def __call__(self, data: memoryview) -> Any:
+    def decode(self, view: memoryview) -> Any:
+        """Return the value.
+
+        Raises:
+            RefusedPickleError: If it asks for something that the policy does not allow.
+            DecodeError: If it is no such file.
+        """
         if self.policy.pickles == "trusted":
             import torch
 
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+            return torch.load(io.BytesIO(view), map_location="cpu", weights_only=False)
         from bionemo.webdatamodule.builtins.pickle.safe import torch_files  # here, because it imports torch
 
-        return torch_files.load(data, allow=self.policy.allow)
+        return torch_files.load(view, allow=self.policy.allow)
+
+    def encode(self, value: Any) -> bytes:
+        """Return what ``torch.save`` writes."""
+        import torch
+
+        stream = io.BytesIO()
+        torch.save(value, stream)
+        return stream.getvalue()
 
 
-@dataclass(frozen=True)
-class _TorchOrPickle:
-    """Reads ``pt`` fields, which some write with ``pickle`` and some with ``torch.save``."""
+@dataclass(frozen=True, kw_only=True)
+class TorchOrPickleCodec:
+    """Fields that some write with ``pickle`` and some with ``torch.save``.
+
+    Args:
+        policy: What they may build.
+    """
 
     policy: Policy
 
-    def __call__(self, data: memoryview) -> Any:
-        from bionemo.webdatamodule.pickles import loads
+    def decode(self, view: memoryview) -> Any:
+        """Return the value.
 
-        return _Torch(self.policy)(data) if from_torch(data) else loads(data, policy=self.policy)
+        Raises:
+            RefusedPickleError: If it asks for something that the policy does not allow.
+            DecodeError: If it is neither.
+        """
+        return TorchCodec(policy=self.policy).decode(view) if from_torch(view) else loads(view, policy=self.policy)
+
+    def encode(self, value: Any) -> bytes:
+        """Return a pickle."""
+        return dumps(value)
 
 
-def _check_unpacked(archive: zipfile.ZipFile, size: int, *, most: int) -> None:
-    unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > most:
+@dataclass(frozen=True, kw_only=True)
+class TenCodec:
+    """webdataset's ``.ten`` files: lists of arrays."""
+
+    def decode(self, view: memoryview) -> list[NDArray[Any]]:
+        """Return the arrays.
+
+        Raises:
+            DecodeError: If lengths make no sense.
+        """
+        from webdataset import tenbin
+
+        return [np.array(array) for array in tenbin.decode_list(_chunks(bytes(view)))]
+
+    def encode(self, value: Sequence[NDArray[Any]]) -> bytes:
+        """Return webdataset's encoding."""
+        from webdataset import tenbin
+
+        return bytes(tenbin.encode_buffer(list(value)))
+
+
+def _chunks(data: bytes) -> list[bytes]:
+    """Return what webdataset's ``decode_chunks`` does, which takes any length and may never end."""
+    found, start = [], 0
+    while start < len(data):
+        size = int.from_bytes(data[start + 8 : start + 16], "little", signed=True)
+        start += 16
+        if data[start - 16 : start - 8] != b"~TenBin~" or not 0 <= size <= len(data) - start:
+            raise DecodeError(f"the chunk at byte {start - 16} is damaged")
+        found.append(data[start : start + size])
+        start += -(-size // 64) * 64
+    return found
+
+
+class MsgpackCodec:
+    """MessagePack, read and written by the package ``msgpack``.
+
+    Raises:
+        PluginError: If it is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import msgpack  # type: ignore[import-untyped, import-not-found, unused-ignore]  # optional
+        except ImportError as error:
+            raise PluginError("fields in MessagePack need the package msgpack: pip install msgpack") from error
+        self._msgpack: Any = msgpack
+
+    def __reduce__(self) -> tuple[type[MsgpackCodec], tuple[()]]:
+        return MsgpackCodec, ()
+
+    def decode(self, view: memoryview) -> Any:
+        """Return the value."""
+        return self._msgpack.unpackb(view)
+
+    def encode(self, value: Any) -> bytes:
+        """Return the value in MessagePack."""
+        return self._msgpack.packb(value)  # type: ignore[no-any-return]  # untyped there
+
+
+@dataclass(frozen=True, kw_only=True)
+class GzipCodec:
+    """gzip around another codec.
+
+    Args:
+        inner: The codec of what is inside.
+    """
+
+    inner: FieldCodec
+
+    def decode(self, view: memoryview) -> Any:
+        """Return the value of what is inside.
+
+        Raises:
+            DecodeError: If it is cut short, or unpacks to absurdly much.
+        """
+        return self.inner.decode(memoryview(_unpacked(view)))
+
+    def column(self, views: Sequence[memoryview]) -> Column:
+        """Return the inner codec's column of what is inside."""
+        column = getattr(self.inner, "column", None)
+        if column is None:
+            return ValueColumn(views, self.decode)
+        return column([memoryview(_unpacked(view)) for view in views])  # type: ignore[no-any-return]  # by protocol
+
+    def encode(self, value: Any) -> bytes:
+        """Return the inner codec's bytes, compressed."""
+        return gzip.compress(self.inner.encode(value), mtime=0)  # type: ignore[attr-defined]  # if that encodes
+
+
+def _unpacked(view: memoryview) -> bytes:
+    most, parts, size, rest = SLACK + 100 * len(view), [], 0, bytes(view)
+    while rest:
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        parts.append(member.decompress(rest, most + 1 - size))
+        size += len(parts[-1])
+        _check_unpacked(size, len(view))
+        if not member.eof:
+            raise DecodeError("the gzip data end too early")
+        rest = member.unused_data
+    return b"".join(parts)
+
+
+def _check_unpacked(unpacked: int, size: int) -> None:
+    if unpacked > SLACK + 100 * size:
         raise DecodeError(f"{size} bytes of an archive claim to unpack to {unpacked}")
 
 
-@dataclass(frozen=True)
-class _Pickles:
-    """Decodes pickles, and batches of them straight into the memory that a worker sends them in."""
-
-    decode: Decoder
-
-    def values(self, views: Sequence[memoryview]) -> list[Any]:
-        return self.decode.values(views)
-
-    def batcher(self, views: Sequence[memoryview], *, pad: bool = False) -> Callable[[slice], Any]:
-        return self.decode.batcher(views, empty=context.worker().empty, pad=pad)
-
-
-def _same(key: Any) -> Any:
-    return key
-
-
-def _text(data: memoryview) -> str:
-    return str(data, "utf-8")
-
-
-def _integer(data: memoryview) -> int:
-    return int(bytes(data))
-
-
-def _json(data: memoryview) -> Any:
-    return json.loads(bytes(data))
-
-
-_DECODERS: dict[str, Callable[[memoryview], Any]] = {
-    "bytes": bytes,
-    "integer": _integer,
-    "json": _json,
-    "npy": npy,
-    "npz": npz,
-    "text": _text,
-}
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_EXTENSIONS = {  # those of webdataset.autodecode, as far as torch and numpy alone can read them
-    **dict.fromkeys(("pickle", "pkl", "pyd"), "pickle"),
-    **dict.fromkeys(("txt", "text", "transcript"), "text"),
-    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), "integer"),
-    **dict.fromkeys(("json", "jsn"), "json"),
-    **{name: name for name in ("npy", "npz", "pt", "pth")},
-}
+@hookimpl
+def webdatamodule_codecs() -> Iterable[Codec]:
+    """Register the default codecs, with the extensions of ``webdataset.autodecode``."""
+    yield Codec(name="bytes", summary="bytes as they are", factory=BytesCodec)
+    yield Codec(name="text", summary="text in UTF-8", suffixes=("txt", "text", "transcript"), factory=TextCodec)
+    yield Codec(
+        name="integer",
+        summary="whole numbers in decimal digits",
+        suffixes=("cls", "cls2", "index", "inx", "id"),
+        factory=IntegerCodec,
+    )
+    yield Codec(name="json", summary="JSON", suffixes=("json", "jsn"), factory=JsonCodec)
+    yield Codec(name="npy", summary="NumPy arrays", suffixes=("npy",), factory=NpyCodec)
+    yield Codec(name="npz", summary="archives of NumPy arrays", suffixes=("npz",), factory=NpzCodec)
+    yield Codec(name="pt", summary="files of torch.save, or pickles", suffixes=("pt",), factory=TorchOrPickleCodec)
+    yield Codec(name="pth", summary="files of torch.save", suffixes=("pth",), factory=TorchCodec)
+    yield Codec(name="ten", summary="webdataset's lists of arrays", suffixes=("ten", "tb"), factory=TenCodec)
+    yield Codec(
+        name="msgpack",
+        summary="MessagePack, by the package msgpack",
+        suffixes=("mp", "msg", "msgpack"),
+        factory=MsgpackCodec,
+    )
+    yield Codec(name="gz", summary="gzip around another codec", suffixes=("gz",), factory=GzipCodec, wraps=True)

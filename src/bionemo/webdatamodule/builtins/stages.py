@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bionemo.webdatamodule import context
+from bionemo.webdatamodule.columns import Fields
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.context import shuffled
 from bionemo.webdatamodule.errors import ConfigError
@@ -23,12 +24,18 @@ class Untuple:
         ConfigError: If a sample is no 1-tuple.
     """
 
+    anywhere = True
+
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the value of each sample."""
         for sample in samples:
             if not isinstance(sample, tuple) or len(sample) != 1:
                 raise ConfigError(f"untuple takes samples of one suffix, got {type(sample).__name__} {sample!r:.80}")
             yield sample[0]
+
+    def columns(self, fields: Fields) -> Any:
+        """Return the only column."""
+        return fields[0] if isinstance(fields, tuple) and len(fields) == 1 else NotImplemented
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +136,7 @@ class Named:
     """
 
     names: Sequence[str]
+    anywhere = True
 
     def __call__(self, samples: Iterator[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         """Yield the dictionaries."""
@@ -137,6 +145,12 @@ class Named:
             if len(sample) != len(names):
                 raise ConfigError(f"named has {len(names)} names for {len(sample)} values")
             yield dict(zip(names, sample, strict=True))
+
+    def columns(self, fields: Fields) -> Any:
+        """Return the columns by name."""
+        if not isinstance(fields, tuple) or len(fields) != len(set(self.names)):
+            return NotImplemented
+        return dict(zip(self.names, fields, strict=True))
 
 
 @hookimpl

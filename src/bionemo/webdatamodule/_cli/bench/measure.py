@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import default_collate
 
-from bionemo.webdatamodule._engine.format.fields import check_fields, field_views
+from bionemo.webdatamodule._engine.codecs import Codecs
+from bionemo.webdatamodule._engine.reading.fields import check_fields, field_views
 from bionemo.webdatamodule._engine.reading.locate import Places
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule.builtins.webloader.transport import pack
+from bionemo.webdatamodule.columns import stack_fields
 from bionemo.webdatamodule.datamodule import WebDataModule
 from bionemo.webdatamodule.errors import DecodeError, MissingFieldError, NoShardsError
 
@@ -90,7 +92,7 @@ class Bench:
         self.batch_size = min(batch_size, found.n_samples)
         self._seconds = seconds
         self._policy = policy
-        self._reader = SampleReader([found], suffixes, policy=policy, check="never")
+        self._reader = SampleReader([found], suffixes, codecs=Codecs(policy=policy), check="never")
         self._columns = [column for column, suffix in enumerate(suffixes) if suffix != "__key__"]
         self._places = Places([found], suffixes, split=None)
         self._order = np.random.default_rng(0).permutation(found.n_samples)
@@ -109,7 +111,7 @@ class Bench:
         """
         first = self._order[: self.batch_size]
         samples = self._reader.read(first)
-        batch = self._reader.read_batch(first) if self._stacks else samples
+        batch = self._batch(first) if self._stacks else samples
         # Fields are read, compared with their checksums and decoded from the samples' own places;
         # the other parts work on one batch again and again, which is in the caches.
         work: dict[str, Callable[[Ids], Any] | None] = {
@@ -118,7 +120,7 @@ class Bench:
             "decode": self._reader.read,
             "stages": (lambda _: list(chain(self._stages, iter(samples)))) if self._stages else None,
             "batch": (lambda _: default_collate(samples)) if self._stacks else None,
-            "direct": self._reader.read_batch if self._stacks else None,
+            "direct": self._batch if self._stacks else None,
             "transport": lambda _: pickle.loads(pickle.dumps(pack(batch))).unpack(),
         }
         for name in PARTS:
@@ -175,9 +177,12 @@ class Bench:
         for place in self._places.locate(ids):
             check_fields(place, self._columns)
 
+    def _batch(self, ids: Ids) -> Any:
+        return next(self._reader.columns([ids], lambda _, fields: stack_fields(fields)))
+
     def _can_batch(self) -> bool:
         try:
-            self._reader.read_batch(self._order[: self.batch_size])
+            self._batch(self._order[: self.batch_size])
         except DecodeError:  # if it is not their shapes, reading one by one says so
             return False
         return True

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from bionemo.webdatamodule._cli.report.parts import Part, parts_of
 from bionemo.webdatamodule._cli.report.spread import Spread
-from bionemo.webdatamodule._engine.format.fields import check_fields, key_of
+from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
+from bionemo.webdatamodule._engine.reading.fields import check_fields, key_of
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, open_shard
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule.builtins.codecs import Codec, codec_name, make_codec
 from bionemo.webdatamodule.errors import WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
 
@@ -90,10 +90,9 @@ def survey(found: ShardSet, policy: Policy, *, shards: Sequence[int], samples: i
         samples: How many samples to decode, at most.
         progress: Whether to show a progress bar on standard error.
     """
-    fields = {
-        suffix: Field(suffix=suffix, codec=codec_name(suffix, found.codecs.get(suffix))) for suffix in found.suffixes
-    }
-    codecs = {suffix: make_codec(each.codec, policy) for suffix, each in fields.items()}
+    every = Codecs(policy=policy)
+    codecs = {suffix: every.of(suffix, found.codecs.get(suffix)) for suffix in found.suffixes}
+    fields = {suffix: Field(suffix=suffix, codec=codec.name) for suffix, codec in codecs.items()}
     total = sum(found.samples[number] for number in shards)
     problems: list[str] = []
     passed = decoded = 0
@@ -132,14 +131,16 @@ def _measure(shard: OpenShard, fields: Mapping[str, Field]) -> None:
         fields[suffix].sizes.add(shard.index.sizes[there, column])
 
 
-def _decode(shard: OpenShard, rows: Iterable[int], fields: Mapping[str, Field], codecs: Mapping[str, Codec]) -> None:
+def _decode(
+    shard: OpenShard, rows: Iterable[int], fields: Mapping[str, Field], codecs: Mapping[str, NamedCodec]
+) -> None:
     for row in rows:
         for number, (suffix, column) in enumerate(zip(fields, shard.columns, strict=True)):
             if column is None or (start := column[0][row]) < 0:
                 continue
             try:
                 check_fields((shard, row), [number])
-                (value,) = codecs[suffix].values([shard.data[start : start + column[1][row]]])
+                value = codecs[suffix].codec.decode(shard.data[start : start + column[1][row]])
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like

@@ -14,13 +14,7 @@ from webdataset.shardlists import split_by_node, split_by_worker
 from bionemo.webdatamodule._engine.loading.clock import Clock, EvaluationClock, TrainerClock
 from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset, Topology
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
-from bionemo.webdatamodule._engine.loading.placement import (
-    dataset_stages,
-    loader_stages,
-    torch_batch,
-    torch_convert,
-    worker_part,
-)
+from bionemo.webdatamodule._engine.loading.placement import split_stages
 from bionemo.webdatamodule._engine.loading.plans import check_planner, make_plan, planner_of
 from bionemo.webdatamodule._engine.loading.records import LoaderChoice, Settings, SplitSettings, resolve_loader
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
@@ -29,7 +23,6 @@ from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
-from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.errors import ConfigError, DataWarning
 
 if TYPE_CHECKING:
@@ -86,7 +79,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
     reader = SampleReader(
         sets,
         settings.suffixes,
-        policy=settings.policy,
+        codecs=settings.codecs,
         check=settings.check,
         on_error=split.errors.on_error,
         max_skipped=split.errors.max_skipped,
@@ -121,7 +114,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             dataset=dataset,
             loader=function,
             loader_name=split.loader.name,
-            stages=loader_stages(split),
+            stages=split_stages(split.loader_stages)[1],
             clock=clock,
             cursor=Cursor.of(dataset.plan, dataset.reader.digest),
         )
@@ -133,7 +126,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             dataset=dataset,
             loader=function,
             loader_name=split.loader.name,
-            stages=_stream_loader_stages(split),
+            stages=split.loader_stages,
             n_batches=math.ceil(n_samples / settings.global_batch_size),
             num_workers=function.num_workers,
             clock=clock,
@@ -201,14 +194,13 @@ def _planned(
             f"{share} samples, of which workers make one batch; leave batch_size out, or choose global_batch_size",
             split=split.split,
         )
-    part = worker_part(settings, split)
+    ahead, left = split_stages(split.loader_stages)
     return PlannedDataset(
         reader=reader,
         plan=plan,
-        stages=part.stages,
-        collate=part.collate,
-        pad=part.pad,
-        untuple=part.untuple,
+        stages=split.stages,
+        ahead=(split.torch_stage, *ahead),
+        batches=not left,
         topology=topology,
         split=split.split,
         seed=settings.seed,
@@ -221,11 +213,10 @@ def _stream(
 ) -> StreamDataset:
     options = split.options
     shuffle = options.get("shardshuffle")
-    in_torch = torch_convert(split) if split.loader.batch_size is None else torch_batch(split)
     return StreamDataset(
         reader=reader,
         shards=[path for found in sets for path in found.paths],
-        stages=(*dataset_stages(settings, split), in_torch),
+        stages=(*split.stages, split.torch_stage),
         dealing=Dealing(
             nodesplitter=options.get("nodesplitter", split_by_node),
             workersplitter=options.get("workersplitter", split_by_worker),
@@ -239,12 +230,6 @@ def _stream(
         batch_size=max(1, settings.global_batch_size // topology.world_size),
         sample_bytes=reader.sample_bytes,
     )
-
-
-def _stream_loader_stages(split: SplitSettings) -> tuple[Any, ...]:
-    if split.loader_stages is not None:
-        return split.loader_stages
-    return () if split.loader.batch_size is not None else (Batch(),)
 
 
 def _called(argument: str, split: str, target: Any, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:

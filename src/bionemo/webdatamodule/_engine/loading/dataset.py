@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from bionemo.webdatamodule._engine.sampling.partition import (
     chunks,
     mean_share,
 )
-from bionemo.webdatamodule._engine.stages import chain, describe
+from bionemo.webdatamodule._engine.stages import chain, names_of, run_columns
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError
 
@@ -121,9 +122,8 @@ class PlannedDataset(Planned):
         reader: Reads samples by id.
         plan: Says which ids make up which share.
         stages: Run on the samples of each share, in workers.
-        collate: ``True`` makes a batch of each share in the worker; ``stages`` then are at most ``untuple``.
-        pad: Whether these batches are filled up with zeros where lengths differ.
-        untuple: Whether the only value of a sample is taken out of its 1-tuple before batching.
+        ahead: Stages of the loader that run behind them, in workers too.
+        batches: Whether ``ahead`` are all stages of the loader, so that they make one batch of a share.
         topology: This process's place.
         split: The split's name, for messages.
         seed: The data module's seed, for stages that draw random numbers.
@@ -136,9 +136,8 @@ class PlannedDataset(Planned):
         reader: SampleReader,
         plan: EpochPlan,
         stages: Sequence[Any] = (),
-        collate: bool = False,
-        pad: bool = False,
-        untuple: bool = False,
+        ahead: Sequence[Any] = (),
+        batches: bool = False,
         topology: Topology = ALONE,
         split: str = "train",
         seed: int = 0,
@@ -148,9 +147,8 @@ class PlannedDataset(Planned):
         self.reader = reader
         self.plan = plan
         self.stages = tuple(stages)
-        self.collate = collate
-        self.pad = pad
-        self.untuple = untuple
+        self.ahead = tuple(ahead)
+        self.batches = batches
         self.topology = topology
         self.split = split
         self.seed = seed
@@ -160,15 +158,10 @@ class PlannedDataset(Planned):
     def __iter__(self) -> Iterator[Any]:
         for item in self.items():
             for value in item.values:
-                yield from [value] if self.collate else value
+                yield from [value] if self.batches else value
 
     def compose(self, *stages: Any) -> PlannedDataset:
         """Return a copy with more stages, which run on each share."""
-        if self.collate:
-            raise ConfigError(
-                "this dataset joins its samples into batches itself; give the stages as pipeline_wds instead",
-                split=self.split,
-            )
         result = copy.copy(self)
         result.stages = (*self.stages, *stages)
         return result
@@ -180,33 +173,24 @@ class PlannedDataset(Planned):
     def items(self) -> Iterator[Item]:
         """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
         epoch, start = self.position.get()
-        reads = context.worker()
-        worker, workers = reads.number, reads.count
+        this = context.worker()
         # Large batches are made when they are asked for: less memory is less time.
-        lazy = self.collate and not workers and self.sample_bytes * CHUNK_SAMPLES > CHUNK_BYTES
+        lazy = not this.count and self.sample_bytes * CHUNK_SAMPLES > CHUNK_BYTES
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
         share = mean_share(self.plan.n_samples, n_batches, place.world_size)
         most = LAZY_BYTES if lazy else CHUNK_BYTES
-        length = chunk_length(n_batches, share, workers, sample_bytes=self.sample_bytes, most_bytes=most)
+        length = chunk_length(n_batches, share, this.count, sample_bytes=self.sample_bytes, most_bytes=most)
         together = max(1, _PLANNED // max(1, share * length))
-        runs = self._runs(chunks(n_batches, worker, workers, length=length), epoch, start, together)
+        mine = partial(chunks, n_batches, this.number, this.count, length=length)
         if self.reader.is_remote:  # what will be read is known, and is fetched in that order
-            coming = self._runs(chunks(n_batches, worker, workers, length=length), epoch, start, together)
+            coming = self._runs(mine(), epoch, start, together)
             self.reader.follow((ids for _, shares in coming for ids in shares), epoch)
-        for batches, shares in runs:
-            if self.collate:
-                columns = (self.reader.iter_batches if lazy else self.reader.read_batches)(shares, pad=self.pad)
-                made = (batch[0] if self.untuple else list(batch) for batch in columns)
-                values = made if lazy else list(made)
-            else:
-                read = self.reader.read_shares(shares)
-                values = []
-                for batch, ids, samples in zip(batches, shares, read, strict=True):
-                    if not samples:
-                        raise self.reader.nothing_left(ids)
-                    values.append(self._staged(samples, batch, epoch, start))
-            yield Item(epoch=epoch, start=start, worker=worker, number=batches[0], values=values)
+        for batches, shares in self._runs(mine(), epoch, start, together):
+            made = self._made(batches, shares, epoch, start, lazy=lazy)
+            yield Item(
+                epoch=epoch, start=start, worker=this.number, number=batches[0], values=made if lazy else list(made)
+            )
 
     def _runs(self, runs: Iterator[range], epoch: int, start: int, together: int) -> Iterator[tuple[range, list[Ids]]]:
         """Yield runs of batches with this rank's shares of them, planning several runs at a time."""
@@ -217,24 +201,70 @@ class PlannedDataset(Planned):
             for run in some:
                 yield run, list(itertools.islice(shares, len(run)))
 
-    def _staged(self, samples: list[Any], batch: int, epoch: int, start: int) -> list[Any]:
-        """Run the stages on the samples of a share."""
-        first = self.plan.consumed(batch, self.topology.world_size, start=start, epoch=epoch)
-        with context.at(self.place(epoch, first)):
-            out = list(chain(self.stages, samples))
-        if not out:
+    def _made(
+        self, batches: Sequence[int], shares: Sequence[Ids], epoch: int, start: int, *, lazy: bool
+    ) -> Iterator[Any]:
+        """Yield what the stages make of each share: a batch, or a list of samples."""
+        stages = (*self.stages, *self.ahead)
+
+        def place(number: int) -> context.Context:
+            first = self.plan.consumed(batches[number], self.topology.world_size, start=start, epoch=epoch)
+            return self.place(epoch, first)
+
+        def use(number: int, fields: Any) -> tuple[list[Any], Sequence[Any]]:
+            with context.at(place(number)):
+                return run_columns(stages, fields)
+
+        for number, (values, rest) in enumerate(self.reader.columns(shares, use, lazily=lazy)):
+            with context.at(place(number)):
+                made = self._finished(values, rest, len(shares[number]))
+            yield made
+
+    def _finished(self, values: list[Any], rest: Sequence[Any], n_samples: int) -> Any:
+        """Run the stages without a columnar form, and return the share's batch or samples."""
+        within = max(0, len(rest) - len(self.ahead))
+        if within:
+            values = list(chain(rest[:within], values))
+        if not values:
             raise ConfigError(
-                f"pipeline_wds ({', '.join(map(describe, self.stages))}) left nothing of a share of "
-                f"{len(samples)} samples, and every rank must take the same steps; "
+                f"pipeline_wds ({names_of(self.stages)}) left nothing of a share of "
+                f"{n_samples} samples, and every rank must take the same steps; "
                 "drop samples when converting, take larger batches, or read in order='shards'",
                 split=self.split,
                 rank=self.topology.rank,
             )
-        return out
+        if not self.batches:
+            return list(chain(rest[within:], values)) if len(rest) > within else values
+        return only_batch(chain(rest[within:], values), self, self.ahead, n_samples)
 
     def place(self, epoch: int, first: int) -> context.Context:
         """Return the place of a share for stages that draw random numbers."""
         return context.Context(order="global", seed=self.seed, epoch=epoch, first=first, rank=self.topology.rank)
+
+
+def only_batch(made: Iterable[Any], dataset: PlannedDataset, stages: Sequence[Any], n_samples: int) -> Any:
+    """Return the batch that the loader's stages made of a share.
+
+    Args:
+        made: What they made.
+        dataset: The split's dataset, for messages.
+        stages: The stages, for messages.
+        n_samples: How many samples or batches they got.
+
+    Raises:
+        ConfigError: If it is no batch, or several.
+    """
+    batches = list(itertools.islice(made, 2))
+    if len(batches) != 1 or batches[0] is None:  # Lightning skips the step of a None, on this rank alone
+        more = "several batches" if len(batches) > 1 else "no batch"
+        raise ConfigError(
+            f"pipeline_prebatch_wld ({names_of(stages)}) makes {more} of a share of "
+            f"{n_samples} samples, this rank's part of a global batch; every rank must take the same "
+            "steps, so make one batch of at least that size, or read in order='shards'",
+            split=dataset.split,
+            rank=dataset.topology.rank,
+        )
+    return batches[0]
 
 
 _Placed = TypeVar("_Placed", bound="Placed")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import webdataset as wds
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import Planned, PlannedDataset, apart
+from bionemo.webdatamodule._engine.loading.dataset import Planned, PlannedDataset, apart, only_batch
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Progress
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.plan import Plan
-from bionemo.webdatamodule._engine.stages import chain, describe
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule._engine.stages import chain
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.clock import Clock
@@ -147,7 +145,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             for item in items:
                 self._items.check(item, index)
                 for value in item.values:
-                    batch = value if self._data.collate and not self.stages else self._batch(value, cursor, index)
+                    batch = value if self._data.batches and not self.stages else self._batch(value, cursor, index)
                     index += 1
                     self._progress.delivered = index  # before it is yielded: Lightning may never ask again
                     if index == shares:
@@ -160,19 +158,9 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
 
     def _batch(self, value: Any, cursor: Cursor, index: int) -> Any:
         """Run the stages on the samples of one share, or on the batch of it, which must give one batch."""
-        samples = [value] if self._data.collate else value
+        samples = [value] if self._data.batches else value
         with context.at(self._data.place(cursor.epoch, self._consumed(index, cursor))):
-            batches = list(itertools.islice(chain(self.stages, samples), 2))
-        if len(batches) != 1 or batches[0] is None:  # Lightning skips the step of a None, on this rank alone
-            more = "several batches" if len(batches) > 1 else "no batch"
-            raise ConfigError(
-                f"pipeline_prebatch_wld ({', '.join(map(describe, self.stages))}) makes {more} of a share of "
-                f"{len(samples)} samples, this rank's part of a global batch; every rank must take the same "
-                "steps, so make one batch of at least that size, or read in order='shards'",
-                split=self.split,
-                rank=self._data.topology.rank,
-            )
-        return batches[0]
+            return only_batch(chain(self.stages, samples), self._data, self.stages, len(samples))
 
     def _consumed(self, batches: int, cursor: Cursor) -> int:
         if not batches:

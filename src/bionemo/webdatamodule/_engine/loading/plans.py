@@ -152,7 +152,7 @@ def _planned_by(
         global_batch_size=settings.global_batch_size,
         tail=settings.tail if training else "share",
     )
-    sizes = measure(stage, reader, policy=settings.policy, split=split.split)
+    sizes = measure(stage, reader, codecs=settings.codecs, split=split.split)
     try:
         plan = stage.plan(sizes, request)
     except PlanError as error:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.config import ErrorPolicy, Source
 from bionemo.webdatamodule._engine.loading.items import as_loader
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import ItemLoader, Loader
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.options import whole_number
-from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins, as_use, build, find, option_names, resolve
 
 
@@ -25,7 +25,7 @@ class Settings:
     prefix: str
     seed: int
     tail: Literal["share", "drop", "fill"]
-    policy: Policy
+    codecs: Codecs
     check: Literal["first", "always", "never"]
     shuffle_shards: int | None
 
@@ -43,15 +43,22 @@ class LoaderChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """What one split has of its own. Stages are ``None`` where the user gave none."""
+    """What one split has of its own.
+
+    Attributes:
+        stages: The user's ``pipeline_wds``, or the default.
+        torch_stage: What workers do to its samples before ``loader_stages``, in place of torch's ``DataLoader``.
+        loader_stages: The user's ``pipeline_prebatch_wld``, or the default.
+    """
 
     split: str
     sources: tuple[Source, ...]
     n_samples: int | None
     order: Literal["global", "shards"]
     order_reason: str
-    stages: tuple[Any, ...] | None
-    loader_stages: tuple[Any, ...] | None
+    stages: tuple[Any, ...]
+    torch_stage: Any
+    loader_stages: tuple[Any, ...]
     options: Mapping[str, Any]
     loader: LoaderChoice
     dataset_calls: tuple[tuple[str, Mapping[str, Any]], ...]

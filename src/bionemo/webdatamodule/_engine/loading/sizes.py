@@ -7,30 +7,30 @@ from typing import Any
 
 import numpy as np
 
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Planner
 from bionemo.webdatamodule.errors import PlanError
-from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.planning import Ids, size_of
 
 _TOGETHER = 1024  # samples that are read at a time
 
 
-def measure(stage: Planner, reader: SampleReader, *, policy: Policy, split: str) -> Ids:
+def measure(stage: Planner, reader: SampleReader, *, codecs: Codecs, split: str) -> Ids:
     """Return the size of each sample of a split.
 
     Args:
         stage: Says what the size of a sample is.
         reader: Reads the split.
-        policy: Which pickles are read.
+        codecs: What decodes its fields.
         split: Name of the split, for messages.
 
     Raises:
         PlanError: If a sample has no size; the message names its key.
     """
     suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
-    fields = SampleReader(reader.sets, suffixes, policy=policy, check="never", split=split)
+    fields = SampleReader(reader.sets, suffixes, codecs=codecs, check="never", split=split)
     sizes = np.empty(fields.n_samples, dtype=np.int64)
     number = 0
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import distributed
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.format.fields import Place
+from bionemo.webdatamodule._engine.reading.fields import Place
 from bionemo.webdatamodule._engine.reading.open_pieces import OpenPieces, needs_of
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, most_open, open_shard
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
@@ -35,6 +35,7 @@ class Places:
         ends: int64 of shape ``(shards,)``: one more than that of its last.
         n_samples: Number of samples in all sets.
         is_remote: Whether any shard is behind a URL.
+        columns: Number of each suffix in what the shards are opened for.
         at_once: Samples that can be located at once, at most, since each might need a shard of its own open.
     """
 
@@ -45,6 +46,7 @@ class Places:
         self.n_samples = sum(counts)
         self._shards = [(found, place) for found in sets for place in range(len(found.paths))]
         self._suffixes = tuple(suffixes)
+        self.columns = range(len(self._suffixes))
         self._split = split
         self.is_remote = any(found.remote is not None for found in sets)
         self._open = OpenShards()

@@ -1,25 +1,26 @@
-"""Samples by number: from memory-mapped shards to decoded fields, one by one or as batches."""
+"""Samples by number: from memory-mapped shards to columns of fields, and from these to samples."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.format.fields import Place, check_fields, field_views, key_of
+from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
+from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
+from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, key_of
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
 from bionemo.webdatamodule._engine.reading.open_shards import hold
+from bionemo.webdatamodule._engine.reading.selection import KEY, Selected, select
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule._engine.reading.together import Together, in_a_row
-from bionemo.webdatamodule.builtins.codecs import KEY, Codec, codec_name, make_codec
-from bionemo.webdatamodule.builtins.padding import joined
+from bionemo.webdatamodule.columns import Column, ValueColumn, samples_of
 from bionemo.webdatamodule.errors import (
     ConfigError,
     CorruptShardError,
@@ -27,17 +28,18 @@ from bionemo.webdatamodule.errors import (
     MissingFieldError,
     WebDataModuleError,
 )
-from bionemo.webdatamodule.pickles import Policy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["SampleReader", "ShardSet"]
 
-_Decode: TypeAlias = "Callable[[Codec, Sequence[Any]], Any]"
+_T = TypeVar("_T")
+Use: TypeAlias = "Callable[[int, tuple[Column, ...]], _T]"
+"""What is made of the number of a share among those asked for, and its columns."""
 
 _log = logging.getLogger("bionemo.webdatamodule")
-_SAFE = Policy()
+_DEFAULT = Codecs()
 _CHUNK_SAMPLES = 512  # read together where a whole shard is iterated, at most
 _CHUNK_BYTES = 1 << 22
 _NAMED = 3  # keys in a message
@@ -53,9 +55,9 @@ class SampleReader:
 
     Args:
         sets: What to read.
-        suffixes: The fields of each sample, in the order of the tuples that are returned. They match exactly.
+        suffixes: The fields of each sample, in the order of the tuples that are returned, see :func:`.select`.
             ``"__key__"`` stands for the key.
-        policy: What pickles may do.
+        codecs: What decodes them.
         check: When to compare fields with their checksums: at the ``"first"`` time that anyone sharing this reader
             reads the sample, ``"always"`` or ``"never"``. Foreign shards have no checksums.
         on_error: ``"raise"``, or ``"skip"`` to leave out samples that are damaged, lack a field or cannot be decoded.
@@ -77,7 +79,7 @@ class SampleReader:
         sets: Sequence[ShardSet],
         suffixes: Sequence[str],
         *,
-        policy: Policy = _SAFE,
+        codecs: Codecs = _DEFAULT,
         check: Literal["first", "always", "never"] = "first",
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: int = 100,
@@ -85,22 +87,24 @@ class SampleReader:
     ) -> None:
         self.sets = tuple(sets)
         self.suffixes = tuple(suffixes)
-        self.policy = policy
+        self.codecs = codecs
         self.check = check
         self.on_error = on_error
         self.max_skipped = max_skipped
         self.split = split
         if not self.sets or not self.suffixes:
             raise ConfigError("a reader needs at least one set of shards and one suffix", split=split)
-        self._places = Places(self.sets, self.suffixes, split=split)
+        stored = {suffix for found in self.sets for suffix in found.suffixes}
+        selected = [select(asked, stored, split=split) for asked in self.suffixes]
+        opened = list(dict.fromkeys(suffix for each in selected for suffix in each.suffixes if suffix != KEY))
+        self._places = Places(self.sets, opened, split=split)
         self.n_samples = self._places.n_samples
         self.sample_bytes = sum(found.n_bytes for found in self.sets) / max(1, self.n_samples)
         digests = [found.digest for found in self.sets]
         self.digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-        self._codec_names = [_codec_name(self.sets, suffix, split) for suffix in self.suffixes]
         self._ledger = Ledger(self.n_samples)
         self._told = 0  # samples left out, as last logged
-        self._codecs = self._make_codecs()
+        self._fields = [_field(each, opened, self.sets, codecs, split) for each in selected]
 
     @property
     def skipped(self) -> int:
@@ -122,56 +126,43 @@ class SampleReader:
             MissingFieldError: If a sample lacks a field.
             DecodeError: If a field cannot be decoded.
         """
+        ids = np.asarray(ids, np.int64)
         most = self._places.at_once
         if len(ids) > most:
             return [sample for first in range(0, len(ids), most) for sample in self.read(ids[first : first + most])]
-        return list(zip(*self._columns(ids, _each), strict=True))
+        return self._blaming(ids, samples_of)
 
-    def read_batch(self, ids: NDArray[np.int64], *, pad: bool = False) -> tuple[Any, ...]:
-        """Return samples as one batch for each suffix: what ``default_collate`` makes of the column.
+    def columns(self, shares: Sequence[NDArray[np.int64]], use: Use[_T], *, lazily: bool = False) -> Iterator[_T]:
+        """Yield what a function makes of the columns of each share, when it is asked for.
+
+        What the shares have in common is done for all of them at once. Where anything fails, the samples of the
+        share are read one by one, so that the error names one, or that one is left out.
 
         Args:
-            ids: Numbers of the samples, int64 of shape ``(n,)``, in any order.
-            pad: Fill tensors up with zeros to the longest of the batch, see ``padding.fill``.
+            shares: Numbers of the samples of each share, none of them empty.
+            use: Takes the number of the share, and a column for each suffix, at least one sample long. It may be
+                called again with other columns after it failed.
+            lazily: Time may pass from one share to the next, and memory should hold the values of one share only.
 
         Raises:
-            DecodeError: If a field cannot be decoded, the fields do not fit into one batch,
-                or every sample was skipped.
+            DecodeError: If a field cannot be decoded, if all samples of a share are left out, or if the function
+                fails although each of them can be decoded.
             WebDataModuleError: As :meth:`read`.
         """
-        if len(ids) > self._places.at_once:
-            samples = self.read(ids)
-            if not samples:
-                raise self.nothing_left(ids)
-            with self._fitting(len(samples)):
-                return tuple(joined(list(column), pad=pad) for column in zip(*samples, strict=True))
-        return tuple(self._columns(ids, partial(_together, pad=pad)))
-
-    def read_shares(self, shares: Sequence[NDArray[np.int64]]) -> list[list[tuple[Any, ...]]]:
-        """Return what :meth:`read` returns for each share; quicker, since they are read together."""
-        ids = np.concatenate(shares)
-        if self._is_simple(ids):
-            with suppress(Exception):  # read says what is wrong, and where
-                samples = zip(*self._decoded(ids, self._places.locate(ids), _each), strict=True)
-                return [list(itertools.islice(samples, len(share))) for share in shares]
-        return [self.read(share) for share in shares]
-
-    def read_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> list[tuple[Any, ...]]:
-        """Return what :meth:`read_batch` returns for each share; quicker, since they are read together."""
-        make = self._batcher(np.concatenate(shares), pad=pad)
-        return [self._batch(make, share, here, pad=pad) for share, here in in_a_row(shares)]
-
-    def iter_batches(self, shares: Sequence[NDArray[np.int64]], *, pad: bool = False) -> Iterator[tuple[Any, ...]]:
-        """Yield what :meth:`read_batch` returns for each share, each when it is asked for.
-
-        What they have in common is done for all at once, so this is quicker, and memory holds one batch at a time.
-        """
-        make = None if self.check == "always" else self._batcher(np.concatenate(shares), pad=pad)
-        with hold(make.n_shards if make else 0) as held:
-            if not held:
-                make = None
-            for share, here in in_a_row(shares):
-                yield self._batch(make, share, here, pad=pad, again=True)
+        together = None if lazily and self.check == "always" else self._together(np.concatenate(shares))
+        with hold(_n_shards(together)) if together and lazily else nullcontext(True) as held:
+            if not held:  # or its shards would stay open
+                together = None
+            stop = 0
+            for number, share in enumerate(shares):
+                where = slice(stop, stop := stop + len(share))
+                found: list[_T] = []
+                if together:
+                    with suppress(Exception):  # the share alone says what is wrong, and where
+                        if lazily:
+                            _look_again(together, where)
+                        found.append(use(number, tuple(ShareColumn(column, where, lazily) for column in together)))
+                yield found[0] if found else self._alone(share, partial(use, number))
 
     def nothing_left(self, ids: NDArray[np.int64]) -> DecodeError:
         """Return the error of a share whose samples are all left out, when every rank must take the same steps."""
@@ -231,68 +222,68 @@ class SampleReader:
         starts, ends = self._places.starts, self._places.ends
         self._places.follow((range(int(starts[number]), int(ends[number])) for number in numbers), epoch)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_codecs"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._codecs = self._make_codecs()
-
-    def _make_codecs(self) -> list[Codec]:
-        return [make_codec(name, self.policy) for name in self._codec_names]
-
-    def _batcher(self, ids: NDArray[np.int64], *, pad: bool) -> Together | None:
-        """Return what makes batches of some of these samples, or ``None`` where only one by one says what is wrong."""
-        if not self._is_simple(ids):
+    def _together(self, ids: NDArray[np.int64]) -> tuple[Together, ...] | None:
+        """Return the columns of samples; ``None`` where only reading one by one says what is wrong."""
+        if len(ids) > self._places.at_once or (self._ledger.states[ids] == BAD).any():
             return None
-        with suppress(Exception):
+        try:
             places = self._places.locate(ids)
-            fields = [self._fields(places, column) for column in range(len(self.suffixes))]
+            columns = [field.column(places) for field in self._fields]
             self._check(ids, places)
-            makes = [codec.batcher(field, pad=pad) for codec, field in zip(self._codecs, fields, strict=True)]
-            return Together(places=places, makes=makes)
-        return None
+        except Exception:  # noqa: BLE001 - whatever it is, it comes again
+            return None
+        return tuple(
+            Together(field=field, places=places, column=column)
+            for field, column in zip(self._fields, columns, strict=True)
+        )
 
-    def _batch(
-        self, make: Together | None, share: NDArray[np.int64], here: slice, *, pad: bool, again: bool = False
-    ) -> tuple[Any, ...]:
-        if make is not None:
-            with suppress(Exception):  # read_batch says what is wrong, and where
-                if again:
-                    make.look_again(here)
-                return make(here)
-        return self.read_batch(share, pad=pad)
+    def _alone(self, share: NDArray[np.int64], use: Callable[[tuple[Column, ...]], _T]) -> _T:
+        """Return what a function makes of the columns of one share."""
+        if len(share) <= self._places.at_once:
+            return self._blaming(share, use, wanted=True)
+        samples = self.read(share)
+        if not samples:
+            raise self.nothing_left(share)
+        columns = tuple(ValueColumn(list(column)) for column in zip(*samples, strict=True))
+        return self._fitting(len(samples), use, columns)
 
-    def _is_simple(self, ids: NDArray[np.int64]) -> bool:
-        """Tell whether samples can be read together: all can be located at once, and none is left out."""
-        return len(ids) <= self._places.at_once and not (self._ledger.states[ids] == BAD).any()
+    def _blaming(self, ids: NDArray[np.int64], use: Callable[[tuple[Column, ...]], _T], *, wanted: bool = False) -> _T:
+        """Return what a function makes of the columns of samples; where that fails, find the samples to blame.
 
-    def _columns(self, ids: NDArray[np.int64], decode: _Decode) -> list[Any]:
-        """Return the column of each suffix; where that fails, find the samples to blame."""
-        given = ids = np.asarray(ids, np.int64)
-        places = self._places.locate(ids)
+        Args:
+            ids: The samples, no more than can be located at once.
+            use: The function.
+            wanted: Whether it is an error if no sample is left.
+        """
+        given, places = ids, self._places.locate(ids)
         if self.on_error == "skip":
             ids, places = _picked(ids, places, self._ledger.states[ids] != BAD)
-        try:
-            return self._decoded(ids, places, decode)
-        except _OF_A_SAMPLE as error:
-            cause: Exception = error
-        except (MemoryError, ImportError, WebDataModuleError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 - codecs raise what they like
-            cause = error
-        sound = [self._is_sound(sample, place) for sample, place in zip(ids.tolist(), places, strict=True)]
-        ids, places = _picked(ids, places, np.array(sound, bool))
-        if decode is not _each and not places:
+        if places or not wanted:
+            try:
+                return use(self._columns(ids, places))
+            except _OF_A_SAMPLE as error:
+                cause: Exception | None = error
+            except (MemoryError, ImportError, WebDataModuleError, OSError):
+                raise
+            except Exception as error:  # noqa: BLE001 - codecs raise what they like
+                cause = error
+            sound = [self._is_sound(sample, place) for sample, place in zip(ids.tolist(), places, strict=True)]
+            ids, places = _picked(ids, places, np.array(sound, bool))
+        else:
+            cause = None
+        if wanted and not places:
             raise self.nothing_left(given) from cause
-        with self._fitting(len(places)):
-            return self._decoded(ids, places, decode)
+        return self._fitting(len(places), use, self._columns(ids, places))
 
-    @contextmanager
-    def _fitting(self, n_samples: int) -> Iterator[None]:
-        """Say of samples that decode one by one that they do not fit together."""
+    def _columns(self, ids: NDArray[np.int64], places: Sequence[Place]) -> tuple[Column, ...]:
+        columns = tuple(field.column(places) for field in self._fields)
+        self._check(ids, places)
+        return columns
+
+    def _fitting(self, n_samples: int, use: Callable[[tuple[Column, ...]], _T], columns: tuple[Column, ...]) -> _T:
+        """Call a function with columns whose samples decode one by one."""
         try:
-            yield
+            return use(columns)
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise DecodeError(
                 f"these {n_samples} samples do not fit into one batch: {error}; "
@@ -300,15 +291,6 @@ class SampleReader:
                 split=self.split,
                 **process(),
             ) from error
-
-    def _decoded(self, ids: NDArray[np.int64], places: Sequence[Place], decode: _Decode) -> list[Any]:
-        """Return the column of each suffix, without looking for whom to blame."""
-        fields = [self._fields(places, column) for column in range(len(self.suffixes))]
-        self._check(ids, places)
-        return [decode(codec, field) for codec, field in zip(self._codecs, fields, strict=True)]
-
-    def _fields(self, places: Sequence[Place], column: int) -> Sequence[Any]:
-        return list(map(key_of, places)) if self.suffixes[column] == KEY else field_views(places, column)
 
     def _check(self, ids: NDArray[np.int64], places: Sequence[Place]) -> None:
         """Compare fields with their checksums, where that is due."""
@@ -318,7 +300,7 @@ class SampleReader:
         due = range(len(ids)) if self.check == "always" else np.flatnonzero(states[ids] != SOUND).tolist()
         if due:
             for place in due:
-                check_fields(places[place], range(len(self.suffixes)))
+                check_fields(places[place], self._places.columns)
             states[ids[due]] = SOUND
 
     def _is_sound(self, sample: int, place: Place) -> bool:
@@ -326,12 +308,12 @@ class SampleReader:
         where: dict[str, Any] = {"shard": place[0].path}
         try:
             where["key"] = key_of(place)
-            for column, suffix in enumerate(self.suffixes):
-                where["suffix"] = suffix
-                field = self._fields([place], column)
+            for field in self._fields:
+                where["suffix"] = field.suffix(place)
+                column = field.column([place])
                 if self.check == "always" or (self.check == "first" and self._ledger.states[sample] != SOUND):
-                    check_fields(place, [column])
-                _each(self._codecs[column], field)
+                    check_fields(place, field.columns)
+                column.values()
         except _OF_A_SAMPLE as error:
             named: WebDataModuleError = error
         except (MemoryError, ImportError, WebDataModuleError, OSError):
@@ -363,25 +345,37 @@ def _picked(
     return (ids, places) if wanted.all() else (ids[wanted], list(itertools.compress(places, wanted)))
 
 
-def _each(codec: Codec, fields: Sequence[Any]) -> list[Any]:
-    return codec.values(fields)
+def _n_shards(together: Sequence[Together]) -> int:
+    return len({shard for shard, _ in together[0].places})
 
 
-def _together(codec: Codec, fields: Sequence[Any], *, pad: bool) -> Any:
-    return codec.batcher(fields, pad=pad)(slice(None))
+def _look_again(together: Sequence[Together], where: slice) -> None:
+    """Check that the shards of some samples still have all their bytes."""
+    for shard in {shard for shard, _ in together[0].places[where]}:
+        shard.check()
 
 
-def _codec_name(sets: Sequence[ShardSet], suffix: str, split: str | None) -> str:
-    """Return the name of a suffix's codec, which is the same in all sets that have it."""
-    if suffix == KEY:
-        return KEY
-    names = {codec_name(suffix, found.codecs.get(suffix)): found for found in sets if suffix in found.suffixes}
-    if not names:
-        there = ", ".join(sorted({suffix for found in sets for suffix in found.suffixes})[:20])
-        raise MissingFieldError(
-            f"no sample has the suffix {suffix!r}; there are {there}. Suffixes match exactly", split=split
-        )
-    if len(names) > 1:
-        listed = " and ".join(f"{name} in {found.directory}" for name, found in names.items())
+def _field(
+    selected: Selected, opened: Sequence[str], sets: Sequence[ShardSet], codecs: Codecs, split: str | None
+) -> Field:
+    if selected.suffixes == (KEY,):
+        return Field(selected=selected, columns=(), codecs=())
+    return Field(
+        selected=selected,
+        columns=tuple(map(opened.index, selected.suffixes)),
+        codecs=tuple(_codec(suffix, sets, codecs, split).codec for suffix in selected.suffixes),
+    )
+
+
+def _codec(suffix: str, sets: Sequence[ShardSet], codecs: Codecs, split: str | None) -> NamedCodec:
+    """Return the codec of a suffix, which is the same in all sets that have it."""
+    found: Mapping[str, tuple[NamedCodec, ShardSet]] = {
+        named.name: (named, each)
+        for each in sets
+        if suffix in each.suffixes
+        for named in [codecs.of(suffix, each.codecs.get(suffix))]
+    }
+    if len(found) > 1:
+        listed = " and ".join(f"{name} in {each.directory}" for name, (_, each) in found.items())
         raise ConfigError(f"the suffix {suffix!r} is stored as {listed}; convert them alike", split=split)
-    return next(iter(names))
+    return next(iter(found.values()))[0]

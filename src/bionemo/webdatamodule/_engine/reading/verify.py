@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.format.index import ShardIndex, index_name
 from bionemo.webdatamodule._engine.format.manifest import (
     Manifest,
@@ -21,8 +22,9 @@ from bionemo.webdatamodule._engine.format.manifest import (
 )
 from bionemo.webdatamodule._engine.format.tar_headers import member_name
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
+from bionemo.webdatamodule._engine.reading.columns import column_of
 from bionemo.webdatamodule._engine.storage.targets import LocalTarget
-from bionemo.webdatamodule.builtins.codecs import Codec, codec_name, make_codec
+from bionemo.webdatamodule.components import FieldCodec
 from bionemo.webdatamodule.errors import CorruptShardError, ManifestError, NoShardsError, WebDataModuleError
 from bionemo.webdatamodule.names import split_member
 from bionemo.webdatamodule.pickles import Policy
@@ -150,7 +152,8 @@ def _notes(directory: str, manifest: Manifest) -> Iterator[str]:
 
 def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress: bool) -> Iterator[str]:
     """Decode every field of every sample and yield what cannot be."""
-    codecs = {suffix: make_codec(codec_name(suffix, name), policy) for suffix, name in manifest.codecs.items()}
+    found = Codecs(policy=policy)
+    codecs = {suffix: found.of(suffix, name).codec for suffix, name in manifest.codecs.items()}
     with tqdm(total=manifest.n_samples, unit=" samples", desc="decoding", disable=not progress, leave=False) as bar:
         for entry in manifest.shards:
             with open(os.path.join(directory, entry.name), "rb") as file:
@@ -180,10 +183,10 @@ def _key(tar: mmap.mmap, index: ShardIndex, sample: int) -> str:
     return f"sample {sample}" if parts is None else parts[0].decode("utf-8", "backslashreplace")
 
 
-def _bad_fields(codec: Codec, fields: Mapping[int, memoryview]) -> Iterator[tuple[int, str]]:
+def _bad_fields(codec: FieldCodec, fields: Mapping[int, memoryview]) -> Iterator[tuple[int, str]]:
     """Decode fields, together if all goes well, and yield which cannot be, and why."""
     try:
-        codec.values(list(fields.values()))
+        column_of(codec, list(fields.values())).values()
     except WebDataModuleError as error:
         reason = error.message
     except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like

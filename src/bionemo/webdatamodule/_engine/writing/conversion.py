@@ -8,10 +8,10 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.writing.checks import check_ordered
 from bionemo.webdatamodule.components import Component
 from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModuleError
-from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins, as_use, provider, resolve
 
 
@@ -44,7 +44,7 @@ class Conversion:
         n_shards: Shards of each split; ``None`` for a default by size.
         key_encoder: Makes keys of names.
         executor: What runs the tasks: a component's object or a user's executor.
-        policy: What pickles may hold.
+        codecs: The codecs of fields, with what pickles may hold.
     """
 
     writer: Chosen
@@ -54,7 +54,7 @@ class Conversion:
     n_shards: int | None = None
     key_encoder: Chosen
     executor: Any
-    policy: Policy = field(default_factory=Policy)
+    codecs: Codecs = field(default_factory=Codecs)
 
 
 def choose(kind: type[Component], ref: Any, plugins: Plugins | None = None) -> Chosen:

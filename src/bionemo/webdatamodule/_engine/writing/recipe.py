@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bionemo.webdatamodule._engine.codecs import PLAIN, Codecs
 from bionemo.webdatamodule._engine.writing.conversion import Conversion
 from bionemo.webdatamodule._engine.writing.source_identity import identity
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
-from bionemo.webdatamodule.errors import PluginError, WebDataModuleError
-from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.errors import ManifestError, PluginError, WebDataModuleError
 
 PICKLES = frozenset({"pickle", "pkl", "pt", "pyd"})
 """Last parts of suffixes whose fields are pickles, unless the reader says otherwise."""
@@ -29,22 +29,27 @@ class Recipe:
     Attributes:
         reader: The writer's reader.
         encode: The key encoder.
-        policy: What pickles may hold.
+        codecs: The codecs of fields.
         writer: Name of the writer.
-        codecs: Codec by suffix, as far as the reader declares them.
+        declared: Name of the codec by suffix, as far as the reader declares them.
         text: All that determines a shard's bytes beside its samples.
     """
 
     reader: SampleReader
     encode: KeyFunction
-    policy: Policy
+    codecs: Codecs
     writer: str
-    codecs: Mapping[str, str]
+    declared: Mapping[str, str]
     text: str
 
     def codec(self, suffix: str) -> str:
-        """Return the codec of a suffix: what the reader declares, else by the suffix's last part."""
-        return self.codecs.get(suffix) or ("pickle" if suffix.rpartition(".")[2].lower() in PICKLES else "bytes")
+        """Return the name of a suffix's codec: what the reader declares, else by the suffix's last part."""
+        return self.declared.get(suffix) or ("pickle" if suffix.rpartition(".")[2].lower() in PICKLES else "bytes")
+
+    def recode(self, suffix: str) -> Callable[[bytes], bytes] | None:
+        """Return what brings the fields of a suffix into their canonical form; ``None`` if they are stored as given."""
+        name = self.codec(suffix)
+        return None if name == PLAIN else getattr(self.codecs.of(suffix, name).codec, "recode", None)
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str] | None:
         """Return the reader's fingerprints of these samples, or ``None`` where it has none.
@@ -99,31 +104,33 @@ def recipe_of(conversion: Conversion) -> Recipe:
         PluginError: If the reader declares a codec that does not exist.
     """
     writer = conversion.writer
-    codecs = _codecs(writer.object, writer=writer.name)
-    about = [_VERSION, writer.name, identity(writer.object, writer.options), as_json(codecs)]
+    declared = _declared(writer.object, conversion.codecs, writer=writer.name)
+    about = [_VERSION, writer.name, identity(writer.object, writer.options), as_json(declared)]
     return Recipe(
         reader=writer.object,
         encode=conversion.key_encoder.object,
-        policy=conversion.policy,
+        codecs=conversion.codecs,
         writer=writer.name,
-        codecs=codecs,
+        declared=declared,
         text=json.dumps(about),
     )
 
 
-def _codecs(reader: SampleReader, *, writer: str) -> Mapping[str, str]:
+def _declared(reader: SampleReader, codecs: Codecs, *, writer: str) -> Mapping[str, str]:
     found = getattr(reader, "codecs", {})
     if not isinstance(found, Mapping):
         raise PluginError(
             f"codecs of the writer {writer} must map suffixes to codecs, not {found!r:.80}", plugin=writer
         )
     for suffix, codec in found.items():
-        if codec not in ("pickle", "bytes"):
+        try:
+            codecs.of(suffix, codec)
+        except ManifestError as error:  # noqa: PERF203 - few suffixes
             raise PluginError(
-                f"the writer {writer} declares the codec {codec!r} for the suffix {suffix!r}; "
-                "there are 'pickle' and 'bytes'",
+                f"the writer {writer} declares the codec {codec!r} for the suffix {suffix!r}, "
+                "and no installed codec has this name; install the plugin that has it",
                 plugin=writer,
-            )
+            ) from error
     return dict(found)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.writing.checks import LISTED
 from bionemo.webdatamodule._engine.writing.recipe import Recipe
 from bionemo.webdatamodule._engine.writing.staging import Progress, Staged, find_staged, keep, progress_path, tar_path
-from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
 from bionemo.webdatamodule.errors import (
     ConversionError,
     DecodeError,
@@ -22,6 +21,8 @@ from bionemo.webdatamodule.errors import (
     WebDataModuleError,
 )
 from bionemo.webdatamodule.names import suffix_problem
+
+Recode: TypeAlias = "Callable[[bytes], bytes]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,8 @@ class ShardTask:
         """Copy the samples into the tar, and after a first problem only go on looking for others."""
         problems = _Problems()
         progress = Progress(progress_path(self.staging, self.inputs))
-        layouts: dict[tuple[str, ...], list[tuple[str, bool]]] = {}
-        names, encode, recode = self.names, self.recipe.encode, recoder(self.recipe.policy)
+        layouts: dict[tuple[str, ...], list[tuple[str, Recode | None]]] = {}
+        names, encode = self.names, self.recipe.encode
         position = 0
         while position < len(names):
             try:
@@ -114,15 +115,16 @@ class ShardTask:
                     suffixes = tuple(found)
                     layout = layouts.get(suffixes) or layouts.setdefault(suffixes, self._layout(name, found))
                     fields = []
-                    for suffix, is_pickle in layout:
+                    for suffix, recode in layout:
                         data = found[suffix]
                         if not isinstance(data, bytes):
                             raise self._breach(f"gives {type(data).__name__} instead of bytes", name, suffix)
                         try:
-                            fields.append((suffix, recode(data) if is_pickle else data))
-                        except DecodeError as error:
-                            error.located(suffix=suffix)
+                            fields.append((suffix, data if recode is None else recode(data)))
+                        except (MemoryError, ImportError, OSError):
                             raise
+                        except Exception as error:  # noqa: BLE001 - codecs raise what they like
+                            raise _undecodable(error).located(suffix=suffix) from error.__cause__
                     if not problems.count:
                         writer.add(encode(name), fields)
                     position += 1
@@ -164,8 +166,8 @@ class ShardTask:
             name = names[min(done, len(names) - 1)]
             raise self._breach(f"fails with {type(error).__name__}: {error}", name) from error
 
-    def _layout(self, name: str, found: Mapping[str, Any]) -> list[tuple[str, bool]]:
-        """Return the suffixes of a sample in their order in the tar, and which of them are pickles."""
+    def _layout(self, name: str, found: Mapping[str, Any]) -> list[tuple[str, Recode | None]]:
+        """Return the suffixes of a sample in their order in the tar, each with what recodes it."""
         if not found:
             raise self._breach("gives no field", name)
         for suffix in found:
@@ -174,7 +176,7 @@ class ShardTask:
                 raise self._breach(f"gives the suffix {suffix!r}, which {problem}", name)
         if len({suffix.lower() for suffix in found}) < len(found):
             raise self._breach("gives suffixes that differ only in case", name, ", ".join(found))
-        return [(suffix, self.recipe.codec(suffix) == "pickle") for suffix in sorted(found)]
+        return [(suffix, self.recipe.recode(suffix)) for suffix in sorted(found)]
 
     def _breach(self, what: str, sample: str | None, suffix: str | None = None) -> PluginError:
         return PluginError(
@@ -197,6 +199,15 @@ class _Problems:
         self.count += 1
         if len(self.first) < LISTED:
             self.first.append(f"{sample}: {describe(error)}")
+
+
+def _undecodable(error: Exception) -> WebDataModuleError:
+    """Return the error of a field that a codec cannot recode."""
+    if isinstance(error, WebDataModuleError):
+        return error
+    named = DecodeError(f"the field cannot be decoded: {type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named
 
 
 def describe(error: Exception) -> str:

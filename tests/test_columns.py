@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bionemo.webdatamodule import PickledDataWDS, Split, Use, context
-from bionemo.webdatamodule.builtins.padding import fill
 from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
+from bionemo.webdatamodule.columns import pad_values as fill
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 MAKERS = {

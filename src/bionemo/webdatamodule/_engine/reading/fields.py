@@ -47,6 +47,12 @@ def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
     return views
 
 
+def has_field(place: Place, column: int) -> bool:
+    """Tell whether a sample has the field of a suffix that shards were opened for."""
+    found = place[0].columns[column]
+    return found is not None and found[0][place[1]] >= 0
+
+
 def check_fields(place: Place, columns: Iterable[int]) -> None:
     """Compare fields of a sample, and the header of each, with their checksums.
 
