@@ -25,14 +25,12 @@ class Numbers:
     """A reader whose sample is its own id."""
 
     digest = "numbers"
+    is_remote = False
 
     def columns(self, shares, use, *, lazily=False):
         """Yield what is made of a column of the ids."""
         for number, ids in enumerate(shares):
             yield use(number, (ValueColumn([int(i) for i in ids]),))
-
-    def prefetch_samples(self, shares):
-        """Do nothing: numbers are at hand."""
 
     def tell_skipped(self):
         """Do nothing: no number is left out."""
