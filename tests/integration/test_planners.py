@@ -1,5 +1,6 @@
 """Planner stages decide the epochs of a data module: a default one and a third party's, by the same way."""
 
+import itertools
 import pickle
 
 import lightning as L
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Total length of `list` across ranks is zero",
 )
 
+PACK = Use("pack", size="x.pyd", max_total=26)
 DEFAULT = Use("batch_by_size", size="x.pyd", max_total=26)
 TWIN = TwinBySize(
     size="x.pyd", max_total=26, collate=lambda samples: [list(field) for field in zip(*samples, strict=True)]
@@ -70,7 +72,7 @@ class Model(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         """Note epoch, batch and keys."""
-        self.trained.append((self.current_epoch, batch_idx, list(batch[0])))
+        self.trained.append((self.current_epoch, batch_idx, list(batch["0"] if isinstance(batch, dict) else batch[0])))
         return self.weight**2
 
     def configure_optimizers(self):
@@ -80,7 +82,7 @@ class Model(L.LightningModule):
 
 def keys_of(loader):
     """Return the keys of each batch of an epoch."""
-    return [list(keys) for keys, _ in loader]
+    return [list(batch["0"] if isinstance(batch, dict) else batch[0]) for batch in loader]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -105,7 +107,7 @@ def test_a_third_partys_planner_gives_the_same_batches_on_all_ranks(make_planned
     assert [f"p{i:02d}" for i in range(50)] == sorted(key for rank in by_rank for keys in rank for key in keys)
 
 
-@pytest.mark.parametrize("stage", [DEFAULT, TWIN], ids=["default", "twin"])
+@pytest.mark.parametrize("stage", [DEFAULT, TWIN, PACK], ids=["default", "twin", "pack"])
 def test_a_trainer_goes_on_exactly_in_mid_epoch(tmp_path, make_planned, make_trainer, stage):
     """Saved after five steps, the rest of the run is the same, and loaders of other ranks take what is left."""
     whole, again = Model(), Model()
@@ -116,14 +118,14 @@ def test_a_trainer_goes_on_exactly_in_mid_epoch(tmp_path, make_planned, make_tra
     assert whole.trained[5:] == again.trained
 
 
-@pytest.mark.parametrize("stage", [DEFAULT, TWIN], ids=["default", "twin"])
+@pytest.mark.parametrize("stage", [DEFAULT, TWIN, PACK], ids=["default", "twin", "pack"])
 def test_the_rest_of_an_epoch_is_dealt_to_other_ranks(make_planned, monkeypatch, stage):
     """After two steps of one rank, three ranks take the rest once."""
     data = make_planned(stage)
     data.setup("fit")
     loader = data.train_dataloader()
     batches = iter(loader)
-    seen = [key for _ in range(2) for key in next(batches)[0]]
+    seen = [key for keys in keys_of([next(batches), next(batches)]) for key in keys]
     state = loader.state_dict()
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
@@ -199,6 +201,35 @@ def test_a_function_that_gives_no_size_is_named(make_planned, size, message):
     data = make_planned(Use("batch_by_size", size=wrong, max_total=26))
     with pytest.raises(PlanError, match=rf"the function .*wrong {message} as the size of a sample.*p00"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_packs_of_a_data_module_are_concatenated(make_planned, workers):
+    """Tokens in a row, where each sample begins, keys as a list; at most 26 tokens."""
+    data = make_planned(PACK, kwargs_wld={"train": {"num_workers": workers}})
+    data.setup("fit")
+    packs = list(data.train_dataloader())
+
+    assert 50 == sum(len(pack["0"]) for pack in packs)
+    for pack in packs:
+        ends, tokens = pack["cu_seqlens"].tolist(), pack["1"]
+        assert (torch.int32, len(pack["0"]) + 1, len(tokens)) == (pack["cu_seqlens"].dtype, len(ends), ends[-1])
+        assert len(tokens) <= 26
+        assert pack["max_seqlen"] == max(stop - first for first, stop in itertools.pairwise(ends))
+        for key, first, stop in zip(pack["0"], ends, ends[1:], strict=False):
+            assert [float(key[1:])] * (1 + (7 * int(key[1:])) % 13) == tokens[first:stop].tolist()
+
+
+def test_sums_of_sizes_can_be_limited(make_planned):
+    """batch_by_size(total="sum") makes batches for what is joined without padding, as graphs are."""
+    stage = Use("batch_by_size", size="x.pyd", max_total=40, total="sum", collate="list")
+    data = make_planned(stage, suffixes="x.pyd")
+    data.setup("fit")
+    totals = [sum(map(len, batch)) for batch in data.train_dataloader()]
+
+    assert sum(1 + (7 * i) % 13 for i in range(50)) == sum(totals)
+    assert max(totals) <= 40
+    assert len(totals) == 9  # 344 tokens need 8.6 batches of 40
 
 
 def test_a_planner_without_a_plan_is_named(make_planned):

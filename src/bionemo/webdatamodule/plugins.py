@@ -58,6 +58,7 @@ DEFAULT_PLUGINS: Mapping[str, str] = {
     "executors": "bionemo.webdatamodule.builtins.executors",
     "keys": "bionemo.webdatamodule.builtins.key_encoders",
     "loaders": "bionemo.webdatamodule.builtins.webloader.plugin",
+    "pack": "bionemo.webdatamodule.builtins.pack",
     "pickles": "bionemo.webdatamodule.builtins.pickle.plugin",
     "stages": "bionemo.webdatamodule.builtins.stages",
     "stores": "bionemo.webdatamodule.builtins.stores",

@@ -13,6 +13,7 @@ import numpy as np
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.builtins.batching import Collate, collated, collation
+from bionemo.webdatamodule.builtins.packing import pack_plan, pack_stream
 from bionemo.webdatamodule.columns import Fields
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.errors import ConfigError, PlanError
@@ -35,9 +36,11 @@ class BatchBySize:
         size: The size of a sample. A suffix: the length of that field, or its value if it is a number.
             Or a function of a sample: in global order of the fields as they are stored, a value for one suffix and
             a tuple for several; in shards order of what reaches this stage.
-        max_total: Limit of a batch: its number of samples times its largest size.
+        max_total: Limit of a batch.
+        total: What is limited: ``"padded"``, the number of samples times the largest size, for tensors that are
+            padded; or ``"sum"``, the sum of the sizes, for graphs and whatever is joined without padding.
         max_samples: Limit of a batch in samples; 0 for none.
-        width: In global order, how far sizes in a batch may lie apart: 0.1 for about 10 %.
+        width: In global order with ``"padded"``, how far sizes in a batch may lie apart: 0.1 for about 10 %.
             Less wastes less on padding, more mixes better.
         window: In shards order, samples that are sorted at a time.
         oversize: What becomes of a sample that is larger than ``max_total``: ``"error"``, or a batch ``"alone"``.
@@ -47,6 +50,7 @@ class BatchBySize:
     size: str | Callable[[Any], int]
     max_total: int
     max_samples: int = 0
+    total: Literal["padded", "sum"] = "padded"
     width: float = 0.1
     window: int = 1024
     oversize: Oversize = "error"
@@ -61,6 +65,9 @@ class BatchBySize:
         whole_number("window", self.window, least=1)
         if not (math.isfinite(self.width) and self.width >= 0):
             raise ConfigError(f"width is a number from 0 on, not {self.width!r}")
+        one_of("total", self.total, ("padded", "sum"))
+        if (self.total, self.oversize) == ("sum", "alone"):
+            raise ConfigError("oversize='alone' needs total='padded'; leave out samples that are too large")
         one_of("oversize", self.oversize, ("error", "alone"))
         collation(self.collate)
 
@@ -70,6 +77,8 @@ class BatchBySize:
         Raises:
             PlanError: If a sample is too large.
         """
+        if self.total == "sum":
+            return pack_plan(sizes, request, max_total=self.max_total, max_samples=self.max_samples)
         check_sizes(sizes, self.max_total, self.oversize)
         options = repr((self.max_total, self.max_samples, self.width, request.shuffle))
         return ListedPlan(
@@ -84,11 +93,19 @@ class BatchBySize:
         collate = collation(self.collate)
         if context.current().order == "global":
             return map(collate, filter(None, [list(samples)]))
+        if self.total == "sum":
+            limits = {"max_total": self.max_total, "max_samples": self.max_samples, "window": self.window}
+            return map(collate, pack_stream(samples, self._size, **limits))
         return map(collate, self._batches(samples))
 
     def columns(self, fields: Fields) -> Any:
         """Return the batch of a planned share."""
         return collated(fields, self.collate)
+
+    def _size(self, sample: Any) -> int:
+        if callable(self.size):
+            return self.size(sample)
+        return size_of(_field(sample, self.size), repr(self.size))
 
     def _batches(self, samples: Iterator[Any]) -> Iterator[list[Any]]:
         """Yield batches of like size from a stream whose length is not known.
@@ -96,7 +113,6 @@ class BatchBySize:
         Of each window the batches are formed largest first, and yielded in the order in which their first samples
         came, so sizes do not rise or fall with the window. Samples that fill no batch wait for the next window.
         """
-        size = self.size if callable(self.size) else lambda sample: size_of(_field(sample, self.size), repr(self.size))
         numbered = enumerate(samples)
         waiting: list[tuple[int, int, Any]] = []  # size, number in the stream, sample
         ended = False
@@ -104,7 +120,7 @@ class BatchBySize:
             fresh = list(itertools.islice(numbered, max(1, self.window - len(waiting))))
             ended = not fresh
             for number, sample in fresh:
-                waiting.append((int(size(sample)), number, sample))
+                waiting.append((int(self._size(sample)), number, sample))
                 if waiting[-1][0] > self.max_total and self.oversize == "error":
                     raise _too_large(waiting[-1][0], f"{number} of the stream", self.max_total)
             waiting.sort(key=lambda entry: (-entry[0], entry[1]))
