@@ -16,6 +16,7 @@ The files of this folder are the public interface. Where to make a change:
 | what plugins share: checks of options, keys and suffixes, listing of folders | ``options``, ``names``, ``files`` |
 | reading and writing pickles by hand | ``pickles`` |
 | callbacks for a ``Trainer`` | ``callbacks`` |
+| functions of bionemo-webdatamodule 1.0.0 | ``utils`` |
 | errors and warnings | ``errors`` |
 | a default stage, codec, loader, writer, key encoder, executor or store | ``builtins`` |
 | bytes on disk: tars, indexes, manifests | ``_engine/format`` |

@@ -18,6 +18,7 @@ from bionemo.webdatamodule._engine.config import (
     sources,
     suffix_tuple,
 )
+from bionemo.webdatamodule._engine.former import recognises_pickles, recognises_shards
 from bionemo.webdatamodule._engine.loading import assemble as assembly
 from bionemo.webdatamodule._engine.loading.assemble import Settings, SplitSettings
 from bionemo.webdatamodule._engine.loading.placement import default_loader_stages, default_stages, torch_stage
@@ -98,6 +99,7 @@ class WebDataModule(L.LightningDataModule):
         UnknownNameError: If a name is not registered.
     """
 
+    @recognises_shards
     def __init__(
         self,
         dirs_tars_wds: Mapping[Split, Directory | Mixture] | Mapping[str, Directory | Mixture],
@@ -208,35 +210,34 @@ class WebDataModule(L.LightningDataModule):
                 f"{name} needs the split {wanted[0].name!r}, and dirs_tars_wds has "
                 f"{', '.join(split.name for split in self._splits) or 'none'}"
             )
-        topology = assembly.topology_of(self.trainer)
         for split in wanted:
             if split in self._splits:
-                self._dataset[split] = assembly.make_dataset(self._settings, self._splits[split], topology)
+                self._dataset[split] = self._setup_wds(split)
         if name == "fit" and self.trainer is not None:
             assembly.add_resume(self, self.trainer)
 
     def train_dataloader(self) -> Any:
         """Return the loader of the train split."""
-        self._train_loader = self._loader(Split.train)
+        self._train_loader = self._setup_dataloader(Split.train)
         return self._train_loader
 
     def val_dataloader(self) -> Any:
         """Return the loader of the val split; nothing to validate on, ``[]``, if ``fit`` has none."""
         if Split.val not in self._splits and Split.train in self._dataset:
             return []
-        return self._loader(Split.val)
+        return self._setup_dataloader(Split.val)
 
     def test_dataloader(self) -> Any:
         """Return the loader of the test split."""
-        return self._loader(Split.test)
+        return self._setup_dataloader(Split.test)
 
     def predict_dataloader(self) -> Any:
         """Return the loader of the test split."""
-        return self._loader(Split.test)
+        return self._setup_dataloader(Split.test)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the train loader's cursor, for a checkpoint: plain numbers and strings."""
-        return {} if self._train_loader is None else dict(self._train_loader.state_dict())
+        return dict(getattr(self._train_loader, "state_dict", dict)())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's cursor; training goes on there."""
@@ -253,9 +254,14 @@ class WebDataModule(L.LightningDataModule):
     @property
     def skipped(self) -> dict[str, int]:
         """Samples that ``on_error="skip"`` left out so far, by split; worker processes included."""
-        return {split.name: dataset.reader.skipped for split, dataset in self._dataset.items()}
+        return {split.name: d.reader.skipped for split, d in self._dataset.items() if hasattr(d, "reader")}
 
-    def _loader(self, split: Split) -> Any:
+    def _setup_wds(self, split: Split) -> Any:
+        """Return the dataset of a split; subclasses may add to it, as in 1.0.0."""
+        return assembly.make_dataset(self._settings, self._splits[split], assembly.topology_of(self.trainer))
+
+    def _setup_dataloader(self, split: Split) -> Any:
+        """Return the loader of a split; subclasses may add to it, as in 1.0.0."""
         if split not in self._splits:
             raise ConfigError(f"there is no split {split.name!r} in dirs_tars_wds")
         if split not in self._dataset:
@@ -281,6 +287,7 @@ class SourceDataWDS(WebDataModule):
         names_subset: For each split the names of its samples; or, where the source can list itself, the part of
             all names that it gets, such as ``0.8``, or a rule such as :class:`~bionemo.webdatamodule.splits.Fold`.
         prefix_dir_tars_wds: Where the shards go; the split's name is appended. May be an fsspec URL.
+            Or for each split its directory.
         suffix_keys_wds: The suffixes of the fields to read, as in :class:`WebDataModule`.
         global_batch_size: Samples of a batch, summed over all ranks.
         n_tars_wds: Shards of each split; by default so many that each has about 256 MiB.
@@ -299,7 +306,7 @@ class SourceDataWDS(WebDataModule):
         self,
         writer: Ref,
         names_subset: Mapping[Split, Any] | Mapping[str, Any],
-        prefix_dir_tars_wds: Directory,
+        prefix_dir_tars_wds: Directory | Mapping[Split, Directory] | Mapping[str, Directory],
         suffix_keys_wds: str | Iterable[str],
         global_batch_size: int,
         *,
@@ -309,8 +316,7 @@ class SourceDataWDS(WebDataModule):
         **kwargs: Any,
     ) -> None:
         names = by_split("names_subset", names_subset)
-        prefix = os.fspath(prefix_dir_tars_wds)
-        directories = {split: f"{prefix}{split.name}" for split in names}
+        directories = _directories(prefix_dir_tars_wds, names)
         super().__init__(directories, kwargs.pop("n_samples", None), suffix_keys_wds, global_batch_size, **kwargs)
         plugins = kwargs.get("plugins")
         self._conversion = Conversion(
@@ -355,12 +361,13 @@ class PickledDataWDS(SourceDataWDS):
         ConfigError: If an argument is wrong.
     """
 
+    @recognises_pickles
     def __init__(
         self,
         dir_pickles: Directory,
         suffix_pickles: str | Iterable[str],
         names_subset: Mapping[Split, Any] | Mapping[str, Any],
-        prefix_dir_tars_wds: Directory,
+        prefix_dir_tars_wds: Directory | Mapping[Split, Directory] | Mapping[str, Directory],
         *args: Any,
         n_tars_wds: int | None = None,
         **kwargs: Any,
@@ -390,6 +397,17 @@ _PARENT_ARGUMENTS = (
     "kwargs_wds",
     "kwargs_wld",
 )
+
+
+def _directories(given: Any, splits: Iterable[Split]) -> dict[Split, str]:
+    """Return where the shards of each split go."""
+    if not isinstance(given, Mapping):
+        prefix = os.fspath(given)
+        return {split: f"{prefix}{split.name}" for split in splits}
+    named = by_split("prefix_dir_tars_wds", given)
+    if missing := [split.name for split in splits if split not in named]:
+        raise ConfigError(f"prefix_dir_tars_wds has no directory for the split {missing[0]}")
+    return {split: os.fspath(named[split]) for split in splits}
 
 
 def _stages(argument: str, given: object, plugins: Plugins | None) -> tuple[Any, ...] | None:

@@ -105,6 +105,12 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
         ConfigError: If a stage does not fit the workers' start method.
         PlanError: If a worker would have nothing to read.
     """
+    if not isinstance(dataset, (PlannedDataset, StreamDataset)):
+        raise ConfigError(
+            f"_setup_wds() of {type(module).__name__} returns {type(dataset).__name__}; return what "
+            "super()._setup_wds(split) returns, or override _setup_dataloader(split), too",
+            split=split.split,
+        )
     clock: Clock = TrainerClock(module) if split.split == "train" else EvaluationClock()
     function = split.loader.function
     if isinstance(dataset, PlannedDataset):

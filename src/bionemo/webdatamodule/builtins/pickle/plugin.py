@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bionemo.webdatamodule.components import Codec, FieldCodec, Sample, Writer
 from bionemo.webdatamodule.errors import InputError
 from bionemo.webdatamodule.files import walk_files
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.names import check_suffixes
-from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.options import function as imported
+from bionemo.webdatamodule.pickles import Policy, dumps
 
 _log = logging.getLogger("bionemo.webdatamodule")
 _MOST_READ = 1 << 30  # bytes; Linux reads 2 GiB at most in one call, so a short read says nothing beyond that
@@ -105,6 +107,71 @@ class PickleReader:
         return found[0] if len(found) == 1 else " ".join(found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertedPickles:
+    """Reads pickles as :class:`PickleReader` does, and stores what a function makes of them.
+
+    Attributes:
+        source: Reads the files.
+        function: Takes the name of a sample and the bytes of its files by suffix, and returns the fields to store by
+            suffix. A field is bytes, or an object, which is pickled.
+    """
+
+    source: PickleReader
+    function: Callable[[str, dict[str, bytes]], Mapping[str, Any]]
+
+    @property
+    def codecs(self) -> Mapping[str, str]:
+        """The fields of the source's suffixes are pickles; others are what their suffixes say."""
+        return self.source.codecs
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all samples; see :meth:`PickleReader.names`."""
+        return self.source.names()
+
+    def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the state of each sample's files; see :meth:`PickleReader.fingerprints`."""
+        return self.source.fingerprints(names)
+
+    def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
+        """Yield the samples of these names.
+
+        Raises:
+            InputError: If the function fails, or returns something else than fields.
+        """
+        for name, files in self.source(names):
+            try:
+                fields = dict(self.function(name, dict(files)))
+                found = {suffix: data if isinstance(data, bytes) else dumps(data) for suffix, data in fields.items()}
+            except InputError:
+                raise
+            except Exception as error:
+                raise InputError(f"the function fails with {type(error).__name__}: {error}", sample=name) from error
+            yield Sample(name, found)
+
+
+def pickles(
+    *,
+    directory: str | os.PathLike[str],
+    suffixes: str | Iterable[str],
+    function: Callable[[str, dict[str, bytes]], Mapping[str, Any]] | str | None = None,
+) -> PickleReader | ConvertedPickles:
+    """Return a reader of pickle files.
+
+    Args:
+        directory: Where the pickle files lie.
+        suffixes: One suffix or several; each file's suffix is also its field in the shards.
+        function: What makes the fields to store of a sample's name and the bytes of its files by suffix, or its import
+            path. It is identified by its qualified name: to have shards made anew after its body changed, give it
+            another ``version``, an attribute.
+
+    Raises:
+        ConfigError: If a suffix cannot be stored, or the function cannot be imported.
+    """
+    source = PickleReader(directory=directory, suffixes=suffixes)
+    return source if function is None else ConvertedPickles(source=source, function=imported("function", function))
+
+
 def _stays_inside(name: str) -> bool:
     if "\x00" in name or name.startswith("/"):
         return False
@@ -133,7 +200,7 @@ def webdatamodule_writers() -> Iterable[Writer]:
     yield Writer(
         name="pickles",
         summary="pickle files in a directory, one or several per sample",
-        factory=PickleReader,
+        factory=pickles,
     )
 
 
