@@ -134,6 +134,8 @@ def test_every_default_stage_pickles():
         "select": {"predicate": double},
         "named": {"names": ["a"]},
         "batch_by_size": {"size": len, "max_total": 9},
+        "pack": {"size": len, "max_total": 9},
+        "weighted": {"by": "cls"},
     }
     stages = [
         resolve(Stage, Use(r.component.name, **options.get(r.component.name, {})))

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 PACK = Use("pack", size="x.pyd", max_total=26)
+WEIGHTED = Use("weighted", by=lambda sample: int(sample[0][1:]) % 5 == 0, weights={True: 1, False: 2}, collate="pad")
 DEFAULT = Use("batch_by_size", size="x.pyd", max_total=26)
 TWIN = TwinBySize(
     size="x.pyd", max_total=26, collate=lambda samples: [list(field) for field in zip(*samples, strict=True)]
@@ -44,7 +45,7 @@ def make_planned(proteins):
     """Return a function that makes a data module whose batches a stage plans."""
 
     def make_planned(*stages, suffixes=("__key__", "x.pyd"), **kwargs):
-        return WebDataModule({"train": proteins}, None, suffixes, 1, pipeline_prebatch_wld={"train": stages}, **kwargs)
+        return WebDataModule({"train": proteins}, None, suffixes, 6, pipeline_prebatch_wld={"train": stages}, **kwargs)
 
     return make_planned
 
@@ -107,7 +108,7 @@ def test_a_third_partys_planner_gives_the_same_batches_on_all_ranks(make_planned
     assert [f"p{i:02d}" for i in range(50)] == sorted(key for rank in by_rank for keys in rank for key in keys)
 
 
-@pytest.mark.parametrize("stage", [DEFAULT, TWIN, PACK], ids=["default", "twin", "pack"])
+@pytest.mark.parametrize("stage", [DEFAULT, TWIN, PACK, WEIGHTED], ids=["default", "twin", "pack", "weighted"])
 def test_a_trainer_goes_on_exactly_in_mid_epoch(tmp_path, make_planned, make_trainer, stage):
     """Saved after five steps, the rest of the run is the same, and loaders of other ranks take what is left."""
     whole, again = Model(), Model()
@@ -218,6 +219,36 @@ def test_packs_of_a_data_module_are_concatenated(make_planned, workers):
         assert pack["max_seqlen"] == max(stop - first for first, stop in itertools.pairwise(ends))
         for key, first, stop in zip(pack["0"], ends, ends[1:], strict=False):
             assert [float(key[1:])] * (1 + (7 * int(key[1:])) % 13) == tokens[first:stop].tolist()
+
+
+def test_classes_have_their_part_of_every_epoch(make_planned, monkeypatch):
+    """A third of the samples are the 10 whose number divides by five, on two ranks in equal steps."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen, steps = [], set()
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        data = make_planned(WEIGHTED)
+        data.setup("fit")
+        batches = keys_of(data.train_dataloader())
+        seen += [int(key[1:]) for keys in batches for key in keys]
+        steps.add((len(batches), len(data.train_dataloader())))
+
+    assert {(9, 9)} == steps
+    assert (50, 17) == (len(seen), sum(number % 5 == 0 for number in seen))
+
+
+def test_sizes_are_read_once_and_cached(make_planned, monkeypatch):
+    """A second setup takes them from the cache; a function is asked anew, since it may be another one."""
+    first = make_planned(DEFAULT)
+    first.setup("fit")
+    expected = keys_of(first.train_dataloader())
+    monkeypatch.setattr("bionemo.webdatamodule._engine.loading.sizes._size", lambda *_: 1 / 0)
+    again = make_planned(DEFAULT)
+    again.setup("fit")
+
+    assert expected == keys_of(again.train_dataloader())
+    with pytest.raises(ZeroDivisionError):
+        make_planned(Use("batch_by_size", size=lambda sample: len(sample[1]), max_total=26)).setup("fit")
 
 
 def test_sums_of_sizes_can_be_limited(make_planned):

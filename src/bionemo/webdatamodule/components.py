@@ -202,6 +202,8 @@ class Planner(StageFunction, Protocol):
     It must be the first stage of ``pipeline_prebatch_wld``, in global order. Called as a stage, it gets the samples
     of one planned share and makes one batch of them; in shards order it gets the stream.
 
+    Optional: ``measure(value: Any) -> int``, which makes a whole number from 0 on of what the suffix holds, or of what
+    the function returns; by default :func:`bionemo.webdatamodule.planning.size_of`.
     """
 
     @property

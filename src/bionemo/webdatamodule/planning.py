@@ -14,8 +14,11 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from bionemo.webdatamodule._engine.sampling.grouped import GroupedPlan
+from bionemo.webdatamodule._engine.sampling.mixture import apportion
 from bionemo.webdatamodule._engine.sampling.partition import divide_last, part
 from bionemo.webdatamodule._engine.sampling.permutation import Ids, Permutation, permutation
+from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
 from bionemo.webdatamodule.errors import PlanError
 
 __all__ = [
@@ -25,7 +28,9 @@ __all__ = [
     "ListedPlan",
     "Permutation",
     "PlanRequest",
+    "apportion",
     "divide_last",
+    "grouped_plan",
     "part",
     "permutation",
     "size_of",
@@ -195,6 +200,39 @@ class ListedPlan:
             _make_room(self._divided, 6)
             self._divided[place] = divide_last(rest, world_size)
         return self._divided[place]
+
+
+def grouped_plan(
+    groups: Sequence[Ids], weights: Sequence[float], request: PlanRequest, *, n_samples: int, anew: bool = False
+) -> EpochPlan:
+    """Return a plan that draws from groups of samples in fixed proportions, in batches of ``global_batch_size``.
+
+    Each epoch has exactly its part of every group, see :func:`apportion`. A group is shuffled and taken to its end
+    before anything of it comes again. For evaluation every sample of the groups comes once, in their order.
+
+    Args:
+        groups: The numbers of the samples of each group, none empty.
+        weights: One positive number for each group, in any unit.
+        request: What the user chose.
+        n_samples: Samples of an epoch.
+        anew: Shuffle every group anew in each epoch, so that a sample comes once at most while a group suffices.
+
+    Raises:
+        PlanError: If the groups cannot give such epochs.
+    """
+    sources = tuple(
+        Source(samples=len(group), weight=weight if request.shuffle else None)
+        for group, weight in zip(groups, weights, strict=True)
+    )
+    plan = Plan(
+        sources=sources,
+        global_batch_size=request.global_batch_size,
+        n_samples=n_samples if request.shuffle else 0,
+        seed=request.seed,
+        shuffle=request.shuffle,
+        tail=request.tail,
+    )
+    return GroupedPlan(plan=plan, ids=np.concatenate(groups), anew=anew)
 
 
 def size_of(value: Any, name: str = "a value") -> int:

@@ -61,6 +61,7 @@ DEFAULT_PLUGINS: Mapping[str, str] = {
     "pack": "bionemo.webdatamodule.builtins.pack",
     "pickles": "bionemo.webdatamodule.builtins.pickle.plugin",
     "stages": "bionemo.webdatamodule.builtins.stages",
+    "weighted": "bionemo.webdatamodule.builtins.weighted",
     "stores": "bionemo.webdatamodule.builtins.stores",
 }
 """The modules of the default plugins, by plugin name."""

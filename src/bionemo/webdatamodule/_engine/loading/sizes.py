@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import operator
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,7 @@ import numpy as np
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.stages import describe
+from bionemo.webdatamodule._engine.storage.index_cache import cache_directory, write_atomically
 from bionemo.webdatamodule.components import Planner
 from bionemo.webdatamodule.errors import PlanError
 from bionemo.webdatamodule.planning import Ids, size_of
@@ -31,6 +36,9 @@ def measure(stage: Planner, reader: SampleReader, *, codecs: Codecs, split: str)
     """
     suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
     fields = SampleReader(reader.sets, suffixes, codecs=codecs, check="never", split=split)
+    cache = _cache(stage, fields)
+    if cache is not None and (known := _cached(cache, fields.n_samples)) is not None:
+        return known
     sizes = np.empty(fields.n_samples, dtype=np.int64)
     number = 0
     try:
@@ -40,13 +48,38 @@ def measure(stage: Planner, reader: SampleReader, *, codecs: Codecs, split: str)
                 number += 1
     except PlanError as error:
         raise error.located(split=split, key=_key(fields, number)) from error.__cause__
+    if cache is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is none
+            os.makedirs(os.path.dirname(cache), mode=0o700, exist_ok=True)
+            write_atomically(cache, sizes.astype("<i8").tobytes())
     return sizes
 
 
+def _cache(stage: Planner, fields: SampleReader) -> str | None:
+    """Return the file of the cache that holds these sizes; ``None`` where nothing says that they are the same.
+
+    Shards with a manifest are known by its digest. Of a function nothing tells whether it is another one.
+    """
+    if callable(stage.size) or any(found.manifest is None for found in fields.sets):
+        return None
+    measure = getattr(type(stage), "measure", size_of)
+    words = repr((fields.digest, fields.suffixes, describe(measure)))
+    return os.path.join(cache_directory(), "sizes", hashlib.sha256(words.encode()).hexdigest())
+
+
+def _cached(path: str, n_samples: int) -> Ids | None:
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError:
+        return None
+    return np.frombuffer(data, dtype="<i8").astype(np.int64) if len(data) == 8 * n_samples else None
+
+
 def _size(stage: Planner, sample: Any) -> int:
+    measure = getattr(stage, "measure", None)
     if not callable(stage.size):
-        return size_of(sample, f"the field {stage.size!r}")
-    given = stage.size(sample)
+        return size_of(sample, f"the field {stage.size!r}") if measure is None else int(measure(sample))
+    given = stage.size(sample) if measure is None else measure(stage.size(sample))
     try:
         size = operator.index(given)
     except TypeError:
