@@ -214,7 +214,7 @@ class WebDataModule(L.LightningDataModule):
             if split in self._splits:
                 self._dataset[split] = self._setup_wds(split)
         if name == "fit" and self.trainer is not None:
-            assembly.add_resume(self, self.trainer)
+            assembly.add_resume(self.trainer)
 
     def train_dataloader(self) -> Any:
         """Return the loader of the train split."""
@@ -246,10 +246,10 @@ class WebDataModule(L.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn is TrainerFn.FITTING:
             self._resume = dict(state_dict) or None
 
-    def take_resume(self) -> tuple[Any, dict[str, Any] | None]:
-        """Return the train loader and the cursor that a checkpoint brought, once; the resume callback asks."""
+    def take_resume(self) -> dict[str, Any] | None:
+        """Return the cursor that a checkpoint brought, once; the resume callback asks."""
         state, self._resume = self._resume, None
-        return self._train_loader, state
+        return state
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -269,7 +269,7 @@ class WebDataModule(L.LightningDataModule):
                 f"the loader of the split {split.name!r} was asked for before setup(); "
                 "call setup('fit'), setup('validate'), setup('test') or setup('predict') first"
             )
-        return assembly.make_loader(self, self._settings, self._splits[split], self._dataset[split])
+        return assembly.make_loader(self._settings, self._splits[split], self._dataset[split])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling: loaders are made anew, and stay with their process."""
