@@ -269,7 +269,7 @@ class WebDataModule(L.LightningDataModule):
                 f"the loader of the split {split.name!r} was asked for before setup(); "
                 "call setup('fit'), setup('validate'), setup('test') or setup('predict') first"
             )
-        return assembly.make_loader(self._settings, self._splits[split], self._dataset[split])
+        return assembly.make_loader(self, self._settings, self._splits[split], self._dataset[split])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling: loaders are made anew, and stay with their process."""

@@ -96,7 +96,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
     return _called("invoke_wds", split.split, dataset, split.dataset_calls)
 
 
-def make_loader(settings: Settings, split: SplitSettings, dataset: Any) -> Any:
+def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitSettings, dataset: Any) -> Any:
     """Make the loader of a split.
 
     Raises:
