@@ -359,6 +359,7 @@ def test_a_cursor_that_was_changed_is_refused(tmp_path, make_data, make_trainer,
         fit(recorder, make_trainer(max_epochs=2), make_data(), path)
 
 
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")
 def test_combined_loaders_go_on_with_the_same_batch_size_alone(tmp_path, make_data, make_trainer, recorder):
     """In the middle of an epoch another global batch size would change how the loaders meet; the remedy works."""
     from lightning.pytorch.utilities import CombinedLoader
