@@ -22,6 +22,7 @@ from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.reading.subset import chosen
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule.errors import ConfigError, DataWarning
 
@@ -82,6 +83,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
         on_error=split.errors.on_error,
         max_skipped=split.errors.max_skipped,
         split=split.split,
+        chosen=None if split.where is None else chosen(split.where, sets, settings.codecs, split=split.split),
     )
     make = _planned if split.order == "global" else _stream
     dataset = make(settings, split, topology, sets, reader)
