@@ -8,7 +8,7 @@ import tarfile
 import pytest
 import torch
 
-from bionemo.webdatamodule._cli.bench.measure import PARTS, Rate, advice
+from bionemo.webdatamodule._cli.bench.measure import PARTS, Rate, verdict
 from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 
@@ -71,7 +71,8 @@ def test_every_part_and_worker_count_is_measured(shards, capsys):
         assert 1e6 == pytest.approx(rate["samples"] * rate["microseconds"])
         assert rate["samples"] * size / 1e6 == pytest.approx(rate["megabytes"])
     assert [True, True] == [rate["start"] > 0 for rate in found["workers"]]
-    assert "samples a second" in found["advice"][0]
+    assert max(rate["samples"] for rate in found["workers"]) == found["verdict"]["samples"]
+    assert "you wait for" in found["verdict"]["line"]
 
 
 def test_one_field_and_a_stage_can_be_chosen(shards, capsys):
@@ -98,13 +99,14 @@ def test_samples_that_fit_into_no_tensor_are_measured_as_lists(shards, capsys):
 
 
 def test_people_get_a_table(shards, capsys):
-    """Parts, worker counts and advice are printed for reading."""
-    assert 0 == main(["bench", shards(tensors), "--workers", "0", *FAST])
+    """Parts, worker counts and the verdict, one line at the end, are printed for reading."""
+    assert 0 == main(["bench", shards(tensors), "--workers", "0", "--training", "0.5", *FAST])
     lines = capsys.readouterr().out.splitlines()
     assert "wdshards: 10 samples of " in lines[0]
     assert ["read", "decode", "batch", "direct", "transport"] == [line.split()[0] for line in lines[3:8]]
     assert lines[10].startswith("0 workers")
-    assert lines[11].startswith("* num_workers=0 is the fastest")
+    assert lines[-1].startswith("verdict: you wait for training, since the data come at ")
+    assert lines[-1].endswith("samples/s; keep num_workers=0")
 
 
 @pytest.mark.parametrize(
@@ -113,11 +115,12 @@ def test_people_get_a_table(shards, capsys):
         (["--prefix", "other"], "other"),
         (["--stage", "no_such_stage"], "no_such_stage"),
         (["--stage", "json:no_such_function"], "--stage json:no_such_function cannot be imported"),
-        (["--stage", "shuffle:size=4,4"], "--stage shuffle: takes K=V, not '4'"),
+        (["--stage", "shuffle:size=4,4"], "size is a whole number, not '4,4'"),
         (["--stage", "shuffle:size=0"], "size"),
         (["--stage", "{shuffle}"], "--stage {shuffle} is no JSON"),
         (["--batch-size", "0"], "--batch-size takes a number from 1"),
         (["--workers", "-1"], "--workers numbers from 0"),
+        (["--training", "-1"], "--training one above 0"),
         (["--suffix", "z.pyd"], "z.pyd"),
     ],
 )
@@ -147,25 +150,29 @@ def rates(**costs):
 
 
 @pytest.mark.parametrize(
-    ("parts", "expected"),
+    ("parts", "workers", "cpus", "expected"),
     [
-        ({"read": 50, "decode": 60, "batch": 1, "direct": 52}, "reading takes most of the time"),
-        ({"read": 1, "decode": 90, "batch": 1, "direct": 50}, "decoding takes most of the time"),
-        ({"read": 1, "decode": 5, "stages": 90, "batch": 1, "direct": 3}, "your stages take most of the time"),
-        ({"read": 0.5, "decode": 10, "stages": 1, "batch": 4, "direct": 2}, "without stages fields would be read"),
-        ({"read": 0.5, "decode": 3, "batch": 1, "direct": 2}, "a model that needs fewer samples"),
+        ({"read": 50, "decode": 60, "direct": 52}, {"0": 10}, 1, ("store", "dirs_tars_wds, to a copy")),
+        ({"read": 5, "check": 20, "decode": 9, "direct": 7}, {"0": 10}, 8, ("store", 'check, to "never"')),
+        ({"read": 50, "decode": 60, "direct": 52}, {"0": 10}, 8, ("store", "num_workers in kwargs_wld, to 2")),
+        ({"read": 1, "decode": 90, "direct": 50}, {"0": 10}, 1, ("decoding", "suffix_keys_wds")),
+        ({"read": 1, "decode": 90}, {"0": 10, "2": 5}, 8, ("decoding", "num_workers in kwargs_wld, to 4")),
+        ({"read": 1, "decode": 90}, {"0": 5, "2": 10}, 8, ("decoding", "suffix_keys_wds")),
+        ({"read": 1, "decode": 5, "stages": 90, "direct": 3}, {"0": 9}, 1, ("stages", "pipeline_wds")),
+        ({"read": 1, "decode": 5, "stages": 90}, {"0": 9, "4": 3}, 4, ("stages", "pipeline_wds")),
+        ({"read": 1, "decode": 5, "stages": 20}, {"0": 9, "4": 3}, 4, ("transport", "global_batch_size")),
     ],
-    ids=["read", "decode", "stages", "direct", "all well"],
 )
-def test_advice_names_the_dearest_part(parts, expected):
-    """One sentence about the part from which most is to be gained."""
-    words = advice(rates(**parts), rates(**{"0": 10}), cpus=8)
-    assert words[1].startswith(expected)
+def test_verdict_names_what_a_run_waits_for_and_one_setting(parts, workers, cpus, expected):
+    """Work in workers is shared by them; more of them are advised where there are processors that they may use."""
+    found = verdict(rates(transport=10, batch=1, **parts), rates(**workers), cpus=cpus)
+    assert expected[0] == found.waits_for
+    assert found.setting.startswith(expected[1])
+    assert f"you wait for {expected[0]}, {found.share:.0%} of a sample's time; change {expected[1]}" in str(found)
 
 
-def test_advice_on_workers():
-    """It names the best number, says where workers gain nothing and where there are too few processors."""
-    parts = rates(read=1, decode=3, batch=1, direct=2)
-    assert "num_workers=2 is the fastest" in advice(parts, rates(**{"0": 10, "2": 5}), cpus=2)[0]
-    words = advice(parts, rates(**{"0": 5, "4": 10}), cpus=2)
-    assert ["num_workers=0 is", "workers gain not", "there are 2 proc"] == [word[:16] for word in words[:3]]
+@pytest.mark.parametrize(("training", "expected"), [(1e5, "training"), (1e5 + 1, "decoding"), (None, "decoding")])
+def test_verdict_is_training_where_the_model_takes_less_than_comes(training, expected):
+    """The model's own rate decides, where it is known."""
+    found = verdict(rates(read=1, decode=9, batch=1, direct=8), rates(**{"0": 10}), cpus=1, training=training)
+    assert expected == found.waits_for

@@ -9,6 +9,7 @@ import itertools
 import pickle
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,8 @@ def blocks_of(text: str) -> Iterator[Block]:
 def run_page(page: str, text: str) -> list[str]:
     """Run what can be run of a page, in the current directory, as a reader would; return the languages of what ran.
 
-    Python blocks share a namespace. Of shell blocks the ``webdatamodule`` commands run.
+    Python blocks share a namespace. Of shell blocks the ``webdatamodule`` commands run, and ``python`` with a script,
+    in a process of its own, where a block of the page is that script: ``<!-- file: train.py -->``.
 
     Raises:
         AssertionError: If something prints other than the page says, or a command does not end with 0.
@@ -101,8 +103,11 @@ def run_page(page: str, text: str) -> list[str]:
                 code = compile("\n" * (block.line - 1) + block.text, page, "exec", dont_inherit=True)
                 exec(code, namespace)
             elif block.language == "bash":
-                for command in commands(block.text):
-                    assert 0 == main.main(command), f"{page}: {shlex.join(command)}"
+                for program, *words in commands(block.text):
+                    if program == "python":
+                        run_script(words)
+                    else:
+                        assert 0 == main.main(words), f"{page}: {shlex.join(words)}"
             else:
                 continue
         ran.append(block.language)
@@ -112,12 +117,24 @@ def run_page(page: str, text: str) -> list[str]:
     return ran
 
 
+def run_script(words: list[str]) -> None:
+    """Run Python on a script in the current directory, and print what it prints.
+
+    Raises:
+        AssertionError: If it does not end with 0.
+    """
+    done = subprocess.run([sys.executable, *words], check=False, capture_output=True, text=True, timeout=300)
+    assert 0 == done.returncode, f"python {shlex.join(words)} ends with {done.returncode}:\n{done.stdout}{done.stderr}"
+    print(done.stdout, end="")
+
+
 def commands(text: str) -> Iterator[list[str]]:
-    """Yield the words behind ``webdatamodule`` of each such command in a shell block, but for the demo's."""
+    """Yield the words of each command in a shell block that runs, the demo left out."""
     for line in text.splitlines():
         for command in line.split("&&"):
-            program, *words = shlex.split(command, comments=True) or [""]
-            if program == "webdatamodule" and words != ["demo"]:
+            words = shlex.split(command, comments=True) or [""]
+            script = words[0] == "python" and words[1].endswith(".py") and Path(words[1]).exists()
+            if script or (words[0] == "webdatamodule" and words[1:] != ["demo"]):
                 yield words
 
 

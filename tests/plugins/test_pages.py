@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tests.helpers import pages
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,22 @@ def test_fasta_tutorial_trains_a_model(place):
     shutil.copy(ROOT / "plugins/fasta/examples/chloroplast.faa", place)
 
     assert 7 == len(pages.run_page("docs/tutorial/fasta.md", (ROOT / "docs/tutorial/fasta.md").read_text()))
+
+
+@pytest.mark.parametrize(("page", "steps"), [("h5ad", 70), ("images", 60), ("graphs", 50)])
+def test_tutorial_resumes_on_two_ranks(place, page, steps):
+    """Files become shards, a run on two ranks is stopped and resumed, and ends with the weights of one that was not."""
+    assert {"python", "bash"} == set(
+        pages.run_page(f"docs/tutorial/{page}.md", (ROOT / f"docs/tutorial/{page}.md").read_text())
+    )
+    resumed = torch.load("checkpoints/last.ckpt", weights_only=False)
+    shutil.rmtree("checkpoints")
+    pages.run_script(["train.py", str(steps)])
+    undisturbed = torch.load("checkpoints/last.ckpt", weights_only=False)
+
+    assert steps == resumed["global_step"] == undisturbed["global_step"]
+    assert undisturbed["state_dict"].keys() == resumed["state_dict"].keys()
+    assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in undisturbed["state_dict"].items())
 
 
 def test_page_on_clusters_converts_on_ray(place):

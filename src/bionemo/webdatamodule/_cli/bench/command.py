@@ -37,16 +37,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="stage of pipeline_wds: NAME, NAME:K=V,K=V, as JSON, or MODULE:FUNCTION; again for more",
     )
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each figure (3)")
+    parser.add_argument(
+        "--training", type=float, metavar="N", help="samples a second that the model takes, for the verdict"
+    )
     add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from bionemo.webdatamodule._cli.bench.measure import PARTS, Bench, advice
+    from bionemo.webdatamodule._cli.bench.measure import PARTS, Bench, verdict
 
-    if args.batch_size < 1 or args.seconds <= 0 or min(args.workers) < 0:
-        raise ConfigError("--batch-size takes a number from 1, --seconds one above 0, --workers numbers from 0")
+    if args.batch_size < 1 or args.seconds <= 0 or min(args.workers) < 0 or (args.training or 1) <= 0:
+        raise ConfigError(
+            "--batch-size takes a number from 1, --seconds and --training one above 0, --workers numbers from 0"
+        )
     policy = policy_of(args)
     found = open_set(args.directory, args.prefix)
     suffixes = tuple(args.suffix or found.suffixes)
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         except MissingFieldError as error:
             hint = f"{error.message}; choose fields that all samples have, with --suffix"
             raise MissingFieldError(hint, **error.where) from error
-    words = advice(parts, pipelines, cpus=len(os.sched_getaffinity(0)))
+    result = verdict(parts, pipelines, cpus=_cpus(), training=args.training)
     if args.json:
         report = {
             "directory": args.directory,
@@ -74,16 +79,20 @@ def run(args: argparse.Namespace) -> int:
             "batch_size": bench.batch_size,
             "parts": [asdict(rate) for rate in parts],
             "workers": [asdict(rate) for rate in pipelines],
-            "advice": words,
+            "verdict": {**asdict(result), "line": str(result)},
         }
         print_json(report)
         return 0
     print(f"{args.directory} {found.prefix}: {found.n_samples} samples of {bench.bytes_per_sample / 1e3:.4g} kB")
     _print("part", parts)
     _print("whole", pipelines)
-    for word in words:
-        print(f"* {word}")
+    print(f"\nverdict: {result}")
     return 0
+
+
+def _cpus() -> int:
+    """Return the number of processors that this process may use, of which only Linux knows a subset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stage(word: str) -> Any:

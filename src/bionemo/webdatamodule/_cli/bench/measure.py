@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
     Ids = NDArray[np.int64]
 
-DEAR = 0.4  # share of all parts' time from which a part is worth a word
-SLOW_READ = 1000.0  # megabytes a second; memory and good disks do better
-SLOW_DECODE = 30.0  # microseconds a sample; plain tensors and arrays stay well below
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
@@ -161,8 +157,7 @@ class Bench:
             count += 1
             now = time.perf_counter()
         if workers:
-            loader._iterator._shutdown_workers()  # noqa: SLF001 - as Lightning ends persistent workers
-            loader._iterator = None  # noqa: SLF001 - the same
+            loader._iterator = None  # noqa: SLF001 - as Lightning ends persistent workers
         return self._as_rate(str(workers), (now - started) / count / self.batch_size, start=started - began)
 
     def _raw(self, ids: Ids) -> list[bytes]:
@@ -209,35 +204,75 @@ class Bench:
         )
 
 
-def advice(parts: Sequence[Rate], pipelines: Sequence[Rate], *, cpus: int) -> list[str]:
-    """Say what the figures mean for a training run.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a training run waits for.
+
+    Attributes:
+        waits_for: ``"store"``, ``"decoding"``, ``"stages"``, ``"transport"`` or ``"training"``.
+        samples: Samples a second that come at most.
+        share: The part of a sample's time that this takes, from 0 to 1; ``None`` for training.
+        setting: The one setting to change.
+    """
+
+    waits_for: str
+    samples: float
+    share: float | None
+    setting: str
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        if self.share is None:
+            return f"you wait for training, since the data come at {self.samples:,.0f} samples/s; keep {self.setting}"
+        return (
+            f"at {self.samples:,.0f} samples/s you wait for {self.waits_for}, {self.share:.0%} of a sample's time; "
+            f"change {self.setting}"
+        )
+
+
+def verdict(parts: Sequence[Rate], pipelines: Sequence[Rate], *, cpus: int, training: float | None = None) -> Verdict:
+    """Say what a training run waits for, and the one setting to change.
+
+    Workers share what is done in them, and the main process does the transport while they work.
 
     Args:
         parts: Figures of the parts, by name.
         pipelines: Figures of the whole, by number of workers.
         cpus: Processors that this process may use.
+        training: Samples a second that the model takes; ``None`` where that is not known.
     """
-    words = []
     best = max(pipelines, key=lambda rate: rate.samples)
-    alone = next((rate for rate in pipelines if rate.name == "0"), None)
-    words.append(f"num_workers={best.name} is the fastest of these, with {best.samples:,.0f} samples a second")
-    if alone is not None and best is alone and len(pipelines) > 1:
-        words.append("workers gain nothing here, as reading costs less than sending; they pay once stages are dear")
-    if any(int(rate.name) > cpus for rate in pipelines):
-        words.append(f"there are {cpus} processors; more workers than that only take turns")
+    workers = int(best.name)
+    if training is not None and training <= best.samples:
+        return Verdict(waits_for="training", samples=best.samples, share=None, setting=f"num_workers={workers}")
     cost = {part.name: part.microseconds for part in parts}
-    decode = cost["decode"] - cost["read"]
-    whole = cost["decode"] + cost.get("stages", 0.0) + cost.get("batch", 0.0)
-    if cost["read"] > DEAR * whole and next(part.megabytes for part in parts if part.name == "read") < SLOW_READ:
-        words.append("reading takes most of the time; keep the shards on a local disk, or in memory if they fit")
-    elif decode > max(SLOW_DECODE, DEAR * whole):
-        words.append("decoding takes most of the time; fields are decoded fastest if they hold plain tensors or arrays")
-    elif cost.get("stages", 0.0) > DEAR * whole:
-        words.append("your stages take most of the time; do in them only what changes from epoch to epoch")
-    elif cost.get("direct", 0.0) and cost["direct"] < DEAR * whole and "stages" in cost:
-        words.append("without stages fields would be read straight into batches, at a fraction of the time")
-    words.append("a model that needs fewer samples a second is not held up by its data; DataWaitMonitor tells in a run")
-    return words
+    direct = "direct" in cost and "stages" not in cost
+    decoding = cost["direct"] if direct else cost["decode"] + cost.get("batch", 0.0)
+    costs = {
+        "store": cost["read"] + cost.get("check", 0.0),
+        "decoding": max(0.0, decoding - cost["read"]),
+        "stages": cost.get("stages", 0.0),
+    }
+    if workers:
+        costs = {name: each / min(workers, cpus) for name, each in costs.items()}
+        costs["transport"] = cost["transport"]
+    waits_for = max(costs, key=lambda name: costs[name])
+    setting = _SETTINGS[waits_for]
+    if waits_for == "store" and cost.get("check", 0.0) > cost["read"]:
+        setting = 'check, to "never": checksums take longer than reading'
+    elif waits_for != "transport" and workers == max(int(rate.name) for rate in pipelines) < (cpus if workers else cpus - 1):
+        setting = f"num_workers in kwargs_wld, to {min(cpus, max(2, 2 * workers))}"
+    return Verdict(
+        waits_for=waits_for, samples=best.samples, share=costs[waits_for] / sum(costs.values()), setting=setting
+    )
+
+
+_SETTINGS = {
+    "store": "dirs_tars_wds, to a copy of the shards on a local disk",
+    "decoding": "suffix_keys_wds, to the fields that the model needs, stored as plain arrays or tensors",
+    "stages": "pipeline_wds: what is the same in each epoch belongs into the conversion",
+    "transport": "global_batch_size, to larger batches, which cost less for each sample",
+}
 
 
 def as_list(samples: Iterator[Any]) -> Iterator[list[Any]]:
