@@ -258,9 +258,10 @@ def verdict(parts: Sequence[Rate], pipelines: Sequence[Rate], *, cpus: int, trai
         costs["transport"] = cost["transport"]
     waits_for = max(costs, key=lambda name: costs[name])
     setting = _SETTINGS[waits_for]
+    busy = workers == max(int(rate.name) for rate in pipelines)  # the most that was tried is the fastest
     if waits_for == "store" and cost.get("check", 0.0) > cost["read"]:
         setting = 'check, to "never": checksums take longer than reading'
-    elif waits_for != "transport" and workers == max(int(rate.name) for rate in pipelines) < (cpus if workers else cpus - 1):
+    elif waits_for != "transport" and busy and workers < (cpus if workers else cpus - 1):
         setting = f"num_workers in kwargs_wld, to {min(cpus, max(2, 2 * workers))}"
     return Verdict(
         waits_for=waits_for, samples=best.samples, share=costs[waits_for] / sum(costs.values()), setting=setting
