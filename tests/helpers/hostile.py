@@ -213,10 +213,11 @@ def frombuffer(data, kind, shape, order="C", *axes):
 
 
 def storage(
-    kind="FloatStorage", numel=4, data=bytes(16), *, key=b"1", again=b"1", location=b"cpu", view=None, **system
-):
+    kind="FloatStorage", numel=4, data=bytes(16), *, key=b"1", again=b"1", location=b"cpu", view=None,
+    more=None, **system
+):  # fmt: skip
     """The bytes of a legacy storage."""
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}, **system}
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}, **system, **(more or {})}
     persistent = (
         b"(" + value("storage") + b"ctorch\n" + kind.encode() + b"\n" + value(key.decode())
         + value(location.decode() if isinstance(location, bytes) else location) + value(numel) + value(view) + b"tQ"
@@ -429,6 +430,98 @@ def bombs():
     return {title: P + stream + b"." for title, stream in streams.items()}
 
 
+PRIME = (1 << 61) - 1
+"""Integers that differ by a multiple of it have the same hash."""
+
+
+def equal_hashes(made, behind=b"N", count=8_000):
+    """Keys of equal hash: what comes of ``number * PRIME``, each followed by a value."""
+    return b"(" + b"".join(made(number * PRIME + 1) + behind for number in range(1, count))
+
+
+def put(number):
+    """Keep the top of the stack in the memo and take it away."""
+    return b"q" + bytes([number]) + b"0"
+
+
+def work():
+    """Small streams that ask for much time."""
+    large, other = value((1 << 65_000) - 1), value((1 << 64_000) - 3)
+    huge = value((1 << 2_000_000) - 1)
+    long = value("x" * 200_000)
+    made = b"(" + b"g1\ng2\nR0" * 30_000 + b"t"  # call what the memo has under 1 with the arguments under 2
+    fraction, decimal, set_, uuid = (
+        name(module, kind)
+        for module, kind in (
+            ("fractions", "Fraction"), ("decimal", "Decimal"), ("builtins", "set"), ("uuid", "UUID"),
+        )
+    )  # fmt: skip
+    versions = value({str(number): {"version": 1} for number in range(9000)})
+
+    def sets(number):
+        """Frozensets in frozensets, each twice."""
+        here = b"h" + bytes([number])
+        return b"(N\x91" + put(number) + (b"(" + here + b"(" + here + b"K\x01\x91\x91" + put(number)) * 50
+
+    streams = {
+        "a large tuple, a key again and again": value(tuple(range(9990))) + put(1) + b"}(" + b"h\x01N" * 20_000 + b"u",
+        "one by one": value(tuple(range(9990))) + put(1) + b"}" + b"h\x01Ns" * 20_000,
+        "a large integer, a key again and again": large + put(1) + b"}(" + b"h\x01N" * 200_000 + b"u",
+        "a huge integer as a key": b"}" + huge + b"Ns",
+        "long equal texts, keys again and again": long + put(1) + long + put(2)
+        + b"}h\x01Ns(" + b"h\x02N" * 80_000 + b"u",
+        "integers of equal hash": b"}" + equal_hashes(value) + b"u",
+        "negative ones": b"}" + equal_hashes(lambda number: value(-number)) + b"u",
+        "one by one, of equal hash": b"}" + equal_hashes(value, b"Ns")[1:],
+        "in a dict of protocol 0": equal_hashes(value) + b"d",
+        "in a set": b"\x8f" + equal_hashes(value, b"") + b"\x90",
+        "in a frozenset": equal_hashes(value, b"") + b"\x91",
+        "in set()": raw_call(set_, b"]" + equal_hashes(value, b"") + b"e"),
+        "in an OrderedDict": name("collections", "OrderedDict") + b")R" + equal_hashes(value) + b"u",
+        "in a Counter, copied": name("collections", "Counter") + put(1)
+        + b"}" + equal_hashes(value, count=1500) + b"u\x85" + put(2) + made,
+        "tuples of equal hash": b"}" + equal_hashes(lambda number: value((number,))) + b"u",
+        "fractions of equal hash": fraction + put(1)
+        + b"}" + equal_hashes(lambda number: b"h\x01" + value((number, 1)) + b"R") + b"u",
+        "UUIDs of equal hash": uuid + put(1)
+        + b"}" + equal_hashes(lambda number: b"h\x01)\x81" + value({"int": number}) + b"b") + b"u",
+        "integers as large as a Decimal": b"}(" + decimal + value(("1" + "0" * 9999,)) + b"RN"
+        + b"".join(value(pow(10, 9999, PRIME) + number * PRIME) + b"N" for number in range(1, 5000)) + b"u",
+        "frozensets in frozensets, compared": sets(1) + sets(2) + b"(h\x01h\x02\x91",
+        "a Fraction of huge integers": raw_call(fraction, huge, huge),
+        "a Fraction of large integers, again and again": fraction + put(1) + large + other + b"\x86" + put(2) + made,
+        "a Fraction of a long text": raw_call(fraction, value("1" * 100_000)),
+        "a Decimal, again and again": decimal + put(1) + value(("9" * 9999,)) + put(2) + made,
+        "a range of huge integers": raw_call(name("builtins", "range"), value(0), huge, value(3)),
+        "a timedelta of huge integers": raw_call(name("datetime", "timedelta"), value(0), value(0), huge),
+        "a path, again and again": name("pathlib", "PurePosixPath") + put(1)
+        + value(("a/" * 50_000,)) + put(2) + made,
+        "versions of modules, again and again": b"}" + text("_metadata") + versions + b"s" + put(1)
+        + name("collections", "OrderedDict") + put(2) + b"(" + b"h\x02)Rh\x01b" * 5_000 + b"t",
+        "axes of huge integers": raw_call(
+            name("numpy._core.numeric", "_frombuffer"), value(bytes(4)), FLOAT, value((1,)), value("K"),
+            b"(" + huge + b"t",
+        ),
+        "a shape of huge integers": raw_call(name("torch", "Size"), b"(" + huge * 8 + b"t"),
+        "storages around keys of equal hash": name("torch.storage", "_load_from_bytes") + put(1)
+        + value((storage(numel=0, data=b"", more={number * PRIME: 0 for number in range(1500)}),)) + put(2) + made,
+    }  # fmt: skip
+    return {title: P + stream + b"." for title, stream in streams.items()}
+
+
+def containers():
+    """Streams of containers, of which each takes a byte or a few."""
+    many = 200_000
+    streams = {
+        "empty sets": b"(" + b"\x8f" * many + b"t",
+        "empty frozensets": b"(" + b"(\x91" * (2 * many) + b"t",
+        "empty deques": name("collections", "deque") + put(1) + b"(" + b"h\x01)R" * (many // 2) + b"t",
+        "marks": b"(" * many,
+        "memos of nothing": b"N" + b"\x94" * many + b"N",
+    }
+    return {title: P + stream + b"." for title, stream in streams.items()}
+
+
 def torch_zip(pickled, storages=(), **members):
     """A file of torch.save around any pickle."""
     stream = io.BytesIO()
@@ -581,16 +674,21 @@ def main(canary):
         ("nested", nested(canary)),
         ("states", states()),
         ("bombs", bombs()),
+        ("work", work()),
+        ("containers", containers()),
         ("torch", torch_files()),
     ):
         for title, stream in streams.items():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found = [
                 outcome(loads, stream),
-                outcome(pickles.decode, memoryview(stream)),
                 outcome(PickleCodec(Policy()).column([memoryview(stream)] * 2).stack),
             ]
-            files = [stream] if group == "torch" else [torch_zip(stream), torch_old(stream)]
+            if group not in ("work", "containers"):  # which take a while
+                found.append(outcome(pickles.decode, memoryview(stream)))
+            files = {"torch": [stream], "work": [torch_zip(stream)], "containers": [torch_old(stream)]}.get(
+                group, [torch_zip(stream), torch_old(stream)]
+            )
             found_in_torch = [outcome(each.decode, memoryview(file)) for each in codecs for file in files]
             traced = outcome(trace, stream)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -232,4 +232,16 @@ class PickleColumn:
         if compared.collate is not None:
             with suppress(*_MISSES, TypeError, RuntimeError):  # join raises a better error
                 return compared.collate(where, pad)
-        return join(PickleColumn(compared, where.start, where.stop).values())
+        values = PickleColumn(compared, where.start, where.stop).values()
+        if any(map(_has_mask, values)):
+            raise TypeError("tensors have no masks; fill the masked arrays, or pass on data and mask as two arrays")
+        return join(values)
+
+
+def _has_mask(value: Any) -> bool:
+    """Return whether a value holds a masked array, whose mask default_collate would drop without an error."""
+    if isinstance(value, dict):
+        return any(map(_has_mask, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_mask, value))
+    return isinstance(value, np.ma.MaskedArray)

@@ -76,7 +76,7 @@ class Budget:
         if self._memory < 0:
             raise RefusedPickleError(
                 f"the pickle of {self.size} bytes asks for more than {EXPANSION} times its size; "
-                "an expanded tensor has to be saved as contiguous()"
+                'save expanded tensors as contiguous(), or read trusted data with pickles="trusted"'
             )
 
     def spend(self, steps: int) -> None:
@@ -85,7 +85,7 @@ class Budget:
         if self._work < 0:
             raise RefusedPickleError(
                 f"the pickle of {self.size} bytes asks for more work than any data of its size; "
-                "store large or equal keys as lists of pairs"
+                'store large keys in lists of pairs, or read trusted data with pickles="trusted"'
             )
 
     def take_container(self, kind: type) -> None:
@@ -146,7 +146,7 @@ class Budget:
         if known is not None:
             return known[1]
         parts = weigh(key, MAX_KEY)
-        self.spend(20 * parts)
+        self.spend((20 if type(key) is tuple else 40) * parts)  # sets are sorted when they are written
         cost = parts + _nested_cost(key)
         if parts > _NOTED:
             self._costs[id(key)] = key, cost

@@ -45,7 +45,6 @@ def finder(allow: tuple[str, ...]) -> Callable[[str, str], Any]:
     packages = tuple(name.removesuffix("*") for name in allow if name.endswith(".*"))
     allowed = frozenset(allow)
 
-    @functools.lru_cache(maxsize=256)  # streams name the same few things
     def find(module: str, name: str) -> Any:
         module = _MODULES.get(module, module)
         name = _NAMES.get((module, name), name)

@@ -29,6 +29,7 @@ MAX_EMPTY: Final = 1 << 26  # product of the other sizes of an empty array: a su
 MAX_FIELDS: Final = 1000  # of a structured dtype, those of its fields included
 MAX_RECORD: Final = 1 << 28  # bytes of an element of a structured dtype
 
+_ALIGNED: Final = 0x80  # NPY_ALIGNED_STRUCT among the flags of a dtype
 _SPEC: Final = re.compile(r"[<>=|]?([biufcSUmMO?]\d{0,9}|V\d{1,9}|[mM]8\[\d{0,9}[a-zA-Zμ]{1,7}\])")
 _UNITS: Final = frozenset(b"Y M W D h m s ms us ns ps fs as generic".split())
 
@@ -97,14 +98,14 @@ def _dtype_state(made: np.dtype[Any], state: Any) -> int:
 
 def _record_state(made: np.dtype[Any], state: tuple[Any, ...]) -> int:
     """Make a structured dtype, or a sub-array, by numpy's constructor; then numpy's own state of it is the state."""
-    _, _, inner, names, fields, size, align, _, *more = state
+    _, _, inner, names, fields, size, align, flags, *more = state
     expect(all(part is None for part in more) and type(size) is int and size == made.itemsize, "a record with metadata")
-    expect(size <= MAX_RECORD and type(align) is int, "a record of absurd size")
+    expect(size <= MAX_RECORD and type(align) is type(flags) is int, "a record of absurd size")
     if inner is not None:
         expect(names is None and fields is None, "a record that is a sub-array")
         expect(type(inner) is tuple and len(inner) == 2, "a sub-array without a dtype")
         check_dtype(inner[0])
-        check_shape(inner[1])
+        expect(check_shape(inner[1]) * inner[0].itemsize == size and 0 not in inner[1], "a sub-array of another size")
         clean = np.dtype(inner)
     else:
         expect(type(names) is tuple and type(fields) is dict and len(names) == len(fields), "a record without fields")
@@ -120,7 +121,8 @@ def _record_state(made: np.dtype[Any], state: tuple[Any, ...]) -> int:
                 "formats": [dtype for dtype, _ in parts],
                 "offsets": [offset for _, offset in parts],
                 "itemsize": size,
-            }
+            },
+            align=bool(flags & _ALIGNED),
         )
     count = _count_fields(clean, MAX_FIELDS)
     expect(clean.itemsize == size, "a record of two sizes")
@@ -187,8 +189,11 @@ def _masked_state(made: np.ma.MaskedArray[Any, Any], state: Any) -> None:
     expect(type(data) is type(mask) is bytes, "a masked array without data")
     _check_extent(shape, dtype, data)
     _check_extent(shape, np.ma.make_mask_descr(dtype), mask)
-    plain = fill is None or (type(fill) is np.ndarray and fill.shape == () and fill.dtype == dtype)
+    plain = fill is None or (type(fill) is np.ndarray and fill.shape == ())
     expect(plain, "a masked array with an unknown fill value")
+    if fill is not None:
+        alike = fill.dtype == dtype or (fill.dtype.kind == dtype.kind and dtype.kind in "SU")
+        expect(alike, "a masked array with a fill value of another type")
     made.__setstate__((1, shape, dtype, fortran, data, mask, fill))  # type: ignore[arg-type]  # of its base class
 
 

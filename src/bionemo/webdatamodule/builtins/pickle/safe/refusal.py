@@ -29,17 +29,15 @@ def refusal(data: memoryview, find: Callable[[str, str], Any], first: str) -> Re
         first: The first unknown name.
     """
     names = list(dict.fromkeys([first, *filter(None, (_unknown(find, *named) for named in _named(data)))]))
-    listed = ", ".join(names)
     quoted = ", ".join(f'"{name}"' for name in names)
+    named = f"the pickle names {', '.join(names)}, which the safe codec does not build; if "
     if len(names) == 1:
-        return RefusedPickleError(
-            f"the pickle names {listed}, which the safe codec does not build; "
-            f"if that is a class you know and trust, pass allow_pickle=[{quoted}]"
-        )
-    return RefusedPickleError(
-        f"the pickle names {listed}, which the safe codec does not build; "
-        f"if you know and trust all {len(names)}, pass allow_pickle=[{quoted}]"
-    )
+        return RefusedPickleError(f"{named}that is a class you know and trust, pass allow_pickle=[{quoted}]")
+    message = f"{named}you know and trust all {len(names)}, pass allow_pickle=[{quoted}]"
+    packages = {name.partition(".")[0] for name in names}
+    if len(packages) == 1:
+        message += f', or allow_pickle=["{packages.pop()}.*"] for all of the package'
+    return RefusedPickleError(message)
 
 
 def _unknown(find: Callable[[str, str], Any], module: str, name: str) -> str | None:

@@ -43,6 +43,8 @@ _KINDS: Final = "biufcSUmM"  # dtypes of plain numbers, text and times
 _Memory: TypeAlias = "tuple[int, int, torch.dtype]"  # address and size of a storage; dtypes are written apart
 _Spans: TypeAlias = "dict[_Memory, list[tuple[int, int]]]"  # runs of elements
 
+_Known: TypeAlias = "dict[int, tuple[Any, bytes]]"  # pickles of elements of sets, by the ids of the elements
+
 
 def dumps(value: Any) -> bytes:
     """Encode a value as a canonical pickle.
@@ -52,19 +54,24 @@ def dumps(value: Any) -> bytes:
         Exception: Whatever its classes raise while they are pickled.
     """
     try:
-        pickler = _CarefulPickler if _has_set(value) else _QuickPickler
-        data, spans = _dump(pickler, value, {})
-        # Only now is it known which tensors share memory.
-        return _dump(pickler, value, spans)[0] if spans else data
+        return _dumps(value, {})
     except RecursionError as error:
         raise DecodeError("the value is nested too deeply to be pickled") from error
 
 
-def _dump(pickler: type[_Pickler], value: Any, spans: _Spans) -> tuple[bytes, _Spans]:
+def _dumps(value: Any, known: _Known) -> bytes:
+    pickler = _CarefulPickler if _has_set(value) else _QuickPickler
+    data, spans = _dump(pickler, value, {}, known)
+    # Only now is it known which tensors share memory.
+    return _dump(pickler, value, spans, known)[0] if spans else data
+
+
+def _dump(pickler: type[_Pickler], value: Any, spans: _Spans, known: _Known) -> tuple[bytes, _Spans]:
     stream = io.BytesIO()
     reducer = _Reducer(spans)
     instance: Any = pickler(stream, protocol=PROTOCOL)
     instance.reducer_override = reducer
+    instance.known = known
     instance.dump(value)
     return stream.getvalue(), reducer.shared()
 
@@ -253,11 +260,20 @@ class _CarefulPickler(_PythonPickler):  # type: ignore[misc]
             self.write(pickle.EMPTY_SET)
             self.memoize(items)
         self.write(pickle.MARK)
-        for item in sorted(items, key=dumps):
+        for item in sorted(items, key=self.pickle_of):
             self.save(item)
         self.write(pickle.FROZENSET if frozen else pickle.ADDITEMS)
         if frozen:
             self.memoize(items)
+
+    def pickle_of(self, item: Any) -> bytes:
+        """Return the pickle of an element; of a set in a set in a set it is not made again and again."""
+        if type(item) not in (tuple, frozenset):
+            return _dumps(item, self.known)
+        known: _Known = self.known
+        if id(item) not in known:
+            known[id(item)] = item, _dumps(item, known)
+        return known[id(item)][1]
 
     def save_buffer(self, buffer: pickle.PickleBuffer) -> None:
         """Write a buffer; the inherited way fails for two empty ones, which are one object to it."""
