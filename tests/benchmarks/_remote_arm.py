@@ -1,0 +1,77 @@
+"""One run of one arm of the remote benchmark, in a process and with a cache of its own; prints JSON.
+
+    python _remote_arm.py ARM URL SHARDS WORKERS RANK RANKS EPOCHS
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+BATCH = 64
+
+
+def ours(url: str, workers: int, rank: int, ranks: int) -> Any:
+    """This package, as a user calls it."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks))
+    from bionemo.webdatamodule import WebDataModule
+
+    options = {"num_workers": workers} | ({"persistent_workers": True} if workers else {})
+    module = WebDataModule({"train": url}, None, "bin", BATCH * ranks, kwargs_wld={"train": options})
+    module.setup("fit")
+    loader = module.train_dataloader()
+    return lambda: iter(loader)
+
+
+def webdataset(url: str, shards: int, workers: int) -> Any:
+    """webdataset as its documentation advises."""
+    import webdataset as wds
+
+    urls = f"pipe:curl -s -f {url}/wdshards-{{000000..{shards - 1:06d}}}.tar"
+    dataset = wds.WebDataset(urls, shardshuffle=shards).shuffle(1000, initial=BATCH).to_tuple("bin").batched(BATCH)
+    loader = wds.WebLoader(dataset, num_workers=workers, batch_size=None)
+    return lambda: iter(loader)
+
+
+def epoch(batches: Iterable[Any], started: float) -> dict[str, Any]:
+    """Iterate an epoch and time its steps."""
+    times, n_bytes = [started], 0
+    for batch in batches:
+        values = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch[0], bytes) else batch
+        n_bytes += sum(map(len, values))
+        times.append(time.monotonic())
+    steps = [after - before for before, after in zip(times[1:], times[2:], strict=False)]
+    return {
+        "first": times[1] - started,
+        "seconds": times[-1] - started,
+        "longest": max(steps, default=0),
+        "stalls": sum(step > 0.3 for step in steps),
+        "bytes": n_bytes,
+    }
+
+
+def main() -> None:
+    """Run."""
+    arm, url, shards, workers, rank, ranks, epochs = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:8])
+    if arm == "webdataset":
+        import webdataset as _  # imports are not counted
+
+        begin = time.monotonic()
+        iterate = webdataset(url, shards, workers)
+    else:
+        import bionemo.webdatamodule.datamodule as _  # noqa: F811
+
+        begin = time.monotonic()
+        iterate = ours(url, workers, rank, ranks)
+    found = []
+    for number in range(epochs):
+        found.append(epoch(iterate(), begin if not number else time.monotonic()))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
