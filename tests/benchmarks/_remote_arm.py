@@ -1,10 +1,11 @@
 """One run of one arm of the remote benchmark, in a process and with a cache of its own; prints JSON.
 
-    python _remote_arm.py ARM URL SHARDS WORKERS RANK RANKS EPOCHS
+python _remote_arm.py ARM URL SHARDS WORKERS RANK RANKS EPOCHS
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ def ours(url: str, workers: int, rank: int, ranks: int) -> Any:
     return lambda: iter(loader)
 
 
-def webdataset(url: str, shards: int, workers: int) -> Any:
+def with_webdataset(url: str, shards: int, workers: int) -> Any:
     """webdataset as its documentation advises."""
     import webdataset as wds
 
@@ -44,7 +45,7 @@ def epoch(batches: Iterable[Any], started: float) -> dict[str, Any]:
         values = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch[0], bytes) else batch
         n_bytes += sum(map(len, values))
         times.append(time.monotonic())
-    steps = [after - before for before, after in zip(times[1:], times[2:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(times[1:])]
     return {
         "first": times[1] - started,
         "seconds": times[-1] - started,
@@ -58,18 +59,16 @@ def main() -> None:
     """Run."""
     arm, url, shards, workers, rank, ranks, epochs = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:8])
     if arm == "webdataset":
-        import webdataset as _  # imports are not counted
+        import webdataset  # noqa: F401 - imports are not counted
 
         begin = time.monotonic()
-        iterate = webdataset(url, shards, workers)
+        iterate = with_webdataset(url, shards, workers)
     else:
-        import bionemo.webdatamodule.datamodule as _  # noqa: F811
+        import bionemo.webdatamodule.datamodule  # noqa: F401
 
         begin = time.monotonic()
         iterate = ours(url, workers, rank, ranks)
-    found = []
-    for number in range(epochs):
-        found.append(epoch(iterate(), begin if not number else time.monotonic()))
+    found = [epoch(iterate(), time.monotonic() if number else begin) for number in range(epochs)]
     print(json.dumps(found))
 
 

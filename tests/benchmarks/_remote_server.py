@@ -40,7 +40,7 @@ async def main(root: Path, delay: float, connection: float, rate: float) -> None
         try:
             while request := await reader.readline():
                 headers = {}
-                while (line := (await reader.readline()).decode().strip()):
+                while line := (await reader.readline()).decode().strip():
                     name, _, value = line.partition(":")
                     headers[name.lower()] = value.strip()
                 method, path, _ = request.decode().split()

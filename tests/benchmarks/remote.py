@@ -39,9 +39,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         n_bytes = make_data(root / "data", args.shards, int(args.shard_mb * 1e6 / SAMPLE))
-        print(f"{n_bytes / 1e6:.0f} MB in {args.shards} shards, {DELAY * 1e3:.0f} ms, {LINK / 1e6:.0f} MB/s", flush=True)
+        print(
+            f"{n_bytes / 1e6:.0f} MB in {args.shards} shards, {DELAY * 1e3:.0f} ms, {LINK / 1e6:.0f} MB/s", flush=True
+        )
         with served(root / "data") as url:
-            print("| arm | workers | first batch s | cold epoch s | of the link | longest step s | stalls | warm epoch s | bytes |")
+            print(
+                "| arm | workers | first batch s | cold epoch s | of the link | longest step s | stalls | warm epoch s | bytes |"
+            )
             print("|---|---|---|---|---|---|---|---|---|")
             for workers in args.workers:
                 for arm in args.arms:
@@ -68,7 +72,9 @@ def make_data(directory: Path, shards: int, per_shard: int) -> int:
         for number in range(shards * per_shard):
             start = number % SAMPLE
             sink.write({"__key__": f"s{number:08d}", "bin": block[start : start + SAMPLE]})
-    subprocess.run([sys.executable, "-m", "bionemo.webdatamodule", "index", str(directory)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "bionemo.webdatamodule", "index", str(directory)], check=True, stdout=subprocess.DEVNULL
+    )
     return sum(path.stat().st_size for path in directory.glob("*.tar"))
 
 
@@ -95,7 +101,13 @@ def run(arm: str, url: str, shards: int, workers: int, ranks: int, root: Path, *
         disabled = "" if arm == "obstore" else "obstore"
         cache = tempfile.mkdtemp(dir=root)
         environment = {**os.environ, "XDG_CACHE_HOME": cache, "WEBDATAMODULE_DISABLED_PLUGINS": disabled}
-        command = [sys.executable, str(HERE / "_remote_arm.py"), arm, url, *map(str, (shards, workers, rank, ranks, epochs))]
+        command = [
+            sys.executable,
+            str(HERE / "_remote_arm.py"),
+            arm,
+            url,
+            *map(str, (shards, workers, rank, ranks, epochs)),
+        ]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     results = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     if any(process.returncode for process in processes):

@@ -22,15 +22,18 @@ from bionemo.webdatamodule._engine.sampling.partition import (
     chunks,
     mean_share,
 )
+from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.stages import chain, names_of, run_columns
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.reading.reader import SampleReader
+    from bionemo.webdatamodule._engine.sampling.pieces import Piece
     from bionemo.webdatamodule.planning import EpochPlan, Ids
 
 
+_FOLLOWED = 64  # batches whose pieces are found at a time
 _PLANNED = 1024  # samples that are planned at a time, since numpy's calls cost as much for one
 
 
@@ -184,13 +187,27 @@ class PlannedDataset(Planned):
         together = max(1, _PLANNED // max(1, share * length))
         mine = partial(chunks, n_batches, this.number, this.count, length=length)
         if self.reader.is_remote:  # what will be read is known, and is fetched in that order
-            coming = self._runs(mine(), epoch, start, together)
-            self.reader.follow((ids for _, shares in coming for ids in shares), epoch)
+            if isinstance(self.plan, Plan) and self.plan.lanes:
+                self.reader.follow_pieces(self._pieces(self.plan, n_batches, epoch, start), epoch)
+            else:
+                coming = self._runs(mine(), epoch, start, together)
+                self.reader.follow((ids for _, shares in coming for ids in shares), epoch)
         for batches, shares in self._runs(mine(), epoch, start, together):
             made = self._made(batches, shares, epoch, start, lazy=lazy)
             yield Item(
                 epoch=epoch, start=start, worker=this.number, number=batches[0], values=made if lazy else list(made)
             )
+
+    def _pieces(self, plan: Plan, n_batches: int, epoch: int, start: int) -> Iterator[Piece]:
+        """Yield what this rank reads, in the order of need; its workers share what they fetch."""
+        place, first, length = self.topology, 0, 1
+        known: set[tuple[int, int]] = set()  # of the batches before, which may go on in theirs
+        while first < n_batches:
+            batches = range(first, min(n_batches, first + length))
+            pieces = plan.pieces(epoch, batches, [place.rank], place.world_size, start=start)
+            yield from (piece for piece in pieces if (piece.shard, piece.first) not in known)
+            known = {(piece.shard, piece.first) for piece in pieces}
+            first, length = batches.stop, min(2 * length, _FOLLOWED)
 
     def _runs(self, runs: Iterator[range], epoch: int, start: int, together: int) -> Iterator[tuple[range, list[Ids]]]:
         """Yield runs of batches with this rank's shares of them, planning several runs at a time."""

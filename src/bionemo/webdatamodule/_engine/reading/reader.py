@@ -26,6 +26,7 @@ from bionemo.webdatamodule.errors import (
     CorruptShardError,
     DecodeError,
     MissingFieldError,
+    RemoteError,
     WebDataModuleError,
 )
 
@@ -212,6 +213,18 @@ class SampleReader:
         """
         self._places.follow(runs, epoch)
 
+    def follow_pieces(self, pieces: Iterable[tuple[int, int, int, int]], epoch: int = 0) -> None:
+        """Fetch pieces behind URLs before they are read, in the background; it returns at once.
+
+        Args:
+            pieces: Number of a shard, its first sample, the sample behind the last and anything else, in the order in
+                which they will be read; they are taken as needed.
+            epoch: Number of the epoch.
+        """
+        starts = self._places.starts
+        runs = (range(int(starts[shard]) + first, int(starts[shard]) + stop) for shard, first, stop, _ in pieces)
+        self._places.follow(runs, epoch)
+
     def follow_shards(self, numbers: Iterable[int], epoch: int = 0) -> None:
         """Fetch shards behind URLs before they are read, in the background; it returns at once.
 
@@ -230,6 +243,8 @@ class SampleReader:
             places = self._places.locate(ids)
             columns = [field.column(places) for field in self._fields]
             self._check(ids, places)
+        except RemoteError:  # trying again would take the time of all attempts again
+            raise
         except Exception:  # noqa: BLE001 - whatever it is, it comes again
             return None
         return tuple(

@@ -72,13 +72,13 @@ class ShardSet:
     @property
     def n_bytes(self) -> int:
         """Size of all shards."""
-        if self.remote is not None:
-            return sum(shard.bytes for shard in self.remote.shards)
-        return self.manifest.n_bytes if self.manifest else sum(s.size for s in self.stamps)
+        return sum(self.sizes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Bytes of each shard."""
+        if self.remote is not None:
+            return tuple(shard.bytes for shard in self.remote.shards)
         return (
             tuple(shard.bytes for shard in self.manifest.shards)
             if self.manifest

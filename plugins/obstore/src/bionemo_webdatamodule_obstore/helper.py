@@ -1,0 +1,139 @@
+"""A process that holds the client of a process which may fork; it answers many threads at once and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent import futures
+from typing import IO, Any
+
+from bionemo_webdatamodule_obstore.client import Client
+
+_LENGTH = struct.Struct("<q")
+_THREADS = 64
+_COMMAND = "from bionemo_webdatamodule_obstore.helper import serve; serve()"
+
+
+class Helper:
+    """Calls methods of a :class:`Client` in a process of its own. It is used by several threads."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - our own code in this interpreter
+            [sys.executable, "-c", _COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._pid = os.getpid()
+        self._sending = threading.Lock()
+        self._waiting: dict[int, tuple[futures.Future[Any], Sequence[memoryview]]] = {}
+        self._number = 0
+        threading.Thread(target=_receive, args=(self._process.stdout, self._waiting), daemon=True).start()
+        weakref.finalize(self, _stop, self._process, self._pid)
+
+    def is_alive(self) -> bool:
+        """Tell whether the process runs and is this process's own."""
+        return self._pid == os.getpid() and self._process.poll() is None
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Return what a method returns, or raise what it raises."""
+        return self._send((name, arguments), ()).result()
+
+    def read(self, url: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
+        """Read byte ranges of a file into memory."""
+        self._send(("ranges", (url, list(ranges))), into).result()
+
+    def _send(self, request: Any, into: Sequence[memoryview]) -> futures.Future[Any]:
+        done: futures.Future[Any] = futures.Future()
+        with self._sending:
+            self._number += 1
+            self._waiting[self._number] = done, into
+            message = pickle.dumps((self._number, request))
+            assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+            try:
+                self._process.stdin.write(_LENGTH.pack(len(message)) + message)
+                self._process.stdin.flush()
+            except OSError as error:
+                del self._waiting[self._number]
+                raise ConnectionError("the process that holds the store's client ended") from error
+        return done
+
+
+def _receive(stream: IO[bytes], waiting: dict[int, tuple[futures.Future[Any], Sequence[memoryview]]]) -> None:
+    """Take answers, and bytes straight into the memory that waits for them."""
+    with contextlib.suppress(EOFError, OSError, ValueError):
+        while True:
+            number, found, error, lengths = pickle.loads(_exactly(stream, _LENGTH.unpack(_exactly(stream, 8))[0]))
+            done, into = waiting.pop(number)
+            for place, length in enumerate(lengths):
+                memory = into[place] if length == len(into[place]) else memoryview(bytearray(length))
+                while memory:
+                    count = stream.readinto(memory)  # type: ignore[attr-defined]  # buffered readers have it
+                    if not count:
+                        raise EOFError
+                    memory = memory[count:]
+            if error is None:
+                done.set_result(found)
+            else:
+                done.set_exception(error)
+    for done, _ in list(waiting.values()):
+        if not done.done():
+            done.set_exception(ConnectionError("the process that holds the store's client ended"))
+    waiting.clear()
+
+
+def serve() -> None:
+    """Answer requests on standard input until it is closed."""
+    client, sending = Client(), threading.Lock()
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr
+
+    def answer(number: int, name: str, arguments: Any) -> None:
+        found, error, blocks = None, None, []
+        try:
+            found = getattr(client, name)(*arguments)
+            if name == "ranges":
+                found, blocks = None, found
+        except Exception as raised:  # noqa: BLE001 - the caller gets it
+            error = raised if _pickles(raised) else OSError(f"{type(raised).__name__}: {raised}")
+        head = pickle.dumps((number, found, error, [len(block) for block in blocks]))
+        with sending:
+            answers.write(_LENGTH.pack(len(head)) + head)
+            for block in blocks:
+                answers.write(block)
+            answers.flush()
+
+    with futures.ThreadPoolExecutor(_THREADS) as pool, contextlib.suppress(EOFError, OSError):
+        while True:
+            number, (name, arguments) = pickle.loads(_exactly(requests, _LENGTH.unpack(_exactly(requests, 8))[0]))
+            pool.submit(answer, number, name, arguments)
+    os._exit(0)
+
+
+def _pickles(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever it is, it cannot be sent
+        return False
+    return True
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+def _stop(process: subprocess.Popen[bytes], pid: int) -> None:
+    if pid == os.getpid():
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
