@@ -43,10 +43,9 @@ def main() -> None:
             f"{n_bytes / 1e6:.0f} MB in {args.shards} shards, {DELAY * 1e3:.0f} ms, {LINK / 1e6:.0f} MB/s", flush=True
         )
         with served(root / "data") as url:
-            print(
-                "| arm | workers | first batch s | cold epoch s | of the link | longest step s | stalls | warm epoch s | bytes |"
-            )
-            print("|---|---|---|---|---|---|---|---|---|")
+            titles = "arm", "workers", "first batch s", "cold epoch s", "of the link", "longest step s", "stalls"
+            print(f"| {' | '.join((*titles, 'warm epoch s', 'bytes'))} |")
+            print("|---" * 9 + "|")
             for workers in args.workers:
                 for arm in args.arms:
                     ((cold, warm),) = run(arm, url, args.shards, workers, 1, root)

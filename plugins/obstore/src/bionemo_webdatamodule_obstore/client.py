@@ -58,7 +58,7 @@ class Client:
         except Exception as error:
             raise _named(error) from error
 
-    def ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+    def ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
         """Return byte ranges of a file."""
         import obstore
 
@@ -100,18 +100,19 @@ class Client:
 
     def _open(self, url: str) -> tuple[Any, str]:
         """Return the store of a URL's bucket, container or server, and the path in it."""
-        from obstore.store import from_url
+        from obstore import store as stores
 
+        connect: Any = stores.from_url  # its overloads take no mapping made here
         parts = urlsplit(url)
         base = f"{parts.scheme}://{parts.netloc}"
         store = self._stores.get(base)
         if store is None:
-            options: dict[str, Any] = {"timeout": _SILENCE, "connect_timeout": _SILENCE}
+            options: Any = {"timeout": _SILENCE, "connect_timeout": _SILENCE}
             endpoints = (base, os.environ.get("AWS_ENDPOINT_URL", ""), os.environ.get("AWS_ENDPOINT", ""))
             if any(endpoint.startswith("http://") for endpoint in endpoints):
                 options["allow_http"] = True
             retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
-            store = self._stores.setdefault(base, from_url(base, client_options=options, retry_config=retries))
+            store = self._stores.setdefault(base, connect(base, client_options=options, retry_config=retries))
         path = unquote(parts.path) if parts.scheme in _WEB else parts.path
         return store, path.strip("/")
 

@@ -93,7 +93,9 @@ def serve() -> None:
     sys.stdout = sys.stderr
 
     def answer(number: int, name: str, arguments: Any) -> None:
-        found, error, blocks = None, None, []
+        found: Any = None
+        error: Exception | None = None
+        blocks: Sequence[memoryview] = ()
         try:
             found = getattr(client, name)(*arguments)
             if name == "ranges":
