@@ -189,6 +189,19 @@ def test_every_shape_of_data_can_be_drawn(counts, options):
     draw(plan, counts).draw_without_rendering()
 
 
+def test_the_shares_of_a_mixture_that_changes_are_printed(shards, capsys):
+    """At its steps and half-way between them."""
+    directories = [shards("first", 30, 30), shards("second", 40)]
+    weights = ["--weights", "7", "3", "--weights-at", "100", "7", "3", "--weights-at", "300", "0", "1"]
+    assert 0 == main(["plan", *directories, "--global-batch", "10", *weights])
+    printed = capsys.readouterr().out
+
+    for line in ("from step 100     70.0%, 30.0%", "from step 200     35.0%, 65.0%", "from step 300     0.0%, 100.0%"):
+        assert line in printed
+    assert 2 == main(["plan", *directories, "--global-batch", "10", "--weights-at", "5", "1", "1"])
+    assert "--weights says those at the beginning" in capsys.readouterr().err
+
+
 def test_a_plan_says_what_a_cluster_fetches(shards, capsys):
     """Pieces, lanes, what a rank has open, what a batch draws from, and the bytes of all nodes."""
     directory = shards("train", *[40] * 16)

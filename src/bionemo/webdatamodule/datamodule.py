@@ -43,7 +43,7 @@ _STAGES: Mapping[str, tuple[Split, ...]] = {
 }
 
 Directory: TypeAlias = "str | os.PathLike[str]"
-Mixture: TypeAlias = "Sequence[Directory | tuple[Directory, float]]"
+Mixture: TypeAlias = "Sequence[Directory | tuple[Directory, float]] | Mapping[int, Sequence[tuple[Directory, float]]]"
 Pipeline: TypeAlias = "Ref | Iterable[Ref]"
 Calls: TypeAlias = "Sequence[tuple[str, Mapping[str, Any]]]"
 
@@ -55,7 +55,8 @@ class WebDataModule(L.LightningDataModule):
 
     Args:
         dirs_tars_wds: The directory of each split's shards, or any fsspec URL.
-            A list of directories, or of pairs of a directory and a weight, is a mixture.
+            A list of directories, or of pairs of a directory and a weight, is a mixture; a mapping from steps to lists
+            of pairs is a mixture that changes, linearly between these steps.
         n_samples: Samples of each split's epoch. ``None``, or a split left out, means all there are.
             Fewer than there are: a training epoch is that many samples and the next one goes on behind them,
             until all were seen; evaluation takes the first so many.

@@ -28,6 +28,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--global-batch", type=positive, required=True, help="samples of a batch over all ranks")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
     parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="weight of each DIR: a mixture")
+    parser.add_argument(
+        "--weights-at",
+        type=float,
+        nargs="+",
+        action="append",
+        metavar="STEP W",
+        help="weights from a step on, for a mixture that changes linearly; may be repeated",
+    )
     parser.add_argument("--accumulate", type=positive, default=1, help="batches to an optimizer step (%(default)s)")
     parser.add_argument("--n-samples", type=positive, default=0, help="samples of an epoch (all there are)")
     parser.add_argument("--tail", choices=["share", "drop", "fill"], default="share", help="last batch (%(default)s)")
@@ -49,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--plot shows order='global'; in shards order the shuffle is a buffer of shards")
     if args.weights and len(args.weights) != len(args.directory):
         raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
+    for step, *weights in args.weights_at or ():
+        if not args.weights or len(weights) != len(args.directory):
+            raise ConfigError(
+                f"--weights-at {step:g} gives {len(weights)} weights for {len(args.directory)} directories; it takes a "
+                "step and a weight for each, and --weights says those at the beginning"
+            )
     sets = [open_set(directory, args.prefix) for directory in args.directory]
     shards = [count for found in sets for count in found.samples]
     per_node = args.ranks_per_node or max(1, (args.ranks or 1) // args.nodes)
@@ -102,6 +116,9 @@ def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
         sets,
         args.weights or [None] * len(sets),
         training=not args.evaluation,
+        changes=[(0, tuple(args.weights)), *((int(step), tuple(found)) for step, *found in args.weights_at)]
+        if args.weights_at
+        else (),
         shuffle_shards=args.shuffle_shards,
         remote=args.remote or None,
         global_batch_size=args.global_batch,
@@ -132,6 +149,8 @@ def _print_steps(report: dict[str, Any]) -> None:
     print(f"optimizer steps   {report['optimizer_steps']:,}, accumulating {report['accumulate']}")
     if "draws_from" in report:
         _print_reading(report)
+    for row in report.get("shares", ()):
+        print(f"from step {row['step']:<8,}{', '.join(f'{part:.1%}' for part in row['shares'])}")
     for number, source in enumerate(report.get("mixture", ())):
         print(f"source {number:<11}{source['drawn']:,} samples an epoch, {source['passes']:.3g} times through it")
 

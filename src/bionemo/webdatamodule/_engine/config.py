@@ -33,11 +33,19 @@ _DIGEST = re.compile("(sha256:)?[0-9a-fA-F]{64}")
 
 
 class Source(NamedTuple):
-    """One directory of shards, its weight in a mixture, and the digest that its data must have, if any."""
+    """One directory of shards.
+
+    Attributes:
+        directory: The directory.
+        weight: Its weight in a mixture; ``None`` where it is none.
+        digest: The digest that its data must have, if any.
+        schedule: Steps and the weights there, where the mixture changes; empty where it does not.
+    """
 
     directory: str
     weight: float | None
     digest: str | None = None
+    schedule: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +83,17 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
 
     Args:
         argument: Name of the argument and the split, for messages.
-        given: A path or URL; or for a mixture a sequence of them, or of pairs of one and its weight.
+        given: A path or URL; or for a mixture a sequence of them, or of pairs of one and its weight; or for a mixture
+            that changes a mapping from steps to such pairs.
 
     Raises:
         ConfigError: If it is none of these.
     """
     if isinstance(given, str | os.PathLike):
         return (Source(_directory(given, argument), None),)
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping):
+        return _changing(argument, given)
+    if not isinstance(given, Iterable):
         raise ConfigError(f"{argument} is a directory, or a list of (directory, weight), not {given!r:.80}")
     found = []
     for entry in given:
@@ -102,6 +113,36 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
     if len({source.weight is None for source in found}) > 1:
         raise ConfigError(f"{argument} gives some directories a weight and others none; give all of them one")
     return tuple(found)
+
+
+def _changing(argument: str, given: Mapping[Any, Any]) -> tuple[Source, ...]:
+    """Return the directories of a mixture that changes from step to step."""
+    try:
+        points = sorted(
+            (int(step), [(_directory(d, argument), float(w)) for d, w in pairs]) for step, pairs in given.items()
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{argument} is a directory, a list of (directory, weight), or for a mixture that changes "
+            f"{{step: [(directory, weight), …], …}}, not {given!r:.80}"
+        ) from error
+    if not points or not points[0][1]:
+        raise ConfigError(f"{argument} names no directory")
+    if points[0][0] != 0:
+        raise ConfigError(f"{argument} has a mixture that changes, which begins at step 0, not {points[0][0]}")
+    directories = [directory for directory, _ in points[0][1]]
+    for step, pairs in points:
+        if [directory for directory, _ in pairs] != directories:
+            raise ConfigError(
+                f"{argument} has other directories at step {step} than at step 0; name all of them at each, in one "
+                "order, with weight 0 where one gives nothing"
+            )
+        if not all(0 <= weight < float("inf") for _, weight in pairs) or not any(weight for _, weight in pairs):
+            raise ConfigError(f"{argument} has weights at step {step} that are not from 0 on, or all 0")
+    return tuple(
+        Source(directory, points[0][1][n][1], schedule=tuple((step, pairs[n][1]) for step, pairs in points))
+        for n, directory in enumerate(directories)
+    )
 
 
 def pinned(argument: str, found: tuple[Source, ...], given: object) -> tuple[Source, ...]:

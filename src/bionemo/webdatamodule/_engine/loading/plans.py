@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from bionemo.webdatamodule._engine.config import Source
 from bionemo.webdatamodule._engine.loading.records import Settings, SplitSettings
 from bionemo.webdatamodule._engine.loading.sizes import measure
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
@@ -44,6 +45,7 @@ def make_plan(
         return plan_of(
             sets,
             [source.weight for source in split.sources],
+            changes=changes_of(split.sources),
             training=training,
             shuffle_shards=settings.shuffle_shards,
             global_batch_size=settings.global_batch_size,
@@ -62,6 +64,7 @@ def plan_of(
     training: bool,
     shuffle_shards: int | None,
     tail: Literal["share", "drop", "fill"],
+    changes: Sequence[tuple[int, tuple[float, ...]]] = (),
     remote: bool | None = None,
     **options: Any,
 ) -> Plan:
@@ -74,6 +77,7 @@ def plan_of(
         shuffle_shards: Shards that are read side by side; 0 shuffles all samples together, ``None`` does so with
             local shards and reads remote ones in pieces and lanes.
         tail: What becomes of an incomplete batch in training.
+        changes: Steps and the weights there, where the mixture changes; in place of ``weights``.
         remote: Whether the shards are remote; ``None`` for what they are.
         options: More of :class:`~bionemo.webdatamodule._engine.sampling.plan.Plan`.
 
@@ -89,15 +93,29 @@ def plan_of(
         )
     return Plan(
         sources=tuple(
-            PlanSource(samples=found.n_samples, weight=weight, shards=tuple(found.samples), sizes=found.sizes)
+            PlanSource(
+                samples=found.n_samples,
+                weight=None if changes else weight,
+                shards=tuple(found.samples),
+                sizes=found.sizes,
+            )
             for found, weight in zip(sets, weights, strict=True)
         ),
         lanes=lanes if training else 0,
         piece_bytes=piece_bytes if training else 0,
+        schedule=tuple((step * options["global_batch_size"], found) for step, found in changes) if training else (),
         shuffle=training,
         tail=tail if training else "share",
         **options,
     )
+
+
+def changes_of(sources: Sequence[Source]) -> list[tuple[int, tuple[float, ...]]]:
+    """Return the steps at which the mixture of some directories is given, and all their weights there."""
+    return [
+        (step, tuple(source.schedule[number][1] for source in sources))
+        for number, (step, _) in enumerate(sources[0].schedule)
+    ]
 
 
 def planner_of(split: SplitSettings) -> Planner | None:

@@ -13,6 +13,7 @@ from bionemo.webdatamodule._engine.sampling.lanes import Line, lane_lengths
 from bionemo.webdatamodule._engine.sampling.mixture import apportion, draws
 from bionemo.webdatamodule._engine.sampling.permutation import Ids, Permutation, groups, key
 from bionemo.webdatamodule._engine.sampling.pieces import Pieces
+from bionemo.webdatamodule._engine.sampling.schedule import Points, check, scheduled_draws
 from bionemo.webdatamodule.errors import PlanError
 
 _Runs: TypeAlias = tuple[Ids, Ids]
@@ -56,6 +57,7 @@ class Order:
         shuffle: False for evaluation: ids in order from 0, in every epoch the same, weights ignored.
         lanes: Lanes of a training order that reads piece by piece; 0 shuffles all samples together.
         piece_bytes: Bytes of a piece; 0 for whole shards.
+        schedule: Weights that change with the samples drawn, over all epochs, in place of those of the sources.
 
     Raises:
         PlanError: If the sources cannot give such epochs.
@@ -67,6 +69,7 @@ class Order:
     shuffle: bool = True
     lanes: int = 0
     piece_bytes: int = 0
+    schedule: Points = ()
     _counts: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
     _passes: dict[tuple[int, int], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
     _pieces: dict[int, Pieces] = field(init=False, repr=False, compare=False, default_factory=dict)
@@ -78,10 +81,13 @@ class Order:
         length = self.n_samples or available
         object.__setattr__(self, "n_samples", length)
         lanes = min(self.lanes, length, available) if self.shuffle else 0
-        if self.shuffle and len(weights) > 1:
+        if self.shuffle and self.schedule:
+            check(self.schedule, len(self.sources))
+            lanes = min(lanes, *(source.samples for source in self.sources)) if lanes else 0
+        elif self.shuffle and len(weights) > 1:
             object.__setattr__(self, "_counts", apportion(length, weights))
             lanes = min(lanes, *(source.samples for source in self.sources))
-        elif length > available:
+        elif length > available and not (self.shuffle and self.schedule):
             raise PlanError(
                 f"n_samples is {length}, but there are only {available} samples; "
                 "lower it, or leave it out to take all there are"
@@ -154,6 +160,8 @@ class Order:
 
     def _walk(self, epoch: int, places: Ids) -> list[tuple[int, int, Ids, Ids, Ids | None]]:
         """Return for each source (-1 for all) and pass of it which places are there, their places in it and lanes."""
+        if self.schedule:
+            return self._scheduled(epoch * self.n_samples + places)
         if not self._counts:
             lanes, length = self.lanes, sum(source.samples for source in self.sources)
             return [
@@ -165,6 +173,20 @@ class Order:
             mine = np.arange(len(places))[here]
             inside = places[mine] - ahead * self.n_samples
             found += [(n, p, mine[w], i, lane) for n, p, w, i, lane in self._mixed(epoch + ahead, inside)]
+        return found
+
+    def _scheduled(self, places: Ids) -> list[tuple[int, int, Ids, Ids, Ids | None]]:
+        """Return the same for places over all epochs of a mixture that changes."""
+        found: list[tuple[int, int, Ids, Ids, Ids | None]] = []
+        lanes = self.lanes or 1
+        for lane, members in groups(places % lanes):
+            mine = np.arange(len(places))[members]
+            sources, numbers = scheduled_draws(self.schedule, lanes, lane, places[mine] // lanes, self.seed)
+            for source in np.unique(sources).tolist():
+                own, length = mine[sources == source], int(lane_lengths(self.sources[source].samples, lanes)[lane])
+                for passed, where, inside in _passes(0, numbers[sources == source], length):
+                    in_lane = np.full(len(inside), lane) if self.lanes else None
+                    found.append((source, passed, own[where], inside, in_lane))
         return found
 
     def _mixed(self, epoch: int, places: Ids) -> list[tuple[int, int, Ids, Ids, Ids | None]]:
@@ -221,7 +243,7 @@ class Order:
     @property
     def parts(self) -> range:
         """Numbers of the sources that are read in passes of their own; -1 where all are read as one."""
-        return range(len(self._counts)) if self._counts else range(-1, 0)
+        return range(len(self.sources)) if self._counts or self.schedule else range(-1, 0)
 
     def pieces(self, number: int = -1) -> Pieces:
         """Return the pieces of a source, or of all."""
@@ -244,6 +266,8 @@ def _passes(first: int, places: Ids, length: int) -> list[tuple[int, Ids, Ids]]:
 def _hashed(order: Order, shards: list[Any], block: object) -> str:
     sources = [(source.samples, source.weight) for source in order.sources]
     words = repr((sources, shards, order.n_samples, order.shuffle, block))
+    if order.schedule and order.shuffle:
+        words += repr(order.schedule)
     return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
 

@@ -12,6 +12,7 @@ from bionemo.webdatamodule._engine.sampling.order import Order, Source
 from bionemo.webdatamodule._engine.sampling.partition import Tail, bounds, n_batches, part
 from bionemo.webdatamodule._engine.sampling.permutation import Ids
 from bionemo.webdatamodule._engine.sampling.pieces import Piece
+from bionemo.webdatamodule._engine.sampling.schedule import Points
 from bionemo.webdatamodule.errors import PlanError, ResumeError
 
 __all__ = ["Plan", "Source"]
@@ -39,6 +40,7 @@ class Plan:
             a global batch is then listed lane by lane, so that a rank reads from its own lanes.
             0 shuffles all samples together.
         piece_bytes: Bytes of a piece; 0 for whole shards.
+        schedule: Weights that change with the samples drawn (:mod:`~bionemo.webdatamodule._engine.sampling.schedule`).
 
     Raises:
         PlanError: If the sources cannot give such epochs.
@@ -52,6 +54,7 @@ class Plan:
     tail: Tail = "share"
     lanes: int = 0
     piece_bytes: int = 0
+    schedule: Points = ()
     order: Order = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +69,7 @@ class Plan:
             shuffle=self.shuffle,
             lanes=self.lanes,
             piece_bytes=self.piece_bytes,
+            schedule=self.schedule,
         )
         object.__setattr__(self, "order", order)
         for name in ("n_samples", "lanes", "piece_bytes"):

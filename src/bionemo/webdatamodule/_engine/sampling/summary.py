@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.sampling.partition import chunk_length, chunks, mean_share, part
 from bionemo.webdatamodule._engine.sampling.plan import Plan
+from bionemo.webdatamodule._engine.sampling.schedule import shares
 from bionemo.webdatamodule.errors import PlanError
 
 _NODES = 8  # nodes that are looked at
@@ -66,6 +68,7 @@ def report_global(
         "dropped": plan.unserved(ranks),
         "borrowed": max(0, plan.batch_bounds(batches - 1, ranks)[1] - plan.n_samples),
         "mixture": _mixture(plan),
+        "shares": _changing(plan),
         "draws_from": min(plan.global_batch_size, plan.lanes or plan.n_samples) if plan.shuffle else 1,
         **_far_away(plan, ranks, ranks_per_node),
         "ranks": [_rank(plan, rank, ranks, batches, last, epoch) for rank in range(ranks)],
@@ -233,6 +236,19 @@ def _mixture(plan: Plan) -> list[dict[str, Any]]:
     return [
         {"samples": source.samples, "weight": source.weight, "drawn": count, "passes": count / source.samples}
         for source, count in pairs
+    ]
+
+
+def _changing(plan: Plan) -> list[dict[str, Any]]:
+    """Return the part of each source at the points of a mixture that changes, and half-way; empty where it does not."""
+    if not (plan.schedule and plan.shuffle):
+        return []
+    points = [place for place, _ in plan.schedule]
+    places = sorted({*points, *((first + stop) // 2 for first, stop in itertools.pairwise(points))})
+    found = shares(plan.schedule, np.array(places)).round(4).tolist()
+    return [
+        {"step": place // plan.global_batch_size, "epoch": place // plan.n_samples, "shares": parts}
+        for place, parts in zip(places, found, strict=True)
     ]
 
 
