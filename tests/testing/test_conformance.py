@@ -131,6 +131,20 @@ class TestBatchBySize(_Stage):
         return [[number] * (1 + number % 3) for number in range(9)]
 
 
+class TestPack(_Stage):
+    """Lists of lists, six values at most in a pack, from a stream that is packed four at a time."""
+
+    name = "pack"
+
+    @pytest.fixture
+    def options(self):
+        return {"size": len, "max_total": 6, "window": 4, "collate": "list"}
+
+    @pytest.fixture
+    def samples(self):
+        return [[number] * (1 + number % 3) for number in range(9)]
+
+
 class TestUnbatch(_Stage):
     """Lists to their items."""
 
