@@ -344,3 +344,57 @@ def test_states_are_the_same_whoever_writes_them(tmp_path, make_data, make_train
     assert {"samples": 16, "epoch": 0} == {name: loader_state[name] for name in ("samples", "epoch")}
     assert len(repr(loader_state)) < 1000
     assert not [value for value in itertools.chain(loader_state.values()) if type(value) not in (int, str)]
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1}, {"epoch": 5}, {"samples": 0}, {"samples": 24}], ids=str)
+def test_a_cursor_that_was_changed_is_refused(tmp_path, make_data, make_trainer, recorder, change):
+    """Epoch and samples are held against what Lightning counted."""
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data())
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0].update(change)
+    torch.save(checkpoint, path)
+
+    with pytest.raises(ResumeError, match="one of them was changed; take a checkpoint as the Trainer wrote it"):
+        fit(recorder, make_trainer(max_epochs=2), make_data(), path)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")
+def test_combined_loaders_go_on_with_the_same_batch_size_alone(tmp_path, make_data, make_trainer, recorder):
+    """In the middle of an epoch another global batch size would change how the loaders meet; the remedy works."""
+    from lightning.pytorch.utilities import CombinedLoader
+
+    class Pairs(recorder):
+        def training_step(self, batch, batch_idx):
+            self.trained.append((self.current_epoch, batch_idx, [list(part[0]) for part in batch]))
+            return self.weight * batch[0][1].float().mean()
+
+    def run(size, **kwargs):
+        model, loaders = Pairs(), []
+        for seed in range(2):
+            data = make_data(size=size, seed=seed, splits=("train",))
+            data.setup("fit")
+            loaders.append(data.train_dataloader())
+        path = kwargs.pop("ckpt_path", None)
+        trainer = make_trainer(limit_val_batches=0, **kwargs)
+        trainer.fit(model, CombinedLoader(loaders, "min_size"), ckpt_path=path)
+        return model.trained
+
+    run(4, max_epochs=1, callbacks=[SaveAt(3, tmp_path / "mid.ckpt")])
+    run(4, max_epochs=1, callbacks=[SaveAt(10, tmp_path / "end.ckpt")])
+    with pytest.raises(ResumeError, match=r"several loaders are combined.*take that one to the end of the epoch"):
+        run(5, max_epochs=2, ckpt_path=tmp_path / "mid.ckpt")
+
+    assert run(5, max_epochs=2)[8:] == run(5, max_epochs=2, ckpt_path=tmp_path / "end.ckpt")
+
+
+def test_gradients_that_a_checkpoint_lacks_are_named(tmp_path, make_data, make_trainer, recorder, caplog):
+    """Lightning does not store accumulated gradients; at a multiple nothing is said."""
+    for step, said in ((4, False), (5, True)):
+        caplog.clear()
+        path = tmp_path / f"{step}.ckpt"
+        kwargs = {"max_epochs": 1, "accumulate_grad_batches": 2}
+        fit(recorder, make_trainer(callbacks=[SaveAt(step, path)], **kwargs), make_data())
+        fit(recorder, make_trainer(**kwargs), make_data(), path)
+
+        assert said == ("after 1 of 2 batches whose gradients are accumulated" in caplog.text)

@@ -9,10 +9,21 @@ import lightning as L
 
 from bionemo.webdatamodule._engine.log import decided
 
-__all__ = ["DataWaitMonitor"]
+__all__ = ["DataWaitMonitor", "resume_callbacks"]
 
 _FETCH = ".train_dataloader_next"  # how Lightning's profilers call the wait for the next batch
 _MUCH = 0.1  # of the time; beyond it the run would gain by more workers
+
+
+def resume_callbacks() -> list[L.Callback]:
+    """Return the callback that makes resume exact; Lightning asks for it by an entry point, for every ``Trainer``.
+
+    It does something only where a train loader of this package is used: passed to ``fit`` by a data module, by itself,
+    or in a ``CombinedLoader``.
+    """
+    from bionemo.webdatamodule._engine.loading.resume import ResumeCallback
+
+    return [ResumeCallback()]
 
 
 class DataWaitMonitor(L.Callback):

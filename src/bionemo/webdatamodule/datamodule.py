@@ -22,6 +22,7 @@ from bionemo.webdatamodule._engine.former import recognises_pickles, recognises_
 from bionemo.webdatamodule._engine.loading import assemble as assembly
 from bionemo.webdatamodule._engine.loading.assemble import Settings, SplitSettings
 from bionemo.webdatamodule._engine.loading.placement import default_loader_stages, default_stages, torch_stage
+from bionemo.webdatamodule._engine.reading.subset import subset
 from bionemo.webdatamodule._engine.stages import resolve_stages
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, materialised
 from bionemo.webdatamodule._engine.writing.convert import convert
@@ -91,6 +92,10 @@ class WebDataModule(L.LightningDataModule):
         check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
         on_error: ``"raise"``, or ``"skip"`` for leaving out samples that cannot be read.
         max_skipped: Samples that may be skipped in a process.
+        where: For each split which of its samples are used: a rule on keys such as
+            :class:`~bionemo.webdatamodule.splits.Fold`, a list of keys, or a pair of a suffix and a predicate of its
+            value such as ``("cls", is_rare)``. It is worked out in ``setup``; the plan, its length and ``n_samples``
+            are of these samples.
         expect: For each split the digest that its data must have, as ``webdatamodule info`` prints it; of a mixture
             one for each directory. For data that travelled, or were given to you.
         plugins: Where names are looked up; by default among the installed plugins.
@@ -126,6 +131,7 @@ class WebDataModule(L.LightningDataModule):
         check: Literal["first", "always", "never"] = "first",
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: int = 100,
+        where: Mapping[Split, Any] | Mapping[str, Any] | None = None,
         expect: Mapping[Split, str | Sequence[str]] | Mapping[str, str | Sequence[str]] | None = None,
         plugins: Plugins | None = None,
     ) -> None:
@@ -139,6 +145,7 @@ class WebDataModule(L.LightningDataModule):
         dataset_calls = by_split("invoke_wds", invoke_wds)
         loader_calls = by_split("invoke_wld", invoke_wld)
         digests = by_split("expect", expect)
+        subsets = by_split("where", where)
         one_of("order", order, ("global", "shards", None))
         errors = ErrorPolicy(
             on_error=one_of("on_error", on_error, ("raise", "skip")),
@@ -178,6 +185,7 @@ class WebDataModule(L.LightningDataModule):
                 dataset_calls=tuple(dataset_calls.get(split) or ()),
                 loader_calls=tuple(loader_calls.get(split) or ()),
                 errors=error_policy(options, errors),
+                where=subset(f"where[{name}]", subsets.get(split)),
             )
             assembly.check_order(self._splits[split])
         self._dataset: dict[Split, Any] = {}
@@ -215,7 +223,7 @@ class WebDataModule(L.LightningDataModule):
             if split in self._splits:
                 self._dataset[split] = self._setup_wds(split)
         if name == "fit" and self.trainer is not None:
-            assembly.add_resume(self, self.trainer)
+            assembly.add_resume(self.trainer)
 
     def train_dataloader(self) -> Any:
         """Return the loader of the train split."""
@@ -247,10 +255,10 @@ class WebDataModule(L.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn is TrainerFn.FITTING:
             self._resume = dict(state_dict) or None
 
-    def take_resume(self) -> tuple[Any, dict[str, Any] | None]:
-        """Return the train loader and the cursor that a checkpoint brought, once; the resume callback asks."""
+    def take_resume(self) -> dict[str, Any] | None:
+        """Return the cursor that a checkpoint brought, once; the resume callback asks."""
         state, self._resume = self._resume, None
-        return self._train_loader, state
+        return state
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -42,6 +42,7 @@ class HandClock:
 
     now: int | None = None
     ran: int | None = None
+    any_number: bool = False
 
     def epoch(self):
         """Return the epoch."""
@@ -50,6 +51,10 @@ class HandClock:
     def steps(self):
         """Return the steps."""
         return self.ran
+
+    def takes_any_number(self):
+        """Return whether a step takes its batches itself."""
+        return self.any_number
 
 
 def make(
@@ -254,6 +259,22 @@ def test_a_batch_whose_step_did_not_run_is_not_counted():
     assert 4 == loader.state_dict()["samples"]
     next(iterator)
     assert 4 == loader.state_dict()["samples"]
+
+
+def test_a_step_that_takes_several_batches_counts_them_all():
+    """A checkpoint written while a step runs goes on with the first batch that the step took."""
+    clock = HandClock(now=0, ran=0, any_number=True)
+    loader = make(clock=clock)
+    iterator = iter(loader)
+    next(iterator)
+    next(iterator)
+    assert 0 == loader.state_dict()["samples"]
+    clock.ran = 1
+    assert 8 == loader.state_dict()["samples"]
+    next(iterator)
+    assert 8 == loader.state_dict()["samples"]
+    clock.ran = 2
+    assert 12 == loader.state_dict()["samples"]
 
 
 def test_a_finished_epoch_has_nothing_for_a_trainer_that_asks_again():

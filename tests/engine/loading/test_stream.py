@@ -48,6 +48,10 @@ class HandClock:
     def steps(self):
         """Return no steps."""
 
+    def takes_any_number(self):
+        """Return false."""
+        return False
+
 
 def make(
     sizes=(3, 4, 5, 6),

@@ -56,7 +56,7 @@ def write_set(directory, samples, n_shards=3, prefix="t", codecs=None):
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     entries, suffixes = [], set()
-    for number, part in enumerate(np.array_split(np.arange(len(samples)), n_shards)):
+    for number, part in enumerate(np.array_split(np.arange(len(samples)), min(n_shards, len(samples)))):
         path = directory / f"{prefix}-{number:06d}.tar"
         with path.open("wb") as file:
             writer = ShardWriter(file.fileno(), path=str(path))

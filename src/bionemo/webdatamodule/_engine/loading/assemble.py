@@ -11,24 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from webdataset.shardlists import split_by_node, split_by_worker
 
-from bionemo.webdatamodule._engine.loading.clock import Clock, EvaluationClock, TrainerClock
 from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset, Topology
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
 from bionemo.webdatamodule._engine.loading.placement import split_stages
 from bionemo.webdatamodule._engine.loading.plans import check_planner, make_plan, planner_of
+from bionemo.webdatamodule._engine.loading.progress import Clock, EvaluationClock, OwnClock
 from bionemo.webdatamodule._engine.loading.records import LoaderChoice, Settings, SplitSettings, resolve_loader
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.reading.subset import chosen
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule.errors import ConfigError, DataWarning
 
 if TYPE_CHECKING:
     import lightning as L
-
-    from bionemo.webdatamodule._engine.loading.resume import Resuming
 
 __all__ = [
     "LoaderChoice",
@@ -84,6 +83,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
         on_error=split.errors.on_error,
         max_skipped=split.errors.max_skipped,
         split=split.split,
+        chosen=None if split.where is None else chosen(split.where, sets, settings.codecs, split=split.split),
     )
     make = _planned if split.order == "global" else _stream
     dataset = make(settings, split, topology, sets, reader)
@@ -111,7 +111,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             "super()._setup_wds(split) returns, or override _setup_dataloader(split), too",
             split=split.split,
         )
-    clock: Clock = TrainerClock(module) if split.split == "train" else EvaluationClock()
+    clock: Clock = OwnClock() if split.split == "train" else EvaluationClock()
     function = split.loader.function
     if isinstance(dataset, PlannedDataset):
         if not function.in_order:
@@ -167,12 +167,13 @@ def check_order(split: SplitSettings) -> None:
         )
 
 
-def add_resume(module: Resuming, trainer: L.Trainer) -> None:
-    """Add the callback that applies a checkpoint's cursor, once for a trainer."""
+def add_resume(trainer: L.Trainer) -> None:
+    """Add the callback that applies a checkpoint's cursors, once for a trainer."""
     from bionemo.webdatamodule._engine.loading.resume import ResumeCallback
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
-    callbacks[:] = [c for c in callbacks if not isinstance(c, ResumeCallback)] + [ResumeCallback(module)]
+    if not any(isinstance(callback, ResumeCallback) for callback in callbacks):
+        callbacks.insert(0, ResumeCallback())
 
 
 def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:

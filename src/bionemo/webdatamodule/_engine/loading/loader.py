@@ -13,13 +13,12 @@ import webdataset as wds
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import Planned, PlannedDataset, apart, only_batch
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
-from bionemo.webdatamodule._engine.loading.progress import Progress
+from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.stages import chain
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.loading.clock import Clock
     from bionemo.webdatamodule.components import LoaderFunction
     from bionemo.webdatamodule.planning import EpochPlan
 
@@ -35,7 +34,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         loader: Makes an iterable of the dataset's items, from worker processes or not.
         loader_name: What it is called, for messages.
         stages: Run on the samples of each share, in this process; empty where the workers make batches.
-        clock: Tells the trainer's epoch and how many steps ran.
+        clock: Of the run that takes the batches.
         cursor: A cursor at the start of the data, with the identity of data and plan.
     """
 
@@ -88,10 +87,13 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         """The number of data-parallel processes."""
         return self._data.topology.world_size
 
-    @property
-    def resumed(self) -> bool:
-        """Whether the next iteration begins where a state says."""
-        return self._progress.resumed
+    def follow(self, clock: Clock) -> None:
+        """Take epochs and steps from the clock of a run."""
+        self._progress.clock = clock
+
+    def restart(self) -> None:
+        """Begin the next iteration at the start of the run's epoch."""
+        self._progress.restart()
 
     @property
     def cursor(self) -> Cursor:
@@ -147,7 +149,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
                 for value in item.values:
                     batch = value if self._data.batches and not self.stages else self._batch(value, cursor, index)
                     index += 1
-                    self._progress.delivered = index  # before it is yielded: Lightning may never ask again
+                    self._progress.deliver()
                     if index == shares:
                         self._data.reader.tell_skipped()
                         items.close()  # before the last batch: a Ctrl-C while a generator is collected would be lost

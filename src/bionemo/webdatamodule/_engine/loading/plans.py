@@ -29,7 +29,7 @@ def make_plan(
         PlanError: If the samples do not suffice, or there are none.
         PluginError: If a planner gives no plan.
     """
-    available = sum(found.n_samples for found in sets)
+    available = reader.n_samples
     if not available:
         raise PlanError(f"{split.sources[0].directory} holds no sample", split=split.split)
     if (planner := planner_of(split)) is not None:
@@ -46,6 +46,7 @@ def make_plan(
             sets,
             [source.weight for source in split.sources],
             changes=changes_of(split.sources),
+            samples=reader.samples,
             training=training,
             shuffle_shards=settings.shuffle_shards,
             global_batch_size=settings.global_batch_size,
@@ -66,6 +67,7 @@ def plan_of(
     tail: Literal["share", "drop", "fill"],
     changes: Sequence[tuple[int, tuple[float, ...]]] = (),
     remote: bool | None = None,
+    samples: Sequence[Sequence[int]] | None = None,
     **options: Any,
 ) -> Plan:
     """Return the plan of some shard sets.
@@ -79,6 +81,7 @@ def plan_of(
         tail: What becomes of an incomplete batch in training.
         changes: Steps and the weights there, where the mixture changes; in place of ``weights``.
         remote: Whether the shards are remote; ``None`` for what they are.
+        samples: For each set the number of samples in each shard that count; ``None`` for all.
         options: More of :class:`~bionemo.webdatamodule._engine.sampling.plan.Plan`.
 
     Raises:
@@ -87,19 +90,15 @@ def plan_of(
     lanes, piece_bytes = shuffle_shards or 0, 0
     if remote is None:
         remote = any(found.remote is not None for found in sets)
+    samples = [found.samples for found in sets] if samples is None else samples
     if shuffle_shards is None and remote:
         lanes, piece_bytes = choose(
-            sum(found.n_bytes for found in sets), sum(found.n_samples for found in sets), options["global_batch_size"]
+            sum(found.n_bytes for found in sets), sum(map(sum, samples)), options["global_batch_size"]
         )
     return Plan(
         sources=tuple(
-            PlanSource(
-                samples=found.n_samples,
-                weight=None if changes else weight,
-                shards=tuple(found.samples),
-                sizes=found.sizes,
-            )
-            for found, weight in zip(sets, weights, strict=True)
+            _plan_source(found, counts, None if changes else weight)
+            for found, counts, weight in zip(sets, samples, weights, strict=True)
         ),
         lanes=lanes if training else 0,
         piece_bytes=piece_bytes if training else 0,
@@ -116,6 +115,21 @@ def changes_of(sources: Sequence[Source]) -> list[tuple[int, tuple[float, ...]]]
         (step, tuple(source.schedule[number][1] for source in sources))
         for number, (step, _) in enumerate(sources[0].schedule)
     ]
+
+
+def _plan_source(found: ShardSet, counts: Sequence[int], weight: float | None) -> PlanSource:
+    """Return a set as the plan sees it: shards of which no sample counts are left out."""
+    if tuple(counts) == tuple(found.samples):
+        return PlanSource(samples=found.n_samples, weight=weight, shards=tuple(found.samples), sizes=found.sizes)
+    shards = [
+        (count, stored, size) for count, stored, size in zip(counts, found.samples, found.sizes, strict=True) if count
+    ]
+    return PlanSource(
+        samples=sum(counts),
+        weight=weight,
+        shards=tuple(count for count, _, _ in shards),
+        sizes=tuple(-(-size * count // stored) for count, stored, size in shards),
+    )
 
 
 def planner_of(split: SplitSettings) -> Planner | None:

@@ -1,39 +1,126 @@
-"""Where a loader is in its run, and where its next iteration begins."""
+"""Where a loader is in its run: the epoch, the batches handed out, and those whose step ran."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Protocol
 
-from bionemo.webdatamodule._engine.loading.clock import Clock
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
+
+
+class Clock(Protocol):
+    """Says where the run that takes the batches is."""
+
+    def epoch(self) -> int | None:
+        """Return the epoch that runs now, or ``None`` where iterations count themselves."""
+        ...
+
+    def steps(self) -> int | None:
+        """Return how many steps ran in the whole run, or ``None`` if every batch handed out counts as used."""
+        ...
+
+    def takes_any_number(self) -> bool:
+        """Tell whether a step takes as many batches as it likes, rather than one."""
+        ...
+
+
+class OwnClock:
+    """The clock of a loader that is iterated by hand: every iteration is the next epoch."""
+
+    def epoch(self) -> int | None:
+        """Return ``None``."""
+        return None
+
+    def steps(self) -> None:
+        """Return ``None``."""
+
+    def takes_any_number(self) -> bool:
+        """Return false."""
+        return False
+
+
+class EvaluationClock(OwnClock):
+    """The clock of validation, test and prediction: every pass is the same epoch."""
+
+    def epoch(self) -> int:
+        """Return 0."""
+        return 0
+
+
+class TrainerClock:
+    """The clock of a ``Trainer``.
+
+    Args:
+        trainer: The trainer, which the clock does not keep alive.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer: Callable[[], Any] = weakref.ref(trainer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a copy in another process has no trainer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        del state
+        self._trainer = lambda: None
+
+    def epoch(self) -> int | None:
+        """Return the trainer's epoch while it fits; 0 while it overfits on a few batches."""
+        from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+
+        trainer = self._trainer()
+        if trainer is None or trainer.state.fn is not TrainerFn.FITTING:
+            return None
+        if trainer.state.status is not TrainerStatus.RUNNING:
+            return None
+        return 0 if trainer.overfit_batches > 0 else int(trainer.current_epoch)
+
+    def steps(self) -> int | None:
+        """Return the batches that were processed, before a resume too."""
+        trainer = self._trainer()
+        return None if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+    def takes_any_number(self) -> bool:
+        """Tell whether ``training_step`` takes a ``dataloader_iter``."""
+        trainer = self._trainer()
+        return trainer is not None and takes_iterator(trainer)
+
+
+def takes_iterator(trainer: Any) -> bool:
+    """Tell whether a trainer's ``training_step`` takes a ``dataloader_iter`` in the place of a batch."""
+    from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+
+    return isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher)  # noqa: SLF001 - nothing public
 
 
 class Progress:
     """The epoch of a loader and the batches of it that were handed out.
 
-    Every iteration is an epoch of its own; under a ``Trainer`` that fits, it is the trainer's current one.
-
     Args:
         cursor: A cursor at the start of the data, with the identity of data and plan.
-        clock: Tells the trainer's epoch and how many steps ran.
+        clock: Of the run that takes the batches.
     """
 
     def __init__(self, cursor: Cursor, clock: Clock) -> None:
         self.cursor = cursor  # where the current iteration began, or the next one begins
-        self.delivered = 0  # batches handed out since
-        self._clock = clock
-        self.resumed = False  # whether the next iteration begins where a state says
+        self.clock = clock
         self._begun = False
-        self._steps_before: int | None = None
+        self._any_number = False  # whether a step takes as many batches as it likes
+        self._delivered = 0  # batches handed out since
+        self._steps = 0  # steps that had run when the iteration began, or when a batch was handed out
+        self._used = 0  # batches handed out before those of the step that runs
 
     def seek(self, cursor: Cursor) -> None:
         """Begin the next iteration at a cursor."""
         self.cursor = cursor
-        self.delivered = 0
-        self.resumed = True
         self._begun = False
-        self._steps_before = None
+        self._delivered = self._used = 0
+
+    def restart(self) -> None:
+        """Begin the next iteration at the start of the run's epoch."""
+        self._begun = True
 
     def begin(self, finished: Callable[[Cursor], bool]) -> Cursor | None:
         """Begin an iteration.
@@ -42,22 +129,28 @@ class Progress:
             finished: Tells whether nothing is left of the epoch at a cursor.
 
         Returns:
-            Where it begins, or ``None`` if nothing is left of the trainer's epoch.
+            Where it begins, or ``None`` if nothing is left of the run's epoch.
         """
         cursor = self.cursor
-        epoch = self._clock.epoch()
+        epoch = self.clock.epoch()
         if epoch is None:
             if self._begun or finished(cursor):
                 cursor = replace(cursor, epoch=cursor.epoch + 1, samples=0)
         elif self._begun or cursor.epoch != epoch:
             cursor = replace(cursor, epoch=epoch, samples=0)
         elif finished(cursor):
-            return None  # with max_steps Lightning asks an epoch that it resumed at its end for one more batch
+            self._begun = True  # where a CombinedLoader cycles, the epoch begins again
+            return None
         self.seek(cursor)
-        self.resumed = False
         self._begun = True
-        self._steps_before = None if epoch is None else self._clock.steps()
+        self._any_number = self.clock.takes_any_number()
+        self._steps = self.clock.steps() or 0
         return cursor
+
+    def deliver(self) -> None:
+        """Count a batch, before it is handed out: Lightning may never ask again."""
+        self._settle()
+        self._delivered += 1
 
     @property
     def stepped(self) -> int:
@@ -66,8 +159,18 @@ class Progress:
         A checkpoint may be written while the step of the last batch handed out runs or fails;
         Lightning then begins again at that batch.
         """
-        steps = self._clock.steps()
-        if self._steps_before is None or steps is None:
-            return self.delivered
-        ran = steps - self._steps_before
-        return self.delivered if ran < 0 else min(self.delivered, ran)  # below 0: the next epoch was announced
+        steps = self.clock.steps()
+        if steps is None or not self._begun:
+            return self._delivered
+        if self._any_number:
+            self._settle()
+            return self._used
+        return min(self._delivered, max(0, steps - self._steps))
+
+    def _settle(self) -> None:
+        """Count the batches handed out as used if their step ran."""
+        if not self._any_number:
+            return
+        steps = self.clock.steps() or 0
+        if steps > self._steps:
+            self._steps, self._used = steps, self._delivered

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.config import ErrorPolicy, Source
 from bionemo.webdatamodule._engine.loading.items import as_loader
+from bionemo.webdatamodule._engine.reading.subset import Subset
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import ItemLoader, Loader
 from bionemo.webdatamodule.errors import ConfigError
@@ -64,6 +65,7 @@ class SplitSettings:
     dataset_calls: tuple[tuple[str, Mapping[str, Any]], ...]
     loader_calls: tuple[tuple[str, Mapping[str, Any]], ...]
     errors: ErrorPolicy
+    where: Subset | None = None
 
 
 def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None) -> LoaderChoice:

@@ -14,14 +14,13 @@ import webdataset as wds
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import apart
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
-from bionemo.webdatamodule._engine.loading.progress import Progress
+from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.loading.clock import Clock
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
     from bionemo.webdatamodule.components import LoaderFunction
 
@@ -41,7 +40,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         stages: Run on the stream of samples, in this process.
         n_batches: Batches of an epoch on this rank.
         num_workers: Worker processes, which the order of samples depends on.
-        clock: Tells the trainer's epoch and how many steps ran.
+        clock: Of the run that takes the batches.
         cursor: A cursor at the start of the data, with the identity of the data.
     """
 
@@ -105,10 +104,13 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         """Set the number of batches in an epoch if one is given; the data are always begun again."""
         return self.with_epoch(nbatches) if nbatches > 0 else self
 
-    @property
-    def resumed(self) -> bool:
-        """Whether the next iteration begins where a state says."""
-        return self._progress.resumed
+    def follow(self, clock: Clock) -> None:
+        """Take epochs and steps from the clock of a run."""
+        self._progress.clock = clock
+
+    def restart(self) -> None:
+        """Begin the next iteration at the start of the run's epoch."""
+        self._progress.restart()
 
     @property
     def cursor(self) -> Cursor:
@@ -173,7 +175,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             return
         done = cursor.samples // size
         for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), done, self.n_batches)):
-            self._progress.delivered = index + 1  # before it is yielded: Lightning may never ask again
+            self._progress.deliver()
             if done + index + 1 == self.n_batches:
                 self._data.reader.tell_skipped()
             yield batch

@@ -29,6 +29,8 @@ class Places:
         sets: The sets.
         suffixes: Those that will be asked for.
         split: The split's name, for messages.
+        chosen: The samples that count, where these are not all: sorted, int64 of shape ``(k,)``. They are numbered
+            from 0, and the others are not there.
 
     Attributes:
         starts: int64 of shape ``(shards,)``: number of the first sample of each shard.
@@ -39,11 +41,22 @@ class Places:
         at_once: Samples that can be located at once, at most, since each might need a shard of its own open.
     """
 
-    def __init__(self, sets: Sequence[ShardSet], suffixes: Sequence[str], *, split: str | None) -> None:
+    def __init__(
+        self,
+        sets: Sequence[ShardSet],
+        suffixes: Sequence[str],
+        *,
+        split: str | None,
+        chosen: NDArray[np.int64] | None = None,
+    ) -> None:
         counts = [count for found in sets for count in found.samples]
-        self.ends: NDArray[np.int64] = np.cumsum(counts, dtype=np.int64)
-        self.starts: NDArray[np.int64] = self.ends - counts
-        self.n_samples = sum(counts)
+        self._chosen = chosen
+        self._stored_ends: NDArray[np.int64] = np.cumsum(counts, dtype=np.int64)
+        self._stored_starts: NDArray[np.int64] = self._stored_ends - counts
+        self.starts, self.ends = self._stored_starts, self._stored_ends
+        if chosen is not None:
+            self.starts, self.ends = np.searchsorted(chosen, self.starts), np.searchsorted(chosen, self.ends)
+        self.n_samples = sum(counts) if chosen is None else len(chosen)
         self._shards = [(found, place) for found in sets for place in range(len(found.paths))]
         self._suffixes = tuple(suffixes)
         self.columns = range(len(self._suffixes))
@@ -67,10 +80,12 @@ class Places:
             raise ConfigError(
                 f"samples {ids.min()} to {ids.max()} are asked for; there are {self.n_samples}", split=self._split
             )
-        numbers = np.searchsorted(self.ends, ids, side="right")
+        if self._chosen is not None:
+            ids = self._chosen[ids]
+        numbers = np.searchsorted(self._stored_ends, ids, side="right")
         if self.is_remote:
-            return self._locate_pieces(numbers, ids - self.starts[numbers])
-        rows = (ids - self.starts[numbers]).tolist()
+            return self._locate_pieces(numbers, ids - self._stored_starts[numbers])
+        rows = (ids - self._stored_starts[numbers]).tolist()
         shards = numbers.tolist()
         needed = dict.fromkeys(shards)
         try:
@@ -91,7 +106,11 @@ class Places:
             epoch: Number of the epoch.
         """
         if self.is_remote:
-            self._here().follow(needs_of(runs, self.starts, self.ends, self._lengths), epoch)
+            if self._chosen is not None:
+                runs = (
+                    self._chosen[run.start : run.stop] if isinstance(run, range) else self._chosen[run] for run in runs
+                )
+            self._here().follow(needs_of(runs, self._stored_starts, self._stored_ends, self._lengths), epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None, "_pieces": None}
@@ -104,7 +123,7 @@ class Places:
     def _at_once(self) -> int:
         most = most_open()
         lengths = np.where(self._lengths > 0, self._lengths, max(1, self.n_samples))
-        n_open = int((-(-(self.ends - self.starts) // lengths)).sum())
+        n_open = int((-(-(self._stored_ends - self._stored_starts) // lengths)).sum())
         return self.n_samples if n_open <= most else most
 
     def _here(self) -> OpenPieces:

@@ -64,9 +64,12 @@ class SampleReader:
         on_error: ``"raise"``, or ``"skip"`` to leave out samples that are damaged, lack a field or cannot be decoded.
         max_skipped: Samples that may be left out before the next bad one is an error after all.
         split: The split's name, for messages.
+        chosen: The samples that count, where these are not all: sorted, int64 of shape ``(k,)``. They are numbered
+            from 0, and the others are not there.
 
     Attributes:
         n_samples: Number of samples in all sets.
+        samples: For each set the number of samples in each of its shards.
         sample_bytes: Mean size of a sample in its shard; 0 where there is none.
         digest: Hash of what identifies the data: the set's digest, or one of all their digests.
 
@@ -85,6 +88,7 @@ class SampleReader:
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: int = 100,
         split: str | None = None,
+        chosen: NDArray[np.int64] | None = None,
     ) -> None:
         self.sets = tuple(sets)
         self.suffixes = tuple(suffixes)
@@ -98,11 +102,16 @@ class SampleReader:
         stored = {suffix for found in self.sets for suffix in found.suffixes}
         selected = [select(asked, stored, split=split) for asked in self.suffixes]
         opened = list(dict.fromkeys(suffix for each in selected for suffix in each.suffixes if suffix != KEY))
-        self._places = Places(self.sets, opened, split=split)
+        self._places = Places(self.sets, opened, split=split, chosen=chosen)
         self.n_samples = self._places.n_samples
-        self.sample_bytes = sum(found.n_bytes for found in self.sets) / max(1, self.n_samples)
+        counts = iter((self._places.ends - self._places.starts).tolist())
+        self.samples = tuple(tuple(itertools.islice(counts, len(found.paths))) for found in self.sets)
+        n_stored = sum(found.n_samples for found in self.sets)
+        self.sample_bytes = sum(found.n_bytes for found in self.sets) / max(1, n_stored)
         digests = [found.digest for found in self.sets]
         self.digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        if chosen is not None:
+            self.digest = hashlib.sha256(self.digest.encode() + chosen.astype("<i8").tobytes()).hexdigest()
         self._ledger = Ledger(self.n_samples)
         self._told = 0  # samples left out, as last logged
         self._fields = [_field(each, opened, self.sets, codecs, split) for each in selected]

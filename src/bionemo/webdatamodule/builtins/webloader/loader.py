@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -123,6 +124,7 @@ class _Receiving:
         self._loader = loader
         self._source = source
         self._table = table
+        self._process = os.getpid()
 
     def __iter__(self) -> _Receiving:
         return self
@@ -160,7 +162,7 @@ class _Receiving:
 
     def close(self) -> None:
         """End the workers, unless they are kept for the next iteration."""
-        if not self._loader.persistent_workers:
+        if not self._loader.persistent_workers and os.getpid() == self._process:  # not in a fork of this process
             self._end_workers()
 
     def _end_workers(self) -> None:

@@ -1,0 +1,168 @@
+"""Which samples of a split's shards are used: a rule on keys, a list of keys, or a predicate on a small field."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bionemo.webdatamodule._engine.codecs import Codecs
+from bionemo.webdatamodule._engine.log import decided
+from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.selection import KEY
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
+from bionemo.webdatamodule.options import function
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_TOGETHER = 1024  # samples that are looked at together
+_LISTED = 5  # keys in a message
+_MOST = 16  # subsets that a process remembers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """What a user gives as ``where`` for a split.
+
+    Attributes:
+        field: The suffix whose value a predicate gets; ``"__key__"`` for rules on keys and lists of keys.
+        rule: For a field a predicate of its value; for keys a function from all keys to those that are used.
+        text: What it is, for messages.
+    """
+
+    field: str
+    rule: Callable[[Any], Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The rule that a list of keys stands for."""
+
+    keys: tuple[str, ...]
+
+    def __call__(self, keys: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 - it is a rule
+        return self.keys
+
+
+def subset(argument: str, given: Any) -> Subset | None:
+    """Return what a user gives as ``where`` for a split.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        given: A function from all keys to some of them, such as :class:`~bionemo.webdatamodule.splits.Fold`; keys;
+            or a pair of a suffix and a predicate of its value. Functions may be import paths.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if given is None:
+        return None
+    if isinstance(given, (list, tuple)) and len(given) == 2 and callable(given[1]):
+        return Subset(field=str(given[0]), rule=given[1], text=f"the predicate on {given[0]}")
+    if isinstance(given, Mapping) and set(given) == {"field", "function"}:
+        rule = function(f"{argument} function", given["function"])
+        return Subset(field=str(given["field"]), rule=rule, text=f"the predicate on {given['field']}")
+    if callable(given) or isinstance(given, str):
+        return Subset(field=KEY, rule=function(argument, given), text="the rule on keys")
+    if isinstance(given, Iterable) and not isinstance(given, (bytes, Mapping)):
+        keys = tuple(given)
+        if all(isinstance(key, str) for key in keys):
+            return Subset(field=KEY, rule=_Listed(tuple(map(str, keys))), text="the list of keys")
+    raise ConfigError(
+        f"{argument} is a rule on keys such as Hashed(stop=0.5), a list of keys, or a pair of a suffix and a "
+        f"function of its value, not {given!r:.80}"
+    )
+
+
+def chosen(wanted: Subset, sets: Sequence[ShardSet], codecs: Codecs, *, split: str) -> NDArray[np.int64]:
+    """Return the numbers of the samples that a subset has, in order.
+
+    A process works this out once for the same rule and data.
+
+    Args:
+        wanted: The subset.
+        sets: The shards.
+        codecs: What decodes the field.
+        split: The split's name, for messages.
+
+    Raises:
+        ConfigError: If keys are not there, no sample is left, or the rule fails.
+        WebDataModuleError: If samples cannot be read.
+    """
+    return _remembered(_Request(wanted, tuple(sets), codecs, split))
+
+
+class _Request:
+    """A question; two are equal that have the same rule and the same data."""
+
+    def __init__(self, wanted: Subset, sets: tuple[ShardSet, ...], codecs: Codecs, split: str) -> None:
+        self.wanted, self.sets, self.codecs, self.split = wanted, sets, codecs, split
+        rule: Any = wanted.rule
+        try:
+            hash(rule)
+        except TypeError:
+            rule = id(rule)
+        self._identity = (wanted.field, rule, tuple(found.digest for found in sets))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Request) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+
+@functools.lru_cache(maxsize=_MOST)
+def _remembered(request: _Request) -> NDArray[np.int64]:
+    wanted, split = request.wanted, request.split
+    fields = [KEY] if wanted.field == KEY else [KEY, wanted.field]
+    reader = SampleReader(request.sets, fields, codecs=request.codecs, split=split)
+    found = _by_keys(wanted, reader) if wanted.field == KEY else _by_field(wanted, reader)
+    if not len(found):
+        raise ConfigError(f"where leaves no sample: {wanted.text} takes none of {reader.n_samples}", split=split)
+    decided("%s: where takes %d of %d samples", split, len(found), reader.n_samples)
+    found.setflags(write=False)
+    return found
+
+
+def _by_keys(wanted: Subset, reader: SampleReader) -> NDArray[np.int64]:
+    keys = [key for some in _runs(reader) for key in reader.keys(some)]
+    taken = set(_called(wanted, keys, reader))
+    if missing := taken.difference(keys):
+        listed = ", ".join(map(repr, sorted(map(str, missing))[:_LISTED]))
+        more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        raise ConfigError(f"{wanted.text} in where has keys that no sample has: {listed}{more}", split=reader.split)
+    return np.flatnonzero(np.fromiter((key in taken for key in keys), bool, len(keys)))
+
+
+def _by_field(wanted: Subset, reader: SampleReader) -> NDArray[np.int64]:
+    found: list[int] = []
+    for some in _runs(reader):
+        samples = reader.read(some)
+        found += [
+            number
+            for number, (key, value) in zip(some.tolist(), samples, strict=True)
+            if _called(wanted, value, reader, key=key)
+        ]
+    return np.array(found, np.int64)
+
+
+def _runs(reader: SampleReader) -> Iterable[NDArray[np.int64]]:
+    for start in range(0, reader.n_samples, _TOGETHER):
+        yield np.arange(start, min(start + _TOGETHER, reader.n_samples))
+
+
+def _called(wanted: Subset, value: Any, reader: SampleReader, **where: object) -> Any:
+    try:
+        return wanted.rule(value)
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{wanted.text} in where fails with {type(error).__name__}: {error}", split=reader.split, **where
+        ) from error
