@@ -349,7 +349,7 @@ class Executor(Component):
 
     ``factory(**options)`` returns a context manager whose value is a standard
     :class:`concurrent.futures.Executor`. It is entered once for each conversion, and it pickles while it is not
-    entered.
+    entered. Optional: ``for_tasks(n_tasks: int)`` returns the context manager for a known number of tasks.
     """
 
     factory: Callable[..., AbstractContextManager[futures.Executor]]

@@ -1,12 +1,16 @@
 """Verification: every damage is found, nothing else is complained of."""
 
 import argparse
+import hashlib
 import pickle
+from dataclasses import replace
 
 import pytest
 from tests.helpers.convert import convert
 
 from bionemo.webdatamodule._engine.codecs import Codecs
+from bionemo.webdatamodule._engine.format.manifest import read_manifest
+from bionemo.webdatamodule._engine.format.tar_write import header
 from bionemo.webdatamodule._engine.reading.verify import Report, find_prefixes, verify
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
@@ -63,6 +67,20 @@ def test_reports_what_is_there(shards):
     size = sum(path.stat().st_size for path in shards.glob("*.tar"))
     expected = Report(directory=str(shards), prefix="p", shards=3, samples=6, bytes=size, problems=(), notes=())
     assert expected == verify(str(shards), "p", deep=True)
+
+
+@pytest.mark.parametrize("name", ["dir/.a", "https://host/a/.pyd", "nodot"])
+def test_samples_without_a_key_are_found(shards, name):
+    """What reading could not name is a problem, although every byte is what the manifest says."""
+    path = shards / "p-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[:512] = header(name.encode(), len(PAYLOADS["json"]))
+    path.write_bytes(data)
+    stored = read_manifest(str(shards), "p")
+    first = replace(stored.shards[0], sha256=hashlib.sha256(data).hexdigest())
+    text = replace(stored, shards=(first, *stored.shards[1:])).to_json()
+    (shards / "p.manifest.json").write_text(text)
+    assert ["p-000000.tar: sample 0 has no key, so it cannot be read"] == problems(shards, deep=True)
 
 
 def test_every_flipped_bit_is_found(shards):

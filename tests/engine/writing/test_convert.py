@@ -1407,6 +1407,27 @@ def test_files_follow_the_umask_and_staging_is_private(source, out):
 # -- executors
 
 
+class Process:
+    """A reader whose samples say which process reads them."""
+
+    def __call__(self, names):
+        """Yield samples."""
+        for name in names:
+            yield Sample(name, {"pid.txt": b"%d" % os.getpid()})
+
+
+@pytest.mark.parametrize(
+    ("executor", "n_shards", "here"),
+    [(Processes(), 1, True), (Processes(), 3, False), (Processes(workers=1), 1, False)],
+)
+def test_a_single_shard_starts_no_process_unless_asked(executor, n_shards, here, out):
+    """A pool for one task would only cost time."""
+    run(Process(), out, n_shards=n_shards, executor=executor, writer="process")
+    found = {int(text) for _, text in read(out, "pid.txt")}
+    assert here is (found == {os.getpid()})
+    assert len(found) <= n_shards
+
+
 def test_processes_and_serial_give_the_same(source, tmp_path):
     """How the work is run does not show in the result."""
     executors = [

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent import futures
+from contextlib import AbstractContextManager
 from multiprocessing import connection
 from types import TracebackType
 from typing import Any, TypeVar
@@ -57,6 +58,13 @@ class Processes:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _processes, (self.workers, self.start_method)
+
+    def for_tasks(self, n_tasks: int) -> AbstractContextManager[futures.Executor]:
+        """Return an executor for so many tasks: without processes for one, unless their number was given."""
+        if self.workers is None and n_tasks == 1:
+            return Serial()
+        workers = min(self.workers or _cores(), n_tasks)
+        return Processes(workers=workers, start_method=self.start_method)
 
     def __enter__(self) -> futures.Executor:
         context = multiprocessing.get_context(self.start_method)

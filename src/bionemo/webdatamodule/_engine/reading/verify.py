@@ -23,6 +23,7 @@ from bionemo.webdatamodule._engine.format.manifest import (
 from bionemo.webdatamodule._engine.format.tar_headers import member_name
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.reading.columns import column_of
+from bionemo.webdatamodule._engine.storage.index_cache import is_within
 from bionemo.webdatamodule._engine.storage.targets import LocalTarget
 from bionemo.webdatamodule.components import FieldCodec
 from bionemo.webdatamodule.errors import CorruptShardError, ManifestError, NoShardsError, WebDataModuleError
@@ -153,15 +154,21 @@ def _notes(directory: str, manifest: Manifest) -> Iterator[str]:
 def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress: bool) -> Iterator[str]:
     """Decode every field of every sample and yield what cannot be."""
     found = Codecs(policy=policy)
-    codecs = {suffix: found.of(suffix, name).codec for suffix, name in manifest.codecs.items()}
+    codecs = {suffix: found.of(suffix, manifest.codecs.get(suffix)).codec for suffix in manifest.suffixes}
     with tqdm(total=manifest.n_samples, unit=" samples", desc="decoding", disable=not progress, leave=False) as bar:
         for entry in manifest.shards:
             with open(os.path.join(directory, entry.name), "rb") as file:
                 tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             data = memoryview(tar)
             index = ShardIndex.from_buffer(Path(directory, index_name(entry.name)).read_bytes())
+            if not is_within(index, len(data)) or index.n_samples != entry.samples:
+                yield f"{entry.name}: its index is not that of this shard"
+                continue
             for first in range(0, index.n_samples, _TOGETHER):
                 rows = slice(first, first + _TOGETHER)
+                for sample in range(first, min(first + _TOGETHER, index.n_samples)):
+                    if _stored_key(tar, index, sample) is None:
+                        yield f"{entry.name}: sample {sample} has no key, so it cannot be read"
                 for column, suffix in enumerate(index.suffixes):
                     offsets, sizes = index.offsets[rows, column].tolist(), index.sizes[rows, column].tolist()
                     fields = {
@@ -176,11 +183,17 @@ def _undecodable(directory: str, manifest: Manifest, policy: Policy, *, progress
 
 def _key(tar: mmap.mmap, index: ShardIndex, sample: int) -> str:
     """Return the key of a sample, or which one it is where its header is damaged."""
+    key = _stored_key(tar, index, sample)
+    return f"sample {sample}" if key is None else key.decode("utf-8", "backslashreplace")
+
+
+def _stored_key(tar: mmap.mmap, index: ShardIndex, sample: int) -> bytes | None:
+    """Return the key of a sample as it is stored; ``None`` where its header is damaged or has none."""
     try:
         parts = split_member(member_name(tar, int(index.headers[sample])))
     except CorruptShardError:
-        parts = None
-    return f"sample {sample}" if parts is None else parts[0].decode("utf-8", "backslashreplace")
+        return None
+    return None if parts is None else parts[0]
 
 
 def _bad_fields(codec: FieldCodec, fields: Mapping[int, memoryview]) -> Iterator[tuple[int, str]]:

@@ -43,7 +43,7 @@ def run_tasks(
         ExitStack() as entered,
         tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
     ):
-        pool = _enter(executor, entered)
+        pool = _enter(executor, len(tasks), entered)
         running: dict[futures.Future[Result], ShardTask] = {}
         try:
             for task in tasks:
@@ -60,11 +60,12 @@ def run_tasks(
     return [result.staged for result in results if result.staged is not None]
 
 
-def _enter(executor: AbstractContextManager[futures.Executor], entered: ExitStack) -> futures.Executor:
+def _enter(executor: AbstractContextManager[futures.Executor], n_tasks: int, entered: ExitStack) -> futures.Executor:
     """Start an executor, which ends with the stack."""
     name = f"{type(executor).__module__}.{type(executor).__qualname__}"
+    sized = getattr(executor, "for_tasks", None)
     try:
-        pool = entered.enter_context(executor)
+        pool = entered.enter_context(sized(n_tasks) if callable(sized) else executor)
     except WebDataModuleError:
         raise
     except Exception as error:
