@@ -65,7 +65,7 @@ def _enter(executor: AbstractContextManager[futures.Executor], n_tasks: int, ent
     name = f"{type(executor).__module__}.{type(executor).__qualname__}"
     sized = getattr(executor, "for_tasks", None)
     try:
-        pool = entered.enter_context(sized(n_tasks) if callable(sized) else executor)
+        pool: futures.Executor = entered.enter_context(sized(n_tasks) if callable(sized) else executor)
     except WebDataModuleError:
         raise
     except Exception as error:
