@@ -20,6 +20,7 @@ from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirecto
 from bionemo.webdatamodule._engine.storage.target import shard_pattern
 from bionemo.webdatamodule.errors import ConversionError, ManifestError, RemoteError
 
+_UPLOADS = 8
 _BLOCK = 1 << 23  # bytes that are fetched and hashed at a time
 
 
@@ -50,6 +51,11 @@ class RemoteTarget:
     @property
     def _local(self) -> str:
         return hashlib.sha256(self.directory.url.rstrip("/").encode()).hexdigest()[:32]
+
+    @property
+    def at_once(self) -> int:
+        """Several, since each waits for the network."""
+        return _UPLOADS
 
     def problems(self) -> Iterator[str]:
         """Yield nothing: whether a URL can be written shows when it is."""

@@ -28,6 +28,11 @@ class Target(Protocol):
         """Local link by which a conversion tells others that it is at work."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many files are put at the same time."""
+        ...
+
     def problems(self) -> Iterator[str]:
         """Yield why nothing can be written here, a sentence each."""
         ...

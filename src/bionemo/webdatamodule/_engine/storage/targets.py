@@ -55,6 +55,11 @@ class LocalTarget:
         """A hidden link in the directory."""
         return lease_path(self.directory, self.prefix)
 
+    @property
+    def at_once(self) -> int:
+        """One: renaming takes no time."""
+        return 1
+
     def problems(self) -> Iterator[str]:
         """Yield why files cannot be made here: a file in the way, or no right to write."""
         existing = os.path.abspath(self.directory)

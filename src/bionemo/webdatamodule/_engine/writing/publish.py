@@ -166,12 +166,20 @@ def _parsed(text: bytes, target: Target) -> Manifest | None:
 
 def _move(target: Target, manifest: Manifest, *, check: Check) -> None:
     obsolete = set(owned(target))
-    for entry in manifest.shards:
-        for staged, name in _pairs(target, entry):
-            obsolete.discard(name)
-            if os.path.lexists(staged):
-                check()
-                target.put(staged, name)
+    pairs = [pair for entry in manifest.shards for pair in _pairs(target, entry)]
+    obsolete.difference_update(name for _, name in pairs)
+
+    def put(pair: tuple[str, str]) -> None:
+        check()
+        target.put(*pair)
+
+    staged = [pair for pair in pairs if os.path.lexists(pair[0])]
+    if target.at_once > 1:
+        with futures.ThreadPoolExecutor(target.at_once) as pool:
+            list(pool.map(put, staged))
+    else:
+        for pair in staged:
+            put(pair)
     for name in sorted(obsolete):
         check()
         target.remove(name)
