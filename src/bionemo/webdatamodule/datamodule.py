@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -98,6 +99,8 @@ class WebDataModule(L.LightningDataModule):
             are of these samples.
         expect: For each split the digest that its data must have, as ``webdatamodule info`` prints it; of a mixture
             one for each directory. For data that travelled, or were given to you.
+        resume: What a checkpoint of other data means, such as data that grew: ``"exact"``, an error;
+            ``"next_epoch"``, that the rest of its epoch is left out and the next one takes the data as they are now.
         plugins: Where names are looked up; by default among the installed plugins.
 
     Raises:
@@ -133,6 +136,7 @@ class WebDataModule(L.LightningDataModule):
         max_skipped: int = 100,
         where: Mapping[Split, Any] | Mapping[str, Any] | None = None,
         expect: Mapping[Split, str | Sequence[str]] | Mapping[str, str | Sequence[str]] | None = None,
+        resume: Literal["exact", "next_epoch"] = "exact",
         plugins: Plugins | None = None,
     ) -> None:
         super().__init__()
@@ -161,6 +165,7 @@ class WebDataModule(L.LightningDataModule):
             codecs=find_codecs(policy, codecs, plugins),
             check=one_of("check", check, ("first", "always", "never")),
             shuffle_shards=None if shuffle_shards is None else whole_number("shuffle_shards", shuffle_shards, least=0),
+            resume=one_of("resume", resume, ("exact", "next_epoch")),
         )
         self._splits: dict[Split, SplitSettings] = {}
         for split, given in directories.items():
@@ -259,6 +264,22 @@ class WebDataModule(L.LightningDataModule):
         """Return the cursor that a checkpoint brought, once; the resume callback asks."""
         state, self._resume = self._resume, None
         return state
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a batch, summed over all ranks.
+
+        It can be set between runs, as Lightning's ``Tuner.scale_batch_size`` does with
+        ``batch_arg_name="global_batch_size"``; loaders made from then on follow it.
+        """
+        return self._settings.global_batch_size
+
+    @global_batch_size.setter
+    def global_batch_size(self, size: int) -> None:
+        size = whole_number("global_batch_size", size, least=1)
+        self._settings = replace(self._settings, global_batch_size=size)
+        for split in self._dataset:
+            self._dataset[split] = self._setup_wds(split)
 
     @property
     def skipped(self) -> dict[str, int]:

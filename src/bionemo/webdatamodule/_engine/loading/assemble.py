@@ -14,7 +14,7 @@ from webdataset.shardlists import split_by_node, split_by_worker
 from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset, Topology
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
 from bionemo.webdatamodule._engine.loading.placement import split_stages
-from bionemo.webdatamodule._engine.loading.plans import check_planner, make_plan, planner_of
+from bionemo.webdatamodule._engine.loading.plans import Repeated, check_planner, make_plan, planner_of
 from bionemo.webdatamodule._engine.loading.progress import Clock, EvaluationClock, OwnClock
 from bionemo.webdatamodule._engine.loading.records import LoaderChoice, Settings, SplitSettings, resolve_loader
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
@@ -24,7 +24,7 @@ from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.subset import chosen
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
-from bionemo.webdatamodule.errors import ConfigError, DataWarning
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -120,6 +120,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             dataset=dataset,
             loader=function,
             loader_name=split.loader.name,
+            skips_changed=settings.resume == "next_epoch",
             stages=split_stages(split.loader_stages)[1],
             clock=clock,
             cursor=Cursor.of(dataset.plan, dataset.reader.digest),
@@ -132,6 +133,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             dataset=dataset,
             loader=function,
             loader_name=split.loader.name,
+            skips_changed=settings.resume == "next_epoch",
             stages=split.loader_stages,
             n_batches=math.ceil(n_samples / settings.global_batch_size),
             num_workers=function.num_workers,
@@ -193,7 +195,18 @@ def _planned(
     settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
 ) -> PlannedDataset:
     plan = make_plan(settings, split, sets, reader, training=split.split == "train")
-    plan.check(topology.world_size)
+    if split.split != "train" and plan.n_samples < topology.world_size:
+        warnings.warn(
+            f"{split.split}: {plan.n_samples} samples are fewer than {topology.world_size} ranks, so some are "
+            "evaluated on several of them; evaluate on fewer ranks where means must not count a sample twice",
+            DataWarning,
+            stacklevel=2,
+        )
+        plan = Repeated(plan=plan)
+    try:
+        plan.check(topology.world_size)
+    except PlanError as error:
+        raise error.located(split=split.split) from error.__cause__
     share = -(-settings.global_batch_size // topology.world_size)
     if planner_of(split) is None and (split.loader.batch_size or share) < share:
         raise ConfigError(

@@ -33,6 +33,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         dataset: The split's dataset.
         loader: Makes an iterable of the dataset's items, from worker processes or not.
         loader_name: What it is called, for messages.
+        skips_changed: Whether a state of other data means the next epoch, rather than an error.
         stages: Run on the samples of each share, in this process; empty where the workers make batches.
         clock: Of the run that takes the batches.
         cursor: A cursor at the start of the data, with the identity of data and plan.
@@ -47,6 +48,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         clock: Clock,
         cursor: Cursor,
         loader_name: str = "",
+        skips_changed: bool = False,
     ) -> None:
         dataset = apart(dataset)
         self._items = LoaderItems(dataset, loader, loader_name)
@@ -54,7 +56,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         self.split = dataset.split
         self.stages = tuple(stages)
         self._data = dataset
-        self._progress = Progress(cursor, clock)
+        self._progress = Progress(cursor, clock, skips_changed=skips_changed)
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, the same on every rank."""
@@ -91,6 +93,11 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         """Take epochs and steps from the clock of a run."""
         self._progress.clock = clock
 
+    @property
+    def changed(self) -> bool:
+        """Whether a state was loaded that is of other data, so that the next epoch begins."""
+        return self._progress.changed
+
     def restart(self) -> None:
         """Begin the next iteration at the start of the run's epoch."""
         self._progress.restart()
@@ -112,11 +119,16 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             ResumeError: If the state is of other data, of another seed or of a newer version.
         """
         cursor = Cursor.from_state(state)
-        if isinstance(self.plan, Plan):
-            self._data.plan = self.plan.continued(cursor.order)
-            self._progress.cursor = Cursor.of(self.plan, self._data.reader.digest)
-        cursor.check(self._progress.cursor)
-        self.seek(cursor)
+        if self._progress.fits(cursor, lambda: self._start(self._continued(cursor)), self.split):
+            self._data.plan = self._continued(cursor)
+            self._progress.cursor = self._start(self.plan)
+            self.seek(cursor)
+
+    def _continued(self, cursor: Cursor) -> EpochPlan:
+        return self.plan.continued(cursor.order) if isinstance(self.plan, Plan) else self.plan
+
+    def _start(self, plan: EpochPlan) -> Cursor:
+        return replace(self._progress.cursor, digest=Cursor.of(plan, self._data.reader.digest).digest)
 
     def seek(self, cursor: Cursor) -> None:
         """Begin the next iteration at a cursor, which may have been made with another global batch size."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from bionemo.webdatamodule._engine.config import Source
 from bionemo.webdatamodule._engine.loading.records import Settings, SplitSettings
@@ -17,7 +20,7 @@ from bionemo.webdatamodule._engine.sampling.plan import Source as PlanSource
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Planner
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError
-from bionemo.webdatamodule.planning import EpochPlan, PlanRequest
+from bionemo.webdatamodule.planning import EpochPlan, Ids, PlanRequest
 
 
 def make_plan(
@@ -56,6 +59,56 @@ def make_plan(
         )
     except PlanError as error:
         raise error.located(split=split.split) from error.__cause__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """The plan of evaluation on more ranks than there are samples: one step, in which some samples come twice.
+
+    Args:
+        plan: The plan of fewer ranks.
+    """
+
+    plan: EpochPlan
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of an epoch."""
+        return self.plan.n_samples
+
+    @property
+    def seed(self) -> int:
+        """The seed of the request."""
+        return self.plan.seed
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a global batch."""
+        return self.plan.global_batch_size
+
+    @property
+    def digest(self) -> str:
+        """What identifies the order."""
+        return self.plan.digest
+
+    def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002 - the protocol's
+        """Return 1."""
+        return 1
+
+    def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:  # noqa: ARG002
+        """Return one sample for each rank."""
+        return [np.array([rank % self.n_samples], np.int64) for _ in batches]
+
+    def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002
+        """Return all samples after the step."""
+        return self.n_samples if batches else start
+
+    def unserved(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
+
+    def check(self, world_size: int) -> None:
+        """Accept any number of ranks."""
 
 
 def plan_of(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
+from bionemo.webdatamodule.errors import ResumeError
+
+_log = logging.getLogger("bionemo.webdatamodule")
 
 
 class Clock(Protocol):
@@ -101,9 +105,12 @@ class Progress:
     Args:
         cursor: A cursor at the start of the data, with the identity of data and plan.
         clock: Of the run that takes the batches.
+        skips_changed: Whether a state of other data means the next epoch, rather than an error.
     """
 
-    def __init__(self, cursor: Cursor, clock: Clock) -> None:
+    def __init__(self, cursor: Cursor, clock: Clock, *, skips_changed: bool = False) -> None:
+        self.changed = False  # whether the state that was loaded is of other data
+        self._skips_changed = skips_changed
         self.cursor = cursor  # where the current iteration began, or the next one begins
         self.clock = clock
         self._begun = False
@@ -111,6 +118,28 @@ class Progress:
         self._delivered = 0  # batches handed out since
         self._steps = 0  # steps that had run when the iteration began, or when a batch was handed out
         self._used = 0  # batches handed out before those of the step that runs
+
+    def fits(self, saved: Cursor, now: Callable[[], Cursor], split: str) -> bool:
+        """Tell whether a run may go on from a cursor; if not, and that is no error, the next epoch begins.
+
+        Args:
+            saved: The cursor of a checkpoint.
+            now: Returns a cursor of this run.
+            split: The split, for messages.
+
+        Raises:
+            ResumeError: If it may not.
+        """
+        self.changed = False
+        try:
+            saved.check(now())
+        except ResumeError as error:
+            if not self._skips_changed:
+                raise error.located(split=split) from None
+            _log.warning("%s: going on with the next epoch, since %s", split, error.message.partition(";")[0])
+            self.changed = True
+            self.seek(replace(self.cursor, epoch=saved.epoch + (saved.samples > 0), samples=0))
+        return not self.changed
 
     def seek(self, cursor: Cursor) -> None:
         """Begin the next iteration at a cursor."""

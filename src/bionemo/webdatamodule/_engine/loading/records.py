@@ -29,6 +29,7 @@ class Settings:
     codecs: Codecs
     check: Literal["first", "always", "never"]
     shuffle_shards: int | None
+    resume: Literal["exact", "next_epoch"] = "exact"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,8 +127,10 @@ class ResumeCallback(pl.Callback):
         if not loaders or saved is None:
             return
         batches = seek(trainer, loaders, saved, state)
-        if saved.over:
-            begin_epoch(trainer, saved.epoch)
+        if saved.over or any(loader.changed for loader in loaders):
+            begin_epoch(trainer, saved.epoch + (not saved.over and saved.batches > 0), saved.total)
+            for loader in loaders:
+                loader.restart()
         else:
             go_on(trainer, saved, batches, fetched=max(map(done, loaders)))
 
@@ -189,8 +191,12 @@ def seek(trainer: pl.Trainer, loaders: Sequence[OurLoader], saved: Saved, state:
     epoch = 0 if trainer.overfit_batches > 0 else saved.epoch  # type: ignore[attr-defined]
     for loader, found in zip(loaders, states, strict=False):
         loader.load_state_dict(found)
-        _check_epoch(loader, epoch, over=saved.over)
-    if saved.over or not saved.batches:
+        if saved.over or not saved.batches:
+            _check_epoch(loader, (epoch - 1, epoch))
+            loader.restart()
+        else:
+            _check_epoch(loader, (epoch,))
+    if saved.over or not saved.batches or any(loader.changed for loader in loaders):
         return 0
     if not states:
         return _seek_without_state(loaders, saved)
@@ -208,13 +214,13 @@ def seek(trainer: pl.Trainer, loaders: Sequence[OurLoader], saved: Saved, state:
     return _checked(trainer, loaders[0], states[0], saved)
 
 
-def _check_epoch(loader: OurLoader, epoch: int, *, over: bool) -> None:
+def _check_epoch(loader: OurLoader, epochs: tuple[int, ...]) -> None:
     """Hold the epoch of a cursor against Lightning's."""
     cursor = loader.cursor
-    if cursor.samples and cursor.epoch not in ((epoch - 1, epoch) if over and epoch else (epoch,)):
+    if cursor.samples and cursor.epoch not in epochs:
         raise ResumeError(
             f"the checkpoint's loader state stands in epoch {cursor.epoch}, and its counts of the training loop in "
-            f"epoch {epoch - over}: one of them was changed; take a checkpoint as the Trainer wrote it"
+            f"epoch {epochs[-1]}: one of them was changed; take a checkpoint as the Trainer wrote it"
         )
 
 
@@ -260,9 +266,11 @@ def _seek_without_state(loaders: Sequence[OurLoader], saved: Saved) -> int:
     return saved.batches
 
 
-def begin_epoch(trainer: pl.Trainer, epoch: int) -> None:
-    """Let Lightning begin an epoch at its first batch."""
+def begin_epoch(trainer: pl.Trainer, epoch: int, total: int) -> None:
+    """Let Lightning begin an epoch at its first batch, after so many batches in all."""
     fit = trainer.fit_loop
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(fit.epoch_loop.batch_progress.total, name, total)
     _count_epochs(trainer, ended=epoch, begun=epoch)
     for loop in (fit, fit.epoch_loop, fit.epoch_loop.val_loop):
         loop._restarting = False  # noqa: SLF001 - nothing public

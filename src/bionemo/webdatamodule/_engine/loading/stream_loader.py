@@ -37,6 +37,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         dataset: The split's dataset.
         loader: Makes an iterable of the dataset's items, from worker processes or not.
         loader_name: What it is called, for messages.
+        skips_changed: Whether a state of other data means the next epoch, rather than an error.
         stages: Run on the stream of samples, in this process.
         n_batches: Batches of an epoch on this rank.
         num_workers: Worker processes, which the order of samples depends on.
@@ -55,13 +56,14 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         clock: Clock,
         cursor: Cursor,
         loader_name: str = "",
+        skips_changed: bool = False,
     ) -> None:
         dataset = apart(dataset)
         self._items = LoaderItems(dataset, loader, loader_name)
         wds.DataPipeline.__init__(self, self._items, *stages)  # WebLoader's own makes a torch DataLoader
         self._data = dataset
         self._num_workers = num_workers
-        self._progress = Progress(cursor, clock)
+        self._progress = Progress(cursor, clock, skips_changed=skips_changed)
         self.n_batches = 0
         self.with_epoch(nbatches=n_batches)
 
@@ -108,6 +110,11 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         """Take epochs and steps from the clock of a run."""
         self._progress.clock = clock
 
+    @property
+    def changed(self) -> bool:
+        """Whether a state was loaded that is of other data, so that the next epoch begins."""
+        return self._progress.changed
+
     def restart(self) -> None:
         """Begin the next iteration at the start of the run's epoch."""
         self._progress.restart()
@@ -128,6 +135,9 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         Raises:
             ResumeError: If the state is of other data or another seed, or of other ranks or workers.
         """
+        cursor = Cursor.from_state(state)
+        if not self._progress.fits(cursor, lambda: self._progress.cursor, self._data.split):
+            return
         order = {name: state.get(name) for name in self._order()}
         if order != self._order():
             raise ResumeError(
@@ -135,8 +145,6 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
                 f"with {order}, not {self._order()}; take the same, or read in order='global'",
                 split=self._data.split,
             )
-        cursor = Cursor.from_state(state)
-        cursor.check(self._progress.cursor)
         if cursor.global_batch_size != self._progress.cursor.global_batch_size:
             raise ResumeError(
                 "in shards order a run cannot go on with another global batch size: the checkpoint was written with "

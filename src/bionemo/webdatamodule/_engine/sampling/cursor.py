@@ -112,7 +112,7 @@ class Cursor:
         if data != data_now:
             raise ResumeError(
                 f"the checkpoint was made with other data (digest {data[:12]}…, now {data_now[:12]}…); "
-                "give the same shards, or start without the checkpoint's loader state"
+                "give the same shards, or leave out the rest of the epoch with resume='next_epoch'"
             )
         for what in ("seed", "n_samples"):
             then, given = getattr(self, what), getattr(now, what)

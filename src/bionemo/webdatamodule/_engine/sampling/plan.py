@@ -169,7 +169,7 @@ class Plan:
         if any(digest == self.order.windowed(shards) for shards in {16, max(1, self.lanes)}):
             raise ResumeError(
                 "the checkpoint was made with windows of shards, an order that this version has no longer; "
-                "start a new epoch without the checkpoint's loader state"
+                "leave out the rest of the epoch with resume='next_epoch'"
             )
         lanes, _, piece_bytes = digest.partition("-")[2].partition("x")
         if not (lanes.isdecimal() and piece_bytes.isdecimal()):
