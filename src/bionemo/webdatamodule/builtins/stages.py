@@ -110,7 +110,9 @@ class MapTuple:
 class Select:
     """Keep the samples for which a function says so.
 
-    In global order a share that loses all its samples is an error, since ranks must take equal steps.
+    In global order the batches lose what is left out, so they differ in size, and a share that loses all its samples
+    is an error, since ranks must take equal steps. For full batches of a part of the samples, give the data module
+    ``where={"train": ("cls", function)}`` instead: the part is then in the plan.
 
     Args:
         predicate: Takes a sample, gives true or false; or an import path.

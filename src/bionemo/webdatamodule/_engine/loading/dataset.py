@@ -247,7 +247,7 @@ class PlannedDataset(Planned):
             raise ConfigError(
                 f"pipeline_wds ({names_of(self.stages)}) left nothing of a share of "
                 f"{n_samples} samples, and every rank must take the same steps; "
-                "drop samples when converting, take larger batches, or read in order='shards'",
+                "leave samples out with where= or when converting, take larger batches, or read in order='shards'",
                 split=self.split,
                 rank=self.topology.rank,
             )
