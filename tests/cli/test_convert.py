@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import fsspec
 import pytest
 
 from bionemo.webdatamodule._cli.convert import parse_splits
@@ -283,14 +284,32 @@ def test_a_prefix_that_is_bad_hides_nothing_of_the_others(converted, capsys):
     assert "other.manifest.json is cut short" in captured.err
 
 
-@pytest.mark.parametrize("command", ["verify", "info", "index"])
-def test_urls_are_told_that_local_directories_are_wanted(capsys, command):
-    """And which command takes URLs."""
-    for more in ([], ["--prefix", "x"]):
-        assert 2 == main([command, *more, "memory://bucket/train"])
-        error = capsys.readouterr().err
-        assert f"memory://bucket/train is a URL, and {command} takes local directories" in error
-        assert "`webdatamodule report` takes URLs" in error
+def test_index_takes_local_directories(capsys):
+    """A URL is refused by name, with the command that takes URLs."""
+    assert 2 == main(["index", "--prefix", "x", "memory://bucket/train"])
+    error = capsys.readouterr().err
+    assert "memory://bucket/train is a URL, and index takes local directories" in error
+    assert "`webdatamodule report` takes URLs" in error
+
+
+def test_urls_are_verified_and_described(converted, capsys):
+    """Shards behind a URL are compared byte for byte, and its manifest is shown."""
+    memory = fsspec.filesystem("memory")
+    for path in (converted / "set-train").iterdir():
+        memory.pipe_file(f"/verified/{path.name}", path.read_bytes())
+    try:
+        assert 0 == main(["verify", "memory://verified"])
+        assert capsys.readouterr().out.startswith("memory://verified wdshards: 8 samples")
+        assert 0 == main(["info", "memory://verified"])
+        assert "samples      8" in capsys.readouterr().out
+        data = memory.cat_file("/verified/wdshards-000001.tar")
+        memory.pipe_file("/verified/wdshards-000001.tar", data[:600] + b"?" + data[601:])
+        assert 1 == main(["verify", "memory://verified"])
+        assert "wdshards-000001.tar: it has other bytes than were written" in capsys.readouterr().out
+        assert 2 == main(["verify", "--deep", "memory://verified"])
+        assert "verify a local copy, or leave --deep out" in capsys.readouterr().err
+    finally:
+        memory.rm("/verified", recursive=True)
 
 
 def test_verify_says_how_to_mend_damage(converted, capsys):

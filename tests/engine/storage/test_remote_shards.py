@@ -424,3 +424,34 @@ def test_a_store_without_locks_works(tmp_path, monkeypatch):
     store = Cache.of("x", root=str(tmp_path))
     path = store.fetch("a", 3, lambda target: pathlib.Path(target).write_bytes(b"abc"))
     assert b"abc" == pathlib.Path(path).read_bytes()
+
+
+def test_shards_without_a_manifest_are_listed_and_indexed_once(tmp_path):
+    """Their headers are walked by ranges, samples are counted, and the next time the index comes from the cache."""
+    data = write_set(tmp_path / "data")
+    memory = fsspec.filesystem("memory")
+    for path in data.glob("*.tar"):
+        memory.pipe_file(f"/foreign/{path.name}", path.read_bytes())
+    try:
+        found = ShardSet.open("memory://foreign", "t")
+        assert (3, 3, 3) == found.samples
+        assert ALL == read_all(found)
+        (data / "t.manifest.json").unlink()
+        assert ShardSet.open(data, "t").digest == found.digest
+        assert found.digest == ShardSet.open("memory://foreign", "t").digest
+        with pytest.raises(NoShardsError, match=r"their prefix is 't'"):
+            ShardSet.open("memory://foreign", "u")
+    finally:
+        memory.rm("/foreign", recursive=True)
+
+
+def test_shards_of_a_web_server_are_given_as_a_pattern(server):
+    """Where files cannot be listed, their names are expanded from ranges of numbers."""
+    data = write_set(server.root / "data")
+    for path in data.glob("t.manifest*"):
+        path.unlink()
+    found = ShardSet.open(f"{server.url}/data/t-{{000000..000002}}.tar", "t")
+    assert ALL == read_all(found)
+    server.seen.clear()
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data/t-{{000000..000002}}.tar", "t"))
+    assert [] == server.seen

@@ -116,7 +116,7 @@ class Outcome(Generic[_T]):
 def look_at_each(
     command: str, directories: Sequence[str], prefix: str | None, look: Callable[[str, str], _T]
 ) -> Iterator[Outcome[_T]]:
-    """Look at local directories one after another, so that one that is bad hides nothing of the others.
+    """Look at directories one after another, so that one that is bad hides nothing of the others.
 
     An error is printed on standard error at once.
 
@@ -148,8 +148,11 @@ def print_outcomes(outcomes: Sequence[Outcome[Any]]) -> None:
     print_json(rows)
 
 
+_TAKE_URLS = frozenset(("info", "verify"))
+
+
 def _prefixes(command: str, directory: str, prefix: str | None) -> list[str]:
-    if is_url(directory):
+    if is_url(directory) and command not in _TAKE_URLS:
         raise ConfigError(
             f"{directory} is a URL, and {command} takes local directories; `webdatamodule report` takes URLs, too"
         )

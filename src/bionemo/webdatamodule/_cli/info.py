@@ -8,12 +8,13 @@ from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import look_at_each, print_outcomes
 from bionemo.webdatamodule._engine.format.manifest import read_manifest
+from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import ManifestError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split")
+    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split, or its URL")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default all that have a manifest")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -49,7 +50,9 @@ def describe(directory: str, prefix: str) -> dict[str, Any]:
     Raises:
         ManifestError: If there is none, or it cannot be read.
     """
-    manifest = read_manifest(directory, prefix)
+    from bionemo.webdatamodule._engine.reading.verify import manifest_of  # which needs torch
+
+    manifest = manifest_of(directory, prefix) if is_url(directory) else read_manifest(directory, prefix)
     if manifest is None:
         raise ManifestError(f"{directory} holds no manifest of the prefix {prefix!r}")
     return {

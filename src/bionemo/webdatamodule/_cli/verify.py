@@ -14,7 +14,7 @@ _REMEDY = "to mend it, restore what is damaged, or run the conversion again with
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split")
+    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split, or its URL")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default all that have a manifest")
     parser.add_argument("--deep", action="store_true", help="decode every sample, too")
     add_policy(parser, trusted="with --deep: let pickles run code")

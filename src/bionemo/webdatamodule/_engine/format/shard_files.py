@@ -19,15 +19,25 @@ def is_shard_name(name: str, prefix: str) -> bool:
 
 
 def find_shards(directory: str, prefix: str) -> list[str]:
-    """Return the paths of the shards that another tool wrote into a directory, in their order.
+    """Return the paths of the shards that another tool wrote into a directory, see :func:`choose_shards`."""
+    return [os.path.join(directory, name) for name in choose_shards(os.listdir(directory), directory, prefix)]
+
+
+def choose_shards(files: Iterable[str], directory: str, prefix: str) -> list[str]:
+    """Return which of some files are the shards that another tool wrote, in their order.
 
     These are ``{prefix}-<digits>.tar`` by number where there are any, so that prefix ``t`` does not take
     the shards of prefix ``t-val``; else ``{prefix}-*.tar`` by name; else ``{prefix}<digits>.tar`` by number.
 
+    Args:
+        files: The names of all files of a directory.
+        directory: The directory, for messages.
+        prefix: Beginning of the shards' names.
+
     Raises:
         NoShardsError: If there are none.
     """
-    names = sorted(os.listdir(directory))
+    names = sorted(files)
     shards = [name for name in names if is_shard_name(name, prefix)]
     dashed = [name for name in shards if name[len(prefix)] == "-"]
     found = _numbered(dashed, f"{prefix}-") or dashed or _numbered(shards, prefix)
@@ -35,7 +45,7 @@ def find_shards(directory: str, prefix: str) -> list[str]:
         raise NoShardsError(f"{directory} has no manifest and no {prefix}-*.tar. {_advice(names, prefix)}")
     if len(found) < len(dashed):
         decided("%s: %d tars are not numbered and left out", directory, len(dashed) - len(found))
-    return [os.path.join(directory, name) for name in found]
+    return found
 
 
 def unlisted(directory: str, prefix: str, listed: Iterable[str]) -> list[str]:

@@ -24,9 +24,19 @@ from bionemo.webdatamodule._engine.format.tar_headers import member_name
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.reading.columns import column_of
 from bionemo.webdatamodule._engine.storage.index_cache import is_within
-from bionemo.webdatamodule._engine.storage.targets import LocalTarget
+from bionemo.webdatamodule._engine.storage.listing import read_manifest as read_remote_manifest
+from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.targets import LocalTarget, target_of
+from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.components import FieldCodec
-from bionemo.webdatamodule.errors import CorruptShardError, ManifestError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule.errors import (
+    ConfigError,
+    CorruptShardError,
+    ManifestError,
+    NoShardsError,
+    RemoteError,
+    WebDataModuleError,
+)
 from bionemo.webdatamodule.names import split_member
 from bionemo.webdatamodule.pickles import Policy
 
@@ -59,13 +69,19 @@ class Report:
 
 
 def find_prefixes(directory: str) -> list[str]:
-    """Return the sorted prefixes of which a local directory holds a manifest.
+    """Return the sorted prefixes of which a directory, or a URL of one, holds a manifest.
 
     Raises:
         NoShardsError: If there is none.
+        ConfigError: If the URL cannot be listed.
     """
     try:
-        names = os.listdir(directory)
+        if is_url(directory):
+            names = [file.name for file in RemoteDirectory.at(directory).list()]
+        else:
+            names = os.listdir(directory)
+    except RemoteError:
+        raise
     except OSError as error:
         raise NoShardsError(f"{directory} cannot be listed: {error.strerror}") from error
     found = sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
@@ -83,10 +99,10 @@ def find_prefixes(directory: str) -> list[str]:
 def verify(
     directory: str, prefix: str, *, deep: bool = False, policy: Policy | None = None, progress: bool = False
 ) -> Report:
-    """Compare a local directory with its manifest, byte for byte.
+    """Compare a directory with its manifest, byte for byte. What is behind a URL is fetched for that and not kept.
 
     Args:
-        directory: The split's directory.
+        directory: The split's directory, or a URL of it.
         prefix: Beginning of the shards' names.
         deep: Also decode every sample.
         policy: What pickles may hold, for ``deep``.
@@ -95,7 +111,9 @@ def verify(
     Raises:
         ManifestError: If there is no manifest, or it cannot be read.
     """
-    manifest = read_manifest(directory, prefix)
+    if deep and is_url(directory):
+        raise ConfigError(f"samples behind {directory} are not decoded; verify a local copy, or leave --deep out")
+    manifest = manifest_of(directory, prefix)
     if manifest is None:
         raise ManifestError(
             f"{directory} holds no {prefix}.manifest.json; convert into it, or index what another tool wrote"
@@ -125,8 +143,25 @@ def verify(
     )
 
 
+def manifest_of(directory: str, prefix: str) -> Manifest | None:
+    """Return the manifest of a directory or URL, or ``None`` where there is none."""
+    if is_url(directory):
+        return read_remote_manifest(RemoteDirectory.at(directory), prefix)
+    return read_manifest(directory, prefix)
+
+
 def shard_problem(directory: str, entry: ShardEntry) -> str | None:
     """Return how a shard or its index differs from what the manifest says, or ``None``."""
+    if is_url(directory):
+        target = target_of(directory, "")
+        for what, name, expected in (
+            ("it", entry.name, entry.sha256),
+            ("its index", index_name(entry.name), entry.index_sha256),
+        ):
+            found = target.sha256(name)
+            if found != expected:
+                return f"{what} is missing" if found is None else f"{what} has other bytes than were written"
+        return None
     path = os.path.join(directory, entry.name)
     if os.path.isfile(path) and os.path.getsize(path) != entry.bytes:
         return f"it has {os.path.getsize(path)} bytes instead of {entry.bytes}"

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
+from bionemo.webdatamodule._engine.format.shard_files import choose_shards
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.range_walk import walked_index
 from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
@@ -92,27 +93,15 @@ def _shards(entries: Iterable[ShardEntry]) -> tuple[RemoteShard, ...]:
 
 
 def _listed(directory: RemoteDirectory, prefix: str) -> list[StoredFile]:
-    """Return the tars of a prefix in a directory: those that are numbered where there are any, else all by name."""
+    """Return the shards of a directory that has no manifest."""
     try:
         files = directory.list()
     except ConfigError as error:
         raise NoShardsError(
             f"there is no manifest at {directory}/{manifest_path('', prefix)}, and {error.message}"
         ) from error
-    named = sorted(
-        (file for file in files if file.name.startswith(f"{prefix}-") and file.name.endswith(".tar")),
-        key=lambda file: file.name,
-    )
-    start = len(prefix) + 1
-    numbered = [file for file in named if file.name[start:-4].isascii() and file.name[start:-4].isdigit()]
-    if numbered:
-        return sorted(numbered, key=lambda file: int(file.name[start:-4]))
-    if not named:
-        raise NoShardsError(
-            f"{directory} has no manifest and no {prefix}-*.tar; convert the data to this place, correct the URL or "
-            "the prefix, or give the shards as a pattern such as https://host/data/train-{000000..000023}.tar"
-        )
-    return named
+    by_name = {file.name: file for file in files}
+    return [by_name[name] for name in choose_shards(by_name, str(directory), prefix)]
 
 
 def _unlisted(
