@@ -54,7 +54,7 @@ class _Local(threading.local):
     """What is current in this thread."""
 
     def __init__(self) -> None:
-        self.context = Context()
+        self.context: Context | Callable[[], Context] = Context()
         self.worker: Worker | None = None
 
 
@@ -64,12 +64,15 @@ def current() -> Context:
     A stage asks when it is called with its samples, before it yields the first one.
     Outside a data module's pipeline this is a default place, so a stage can be tried by itself.
     """
-    return _local.context
+    found = _local.context
+    if not isinstance(found, Context):  # made when somebody asks
+        found = _local.context = found()
+    return found
 
 
 @contextlib.contextmanager
-def at(context: Context) -> Iterator[None]:
-    """Make a place the current one in this thread for the time of a ``with`` block."""
+def at(context: Context | Callable[[], Context]) -> Iterator[None]:
+    """Make a place, or what makes it when it is asked for, the current one in this thread for a ``with`` block."""
     before = _local.context
     _local.context = context
     try:

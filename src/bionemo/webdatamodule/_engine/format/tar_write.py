@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.format.writeback import start_writing
 from bionemo.webdatamodule.errors import ConversionError, InputError
@@ -90,7 +90,7 @@ class ShardWriter:
             head = header(path + ending, size)
             padding = _PADDING[size % BLOCK]
             offset = self._position + len(head)
-            self._members.extend((sample, column, offset, size, zlib.crc32(payload)))
+            self._members.extend((sample, column, offset, size, crc32(payload)))
             self._parts.append(head)
             if size < _LARGE:
                 self._parts += (payload, padding)

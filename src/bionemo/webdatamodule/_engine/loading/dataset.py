@@ -224,17 +224,19 @@ class PlannedDataset(Planned):
         """Yield what the stages make of each share: a batch, or a list of samples."""
         stages = (*self.stages, *self.ahead)
 
-        def use(number: int, fields: Any) -> tuple[list[Any], Sequence[Any], context.Context]:
+        def place(number: int) -> context.Context:
             first = self.plan.consumed(batches[number], self.topology.world_size, start=start, epoch=epoch)
-            place = self.place(epoch, first)
-            with context.at(place):
-                return *run_columns(stages, fields), place
+            return self.place(epoch, first)
 
-        for number, (values, rest, place) in enumerate(self.reader.columns(shares, use, lazily=lazy)):
+        def use(number: int, fields: Any) -> tuple[list[Any], Sequence[Any]]:
+            with context.at(partial(place, number)):  # most stages never ask
+                return run_columns(stages, fields)
+
+        for number, (values, rest) in enumerate(self.reader.columns(shares, use, lazily=lazy)):
             if not rest and self.batches and len(values) == 1 and values[0] is not None:
                 yield values[0]
                 continue
-            with context.at(place):
+            with context.at(partial(place, number)):
                 made = self._finished(values, rest, len(shares[number]))
             yield made
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.tar_headers import (
     BLOCK,
     EXTENDING,
@@ -80,7 +80,7 @@ def _compare(shard: OpenShard, row: int, columns: Iterable[int]) -> None:
         if found is None or (start := found[0][row]) < 0:
             continue
         _, sizes, crcs = found
-        if crcs is not None and zlib.crc32(shard.data[start : start + sizes[row]]) != crcs[row]:
+        if crcs is not None and crc32(shard.data[start : start + sizes[row]]) != crcs[row]:
             raise CorruptShardError("the field was changed: its checksum is wrong; restore the shard")
         header = shard.map[start - BLOCK : start]
         check_header(header, start - BLOCK)

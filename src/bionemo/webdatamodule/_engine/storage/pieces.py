@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, check_header
 from bionemo.webdatamodule.errors import CorruptShardError
@@ -180,7 +180,7 @@ def is_sound(piece: Piece, row: int, data: memoryview, start: int) -> bool:
         if index.offsets[row, column] < 0:
             continue
         if index.crcs is not None:
-            if zlib.crc32(data[offset : offset + int(index.sizes[row, column])]) != index.crcs[row, column]:
+            if crc32(data[offset : offset + int(index.sizes[row, column])]) != index.crcs[row, column]:
                 return False
         else:
             try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index, index_name
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, store_index
@@ -66,7 +66,7 @@ def with_crcs(index: ShardIndex, data: mmap.mmap) -> ShardIndex:
     """Return an index with the checksums of what the tar holds now."""
     view = memoryview(data)
     crcs = [
-        zlib.crc32(view[offset : offset + size]) if offset >= 0 else 0
+        crc32(view[offset : offset + size]) if offset >= 0 else 0
         for offset, size in zip(index.offsets.ravel().tolist(), index.sizes.ravel().tolist(), strict=True)
     ]
     return replace(index, crcs=np.array(crcs, np.uint32).reshape(index.offsets.shape))

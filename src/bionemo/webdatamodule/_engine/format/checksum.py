@@ -1,0 +1,10 @@
+"""The checksum of a member: CRC-32, by the fastest implementation that is installed."""
+
+from __future__ import annotations
+
+try:
+    from zlib_ng.zlib_ng import crc32  # type: ignore[import-not-found, unused-ignore]  # extra "fast": a fraction of the time
+except ImportError:
+    from zlib import crc32
+
+__all__ = ["crc32"]
