@@ -1,5 +1,5 @@
 # ruff: noqa: INP001 - scripts of the documentation are no package
-"""What mkdocs does beyond its own: pages from outside this directory, and parts that are made from the code."""
+"""What mkdocs does beyond its own: pages from outside this directory, and diagrams as SVG."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import posixpath
 import re
 from pathlib import Path
 
-from generated import expand  # mkdocs looks beside this file
+from diagrams import expand  # mkdocs looks beside this file
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -15,7 +15,6 @@ from mkdocs.structure.pages import Page
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)")
-_ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>~?\.*(?:[\w.]*\.)?(\w+)</code>")
 
 
 def outside() -> dict[str, str]:
@@ -44,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Put in what is made from the code, and turn links of the repository into links of the site."""
+    """Draw the diagrams, and turn links of the repository into links of the site."""
     sources = {site: path for path, site in outside().items()}
     here = posixpath.dirname(sources.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
 
@@ -60,11 +59,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"[{match['text']}]({found}{'#' + anchor if anchor else ''})"
 
     return _LINK.sub(link, expand(markdown))
-
-
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Show names of the docstrings' cross-references without Sphinx's roles."""
-    return _ROLE.sub(r"<code>\1</code>", html)
 
 
 def _readmes() -> list[Path]:

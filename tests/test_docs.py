@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree as ET
 
 import lightning as L
 import pytest
@@ -47,8 +48,8 @@ ADVICE = [  # which Lightning and torch give for data as small as those of the e
 
 @functools.cache
 def text_of(page):
-    """Return a page with all that is generated."""
-    return pages.text_of(ROOT / page)
+    """Return a page."""
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def has(page, *languages):
@@ -125,10 +126,10 @@ def test_every_hook_has_its_section():
 
 def test_every_error_has_its_section():
     """Each code is the anchor of one section, and each class says in its docstring what it means."""
-    classes = list(pages.generated().error_classes())
+    classes = list(pages.script("generated").error_classes())
     page = text_of("docs/reference/errors.md")
 
-    assert [found.code for found in classes] == re.findall(r"^## \w+ `\[[\w-]+\]` \{ #([\w-]+) \}$", page, re.MULTILINE)
+    assert [found.code for found in classes] == re.findall(r"^## \w+ `\[([\w-]+)\]`$", page, re.MULTILINE)
     assert len(classes) == len({found.code for found in classes})
     assert {name for name, found in vars(errors).items() if inspect.isclass(found) and hasattr(found, "code")} == {
         found.__name__ for found in classes
@@ -138,7 +139,8 @@ def test_every_error_has_its_section():
 
 def test_every_command_and_component_has_its_section():
     """What can be named on the command line and in a pipeline is in the reference."""
-    commands, components = text_of("docs/reference/commands.md"), text_of("docs/reference/stages.md")
+    commands = text_of("docs/reference/commands.md")
+    components = text_of("docs/reference/stages.md") + text_of("docs/reference/codecs.md")
 
     assert list(COMMANDS) == re.findall(r"^## webdatamodule ([\w-]+)$", commands, re.MULTILINE)
     assert sorted(found.component.name for found in default_plugins().registered) == sorted(
@@ -150,7 +152,9 @@ def test_every_command_and_component_has_its_section():
 def test_every_public_name_is_documented(package):
     """What can be imported from the package stands in the reference, sorted in `__all__`."""
     everything = "\n".join(map(text_of, DOCS))
-    documented = re.findall(rf"^::: {re.escape(package.__name__)}\.(\w+)$", everything, re.MULTILINE)
+    documented = re.findall(
+        rf"^<!-- generated: api {re.escape(package.__name__)}\.(\w+)(?: [^\n]*)?-->$", everything, re.MULTILINE
+    )
 
     assert sorted(package.__all__) == package.__all__
     assert package.__all__ == sorted(documented)
@@ -170,6 +174,24 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(text_of(found.resolve().relative_to(ROOT))), f"{page} links to {target}"
 
 
+def test_generated_parts_are_up_to_date():
+    """What `python docs/generated.py` would write is what is checked in."""
+    stale = [path.name for path, text in pages.script("generated").pages() if path.read_text(encoding="utf-8") != text]
+
+    assert [] == stale
+
+
+def test_diagrams_are_drawn_from_their_text():
+    """Every box of every diagram is in its SVG, which is well-formed; no page needs a script for one."""
+    for page in DOCS:
+        for block in pages.blocks_of(text_of(page)):
+            assert block.language != "mermaid"
+            if block.language == "diagram":
+                drawn = ET.fromstring(pages.script("diagrams").svg(block.text))
+                boxes = sum(1 for part in drawn if part.tag.endswith("rect"))
+                assert boxes == block.text.count(">") + len(block.text.splitlines())
+
+
 def without_code(text):
     """Return a page without its blocks and spans of code."""
     return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
@@ -177,7 +199,7 @@ def without_code(text):
 
 def anchors(text):
     """Return what can stand behind the `#` of a link to a page."""
-    given = re.findall(r"\{ #([\w-]+) \}", text)
+    given = re.findall(r'<a id="([\w-]+)"></a>', text)
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {*given, *(re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", found).strip().lower()) for found in headings)}
 

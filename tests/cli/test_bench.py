@@ -176,3 +176,31 @@ def test_verdict_is_training_where_the_model_takes_less_than_comes(training, exp
     """The model's own rate decides, where it is known."""
     found = verdict(rates(read=1, decode=9, batch=1, direct=8), rates(**{"0": 10}), cpus=1, training=training)
     assert expected == found.waits_for
+
+
+LOADER = """
+from dataclasses import dataclass
+from bionemo.webdatamodule import Loader, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    note: str
+
+    def __call__(self, dataset):
+        with open(self.note, "a") as file:
+            file.write("made\\n")
+        return dataset
+
+@hookimpl
+def webdatamodule_loaders():
+    yield Loader(name="acme-plain", summary="no workers", factory=Plain)
+"""
+
+
+def test_another_loader_can_be_measured(install, shards, capsys, tmp_path):
+    """`--loader NAME:K=V` measures a plugin's loader, which gets the options that it takes."""
+    install("acme-loader", LOADER)
+    found = report(capsys, shards(tensors), "--workers", "0", f"--loader=acme-plain:note={tmp_path}/note")
+
+    assert ["0"] == [rate["name"] for rate in found["workers"]]
+    assert "made" in (tmp_path / "note").read_text()

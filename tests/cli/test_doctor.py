@@ -389,7 +389,7 @@ def test_a_worker_that_cannot_start_is_a_problem(monkeypatch):
     def refuse(*_):
         raise OSError("no shared memory")
 
-    monkeypatch.setattr("bionemo.webdatamodule.builtins.webloader.loader.Board", refuse)
+    monkeypatch.setattr("bionemo.webdatamodule.builtins.webloader.loader.StatusTable", refuse)
     assert "OSError: no shared memory" == try_worker().problem
 
 

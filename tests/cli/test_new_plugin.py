@@ -11,11 +11,13 @@ from bionemo.webdatamodule._cli.new_plugin.command import KINDS, new_plugin
 from bionemo.webdatamodule.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-RUN_PAGE = """
-import sys
+RUN_PAGES = """
+import os, sys, tempfile
 from pathlib import Path
 from tests.helpers import pages
-pages.run_page(sys.argv[1], Path(sys.argv[1]).read_text())
+for page in sys.argv[1:]:
+    os.chdir(tempfile.mkdtemp(dir=Path(page).parent))
+    assert "python" in pages.run_page(page, Path(page).read_text())
 """
 
 
@@ -30,35 +32,45 @@ def pretend_to_install(folder, site):
     (metadata / "entry_points.txt").write_text(f"[{entry[1]}]\n{entry[2]} = {entry[3]}\n")
 
 
-def test_new_plugins_of_every_kind_pass_the_kit(tmp_path):
-    """What the command writes passes the conformance kit, and the examples of its READMEs run."""
-    folders = [new_plugin(f"my-{kind}2", kind, str(tmp_path)) for kind in KINDS]
-    for folder in folders:
-        pretend_to_install(folder, tmp_path / "site")
-    path = os.pathsep.join([str(tmp_path / "site"), *(str(folder / "src") for folder in folders)])
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A new plugin of every kind."""
+    top = tmp_path_factory.mktemp("plugins")
+    made = [new_plugin(f"my-{kind}2", kind, str(top)) for kind in KINDS]
+    for folder in made:
+        pretend_to_install(folder, top / "site")
+    return made
 
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", folders[0] / "pyproject.toml"),
-            *("--rootdir", tmp_path, *(folder / "tests" for folder in folders)),
-        ],
-        env={**os.environ, "PYTHONPATH": path},
+
+def run_with(folders, *words):
+    """Run Python with these plugins installed."""
+    path = [folders[0].parent / "site", *(folder / "src" for folder in folders), ROOT]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=environment,
+        cwd=folders[0].parent,
         capture_output=True,
         text=True,
         check=False,
     )
 
+
+def test_new_plugins_of_every_kind_pass_the_kit(folders):
+    """What the command writes passes the conformance kit."""
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", folders[0] / "pyproject.toml")
+    done = run_with(folders, *words, "--rootdir", folders[0].parent, *(folder / "tests" for folder in folders))
+
     assert 0 == done.returncode, done.stdout + done.stderr
     assert re.search(r"\d+ passed in", done.stdout)
     assert "skipped" not in done.stdout
-    for folder in folders:
-        (tmp_path / f"{folder.name}-example").mkdir()
-        subprocess.run(
-            [sys.executable, "-c", RUN_PAGE, folder / "README.md"],
-            env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
-            cwd=tmp_path / f"{folder.name}-example",
-            check=True,
-        )
+
+
+def test_pages_of_new_plugins_do_what_they_say(folders):
+    """The example of each README runs and prints what it shows."""
+    done = run_with(folders, "-c", RUN_PAGES, *(folder / "README.md" for folder in folders))
+
+    assert 0 == done.returncode, done.stdout + done.stderr
 
 
 def test_a_new_plugin_is_a_whole_package(tmp_path):

@@ -49,19 +49,14 @@ class Block(NamedTuple):
     output: str | None
 
 
-def generated() -> Any:
-    """Return the module that makes parts of pages from the code."""
+def script(name: str) -> Any:
+    """Return a module of the documentation's directory."""
     path = str(ROOT / "docs")
     sys.path.insert(0, path)
     try:
-        return importlib.import_module("generated")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(path)
-
-
-def text_of(path: Path) -> str:
-    """Return a page with everything that is made from the code."""
-    return generated().expand(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def blocks_of(text: str) -> Iterator[Block]:

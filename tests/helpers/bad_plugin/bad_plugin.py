@@ -191,6 +191,12 @@ class MarkChanges(Good):
         return [str(random.random()) if name in SOURCE else "" for name in names]
 
 
+@offer("writer", "mark-constant")
+class MarkConstant(Good):
+    def fingerprints(self, names):
+        return ["1" if name in SOURCE else "" for name in names]
+
+
 @offer("writer", "open-file")
 class OpenFile(Good):
     def __call__(self, names):
@@ -371,6 +377,12 @@ def stage_lambda():
 class MainOnly(Forward):
     def __call__(self, samples):
         return ([os.getpid()] for _ in samples)
+
+
+@offer("stage", "other-columns")
+class OtherColumns(Forward):
+    def columns(self, fields):
+        return fields.values()[:1]
 
 
 @offer("stage", "swallows")

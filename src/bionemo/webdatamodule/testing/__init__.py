@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.testing.executors import ExecutorConformance as ExecutorConformance
     from bionemo.webdatamodule.testing.keys import KeyEncoderConformance as KeyEncoderConformance
     from bionemo.webdatamodule.testing.loaders import LoaderConformance as LoaderConformance
+    from bionemo.webdatamodule.testing.planners import PlannerConformance as PlannerConformance
     from bionemo.webdatamodule.testing.processes import ProcessError as ProcessError
     from bionemo.webdatamodule.testing.processes import imported_with as imported_with
     from bionemo.webdatamodule.testing.processes import in_fresh_process as in_fresh_process
@@ -44,6 +45,7 @@ _MODULES = {
     "KeyEncoderConformance": "keys",
     "LoaderConformance": "loaders",
     "NonconformingError": "component",
+    "PlannerConformance": "planners",
     "ProcessError": "processes",
     "StageConformance": "stages",
     "StoreConformance": "stores",

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from bionemo.webdatamodule import context
+from bionemo.webdatamodule.columns import Fields, ValueColumn, is_fields, samples_of
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.testing.compare import same
 from bionemo.webdatamodule.testing.component import ComponentConformance, NonconformingError, Subject
@@ -118,6 +120,24 @@ class StageConformance(ComponentConformance):
                 "let nothing depend on hash(), the order of sets, or what was set up in the main process",
             )
 
+    def test_columnar_form_gives_the_same(self, subject: Subject, samples: Sequence[Any]) -> None:
+        """``columns(fields)``, where there is one, makes of a share what the stage makes of its samples."""
+        stage = subject.make()
+        if not hasattr(stage, "columns"):
+            return
+        with context.at(context.Context(order="global", batch_size=len(samples))):
+            with subject.trying("columns(fields)", "return NotImplemented for columns that it does not take"):
+                made = stage.columns(_fields(samples))
+            if made is NotImplemented:
+                return
+            got = samples_of(made) if is_fields(made) else [made]
+            wanted = _run(subject, samples, stage)
+        if not same(got, wanted):
+            subject.wrong(
+                f"columns() gives {got!r:.200}, and the samples become {wanted!r:.200}",
+                "make both alike, or return NotImplemented",
+            )
+
     def test_errors_of_the_input_pass(self, subject: Subject, samples: Sequence[Any]) -> None:
         """An error while samples are read reaches the training loop."""
 
@@ -152,6 +172,15 @@ def _run(subject: Subject, samples: Iterable[Any], stage: Any = None) -> list[An
                 f"calling it returns a {type(results).__name__}", "make __call__ a generator, or return iter(...)"
             )
         return [copy.deepcopy(result) for result in results]
+
+
+def _fields(samples: Sequence[Any]) -> Fields:
+    """Return the columns of samples that are tuples, dictionaries or values."""
+    if samples and all(isinstance(sample, tuple) for sample in samples):
+        return tuple(ValueColumn(values) for values in zip(*samples, strict=True))
+    if samples and all(isinstance(sample, dict) for sample in samples):
+        return {name: ValueColumn([sample[name] for sample in samples]) for name in samples[0]}
+    return ValueColumn(samples)
 
 
 def _collect(stage: Any, samples: Sequence[Any]) -> list[Any]:

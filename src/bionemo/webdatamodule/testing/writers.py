@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -194,6 +196,37 @@ class WriterConformance(ComponentConformance):
                 "return '' for a sample that is not there; reading it will say so",
             )
 
+    def change_source(self, options: Mapping[str, Any]) -> str | None:
+        """Change the bytes of one sample in the source and return its name; override it.
+
+        The fingerprint of that sample has to change. Without it only fingerprints that are the same for all samples
+        are checked: they have to change with the times of the files that the options name.
+        """
+        del options
+        return None
+
+    def test_fingerprints_change_with_the_source(
+        self, subject: Subject, reader: Any, names: Sequence[str], options: Mapping[str, Any]
+    ) -> None:
+        """A sample that changed has another fingerprint, or its old shard would be kept for good."""
+        if not hasattr(reader, "fingerprints"):
+            return
+        before = dict(zip(names, reader.fingerprints(names), strict=True))
+        changed = self.change_source(options)
+        if changed is None and len(set(before.values())) > 1:
+            return
+        if changed is None:
+            _touch(options)
+        after = dict(zip(names, subject.make().fingerprints(names), strict=True))
+        kept = changed or names[0]
+        if before[kept] == after[kept]:
+            subject.wrong(
+                f"{kept!r} has the fingerprint {after[kept]!r} also after its source changed, so its old bytes would "
+                "be kept",
+                "make it of size and modification time of the sample's file, or override change_source() in the test "
+                "class if the source is no file",
+            )
+
     def test_reads_the_same_after_pickling(self, subject: Subject, names: Sequence[str]) -> None:
         """A reader that was pickled, also while it was in use, reads the same."""
         used = subject.make()
@@ -243,6 +276,19 @@ def read(subject: Subject, reader: Any, names: Sequence[str]) -> list[Sample]:
 
 def _pairs(reader: Any, names: Sequence[str]) -> list[tuple[str, dict[str, bytes]]]:
     return [(sample.name, dict(sample.files)) for sample in reader(names)]
+
+
+def _touch(options: Mapping[str, Any]) -> None:
+    """Give the files that options name, and those in directories that they name, a later time."""
+    words = [word for value in options.values() for word in ([value] if isinstance(value, str) else _texts(value))]
+    for path in (Path(word) for word in words if Path(word).exists()):
+        for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
+            later = file.stat().st_mtime_ns + 10**9
+            os.utime(file, ns=(later, later))
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list | tuple) else []
 
 
 def _living_samples() -> int:

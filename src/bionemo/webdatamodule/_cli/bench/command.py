@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of
 from bionemo.webdatamodule._cli.options import reference
 from bionemo.webdatamodule._cli.output import print_json
-from bionemo.webdatamodule.components import Stage
+from bionemo.webdatamodule.components import Loader, Stage
 from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="stage of pipeline_wds: NAME, NAME:K=V,K=V, as JSON, or MODULE:FUNCTION; again for more",
+    )
+    parser.add_argument(
+        "--loader", default="webloader", metavar="NAME[:K=V,K=V]", help="loader to measure (%(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each figure (3)")
     parser.add_argument(
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     found = open_set(args.directory, args.prefix)
     suffixes = tuple(args.suffix or found.suffixes)
     stages = [_stage(name) for name in args.stage]
+    loader = reference(Loader, args.loader, "--loader")
     with tqdm(total=len(PARTS) + len(args.workers), file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
 
         def step(name: str) -> None:
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             bar.update()
 
         try:
-            bench = Bench(found, suffixes, stages, args.batch_size, args.seconds, policy)
+            bench = Bench(found, suffixes, stages, args.batch_size, args.seconds, policy, loader)
             parts = [rate for rate in bench.parts(step) if rate is not None]
             pipelines = [bench.pipeline(workers, step) for workers in args.workers]
         except MissingFieldError as error:

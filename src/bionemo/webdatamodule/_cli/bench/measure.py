@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import pickle
 import statistics
@@ -20,8 +21,10 @@ from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule.builtins.webloader.transport import pack
 from bionemo.webdatamodule.columns import stack_fields
+from bionemo.webdatamodule.components import Loader, Use
 from bionemo.webdatamodule.datamodule import WebDataModule
 from bionemo.webdatamodule.errors import DecodeError, MissingFieldError, NoShardsError
+from bionemo.webdatamodule.plugins import find
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +68,7 @@ class Bench:
         batch_size: Samples of a batch, at most.
         seconds: Time for each figure.
         policy: What pickles may do.
+        loader: The loader of the figures by number of workers.
 
     Attributes:
         batch_size: Samples of a batch; no more than there are.
@@ -79,6 +83,7 @@ class Bench:
         batch_size: int,
         seconds: float,
         policy: Policy,
+        loader: Use,
     ) -> None:
         if not found.n_samples:
             raise NoShardsError(f"{found.directory} holds no sample, so there is nothing to measure")
@@ -88,6 +93,7 @@ class Bench:
         self.batch_size = min(batch_size, found.n_samples)
         self._seconds = seconds
         self._policy = policy
+        self._loader = loader
         self._reader = SampleReader([found], suffixes, codecs=Codecs(policy=policy), check="never")
         self._columns = [column for column, suffix in enumerate(suffixes) if suffix != "__key__"]
         self._places = Places([found], suffixes, split=None)
@@ -132,6 +138,7 @@ class Bench:
             step: Told what comes next.
         """
         step(f"{workers} workers")
+        takes = inspect.signature(find(Loader, self._loader.name).factory).parameters
         options = {"num_workers": workers, **({"persistent_workers": True} if workers else {})}
         module = WebDataModule(
             {"train": self._found.directory},
@@ -141,7 +148,8 @@ class Bench:
             self._found.prefix,
             pipeline_wds={"train": self._stages} if self._stages else None,
             pipeline_prebatch_wld=None if self._stacks else {"train": as_list},
-            kwargs_wld={"train": options},
+            kwargs_wld={"train": {name: value for name, value in options.items() if name in takes}},
+            loader=self._loader,
             pickles=self._policy.pickles,
             allow_pickle=self._policy.allow,
         )
@@ -156,8 +164,7 @@ class Bench:
             next(batches)
             count += 1
             now = time.perf_counter()
-        if workers:
-            loader._iterator = None  # noqa: SLF001 - as Lightning ends persistent workers
+        loader._iterator = None  # noqa: SLF001 - as Lightning ends persistent workers
         return self._as_rate(str(workers), (now - started) / count / self.batch_size, start=started - began)
 
     def _raw(self, ids: Ids) -> list[bytes]:

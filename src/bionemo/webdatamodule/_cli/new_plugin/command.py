@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 
-from bionemo.webdatamodule.components import Component, Executor, KeyEncoder, Loader, Stage, Writer
+from bionemo.webdatamodule.components import Codec, Component, Executor, KeyEncoder, Loader, Stage, Store, Writer
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.plugins import default_plugins, kind_name
 
 KINDS: Mapping[str, type[Component]] = {
     "writer": Writer,
+    "codec": Codec,
     "stage": Stage,
+    "planner": Stage,
     "loader": Loader,
     "key-encoder": KeyEncoder,
     "executor": Executor,
+    "store": Store,
 }
 """The kinds of components, as the command line spells them; each has a folder of templates."""
 
@@ -64,7 +67,15 @@ def new_plugin(name: str, kind: str, directory: str = ".") -> Path:
         raise ConfigError(f"{name!r} is the name of a default {kind_name(KINDS[kind])}; take another")
     package = f"webdatamodule_{name.replace('-', '_')}"
     top = Path(directory, f"webdatamodule-{name}")
-    files = _render(kind, {"name": name, "package": package, "kind": kind_name(KINDS[kind]), "versions": _versions()})
+    words = {
+        "name": name,
+        "package": package,
+        "kind": kind_name(KINDS[kind]),
+        "extension": name.replace("-", ""),
+        "ROOT": f"{package.upper()}_ROOT",
+        "versions": _versions(),
+    }
+    files = _render(kind, words)
     try:
         top.mkdir()
     except FileExistsError as error:

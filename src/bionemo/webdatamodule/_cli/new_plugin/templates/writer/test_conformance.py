@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from bionemo.webdatamodule.testing import WriterConformance
@@ -12,6 +14,10 @@ class TestWriter(WriterConformance):
     def options(self, tmp_path):
         (tmp_path / "lines.txt").write_text("one\ntwo\nthree\n")
         return {"path": str(tmp_path / "lines.txt")}
+
+    def change_source(self, options):
+        Path(options["path"]).write_text("uno\ntwo\nthree\n")
+        return "line-1"
 
     @pytest.fixture
     def expected(self):
