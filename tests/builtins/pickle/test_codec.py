@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.helpers import sameness
+from tests.helpers import fuzz_pickles, sameness
 from torch.utils.data import default_collate
 
 from bionemo.webdatamodule import context
@@ -455,3 +455,11 @@ def test_a_codec_recodes_to_what_it_encodes():
     for number in range(3):
         value = {"x": torch.arange(3) + number, "y": number}
         assert codec.encode(value) == codec.recode(pickle.dumps(value, 2))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_streams_come_to_the_same_with_and_without_templates(seed):
+    """Values and messages; ``fuzz_pickles.py`` does it for as long as one likes."""
+    rng = random.Random(seed)
+    for _ in range(3):
+        assert [] == [stream for stream, good in fuzz_pickles.fuzz(KINDS, WRITERS, same, rng, 60) if not good]

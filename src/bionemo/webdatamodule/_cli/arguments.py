@@ -48,7 +48,11 @@ def add_policy(parser: argparse.ArgumentParser, *, trusted: str = "let pickles r
     """
     parser.add_argument("--trusted", action="store_true", help=trusted)
     parser.add_argument(
-        "--allow-pickle", action="append", default=[], metavar="CLASS", help="class that pickles may hold"
+        "--allow-pickle",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="class, or PACKAGE.*, that pickles may hold",
     )
 
 

@@ -104,7 +104,7 @@ def _record_state(made: np.dtype[Any], state: tuple[Any, ...]) -> int:
     if inner is not None:
         expect(names is None and fields is None, "a record that is a sub-array")
         expect(type(inner) is tuple and len(inner) == 2, "a sub-array without a dtype")
-        check_dtype(inner[0])
+        _check_field(inner[0])
         expect(check_shape(inner[1]) * inner[0].itemsize == size and 0 not in inner[1], "a sub-array of another size")
         clean = np.dtype(inner)
     else:
@@ -113,7 +113,7 @@ def _record_state(made: np.dtype[Any], state: tuple[Any, ...]) -> int:
         parts = [fields[name] for name in names]
         expect(all(type(part) is tuple and len(part) == 2 for part in parts), "a record with titles")
         for dtype, offset in parts:
-            check_dtype(dtype)
+            _check_field(dtype)
             expect(is_size(offset) and offset + dtype.itemsize <= size, "a field beyond its record")
         clean = np.dtype(
             {
@@ -128,6 +128,15 @@ def _record_state(made: np.dtype[Any], state: tuple[Any, ...]) -> int:
     expect(clean.itemsize == size, "a record of two sizes")
     made.__setstate__(clean.__reduce__()[2])  # type: ignore[attr-defined]
     return 100 * count
+
+
+def _check_field(dtype: Any) -> None:
+    expect(isinstance(dtype, np.dtype), "a field without a dtype")
+    if dtype.hasobject:
+        raise RefusedPickleError(
+            "the pickle has a structured numpy dtype with Python objects, which the safe codec does not build; "
+            'if you trust where the data come from, pass allow_pickle=["numpy.dtype"]'
+        )
 
 
 def _count_fields(dtype: np.dtype[Any], most: int, depth: int = 0) -> int:
