@@ -114,3 +114,22 @@ def test_evaluation_works_on_more_ranks_than_samples(make_data, monkeypatch, n, 
         seen += batch[0]
 
     assert [f"val{rank % n:02d}" for rank in range(ranks)] == seen
+
+
+@pytest.mark.parametrize("order", ["global", "shards"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_collate_function_makes_the_batches(make_data, order, workers):
+    """`collate_fn` in kwargs_wld gets lists of samples as they are stored, as torch's DataLoader calls it."""
+    seen = []
+
+    def collate(samples):
+        seen.append(len(samples))
+        return [(key, float(value)) for key, value in samples]
+
+    data = make_data(order=order, workers=workers, splits=("val",), loader_options={"collate_fn": collate})
+    data.setup("validate")
+    batches = list(data.val_dataloader())
+
+    assert [(f"val{i:02d}", float(i)) for i in range(11)] == sorted(pair for batch in batches for pair in batch)
+    assert all(isinstance(batch, list) for batch in batches)
+    assert workers or [len(batch) for batch in batches] == seen

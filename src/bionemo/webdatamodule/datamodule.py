@@ -183,7 +183,7 @@ class WebDataModule(L.LightningDataModule):
                 order=chosen,
                 order_reason=reason,
                 stages=default_stages(len(self._settings.suffixes), plugins) if own is None else own,
-                torch_stage=torch_stage(chosen_loader, chosen, plugins),
+                torch_stage=torch_stage(chosen_loader, chosen, plugins, own_stages=behind is not None),
                 loader_stages=default_loader_stages(chosen_loader, plugins) if behind is None else behind,
                 options=options,
                 loader=chosen_loader,

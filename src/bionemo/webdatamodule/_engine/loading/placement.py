@@ -22,18 +22,26 @@ def default_stages(n_suffixes: int, plugins: Plugins | None) -> tuple[Any, ...]:
 
 
 def default_loader_stages(loader: LoaderChoice, plugins: Plugins | None) -> tuple[Any, ...]:
-    """Return ``pipeline_prebatch_wld`` where the user gave none: ``batch``, unless ``kwargs_wld`` batches."""
-    return () if loader.batch_size is not None else (resolve(Stage, "batch", plugins),)
+    """Return ``pipeline_prebatch_wld`` where the user gave none: ``batch``, unless ``kwargs_wld`` batches.
+
+    Batches are made by the ``collate_fn`` of ``kwargs_wld``, if there is one.
+    """
+    if loader.batch_size is not None:
+        return ()
+    return (resolve(Stage, Use("batch", collate=loader.collate or "default"), plugins),)
 
 
-def torch_stage(loader: LoaderChoice, order: str, plugins: Plugins | None) -> Any:
+def torch_stage(loader: LoaderChoice, order: str, plugins: Plugins | None, *, own_stages: bool) -> Any:
     """Return the stage that does in workers what torch does behind a dataset: convert samples, or batch them.
 
     Args:
         loader: The loader, and the options of torch's ``DataLoader`` that concern samples.
         order: In global order a batch is the whole share.
         plugins: Where to look ``batch`` up.
+        own_stages: Whether the user gave ``pipeline_prebatch_wld``; if not, the ``collate_fn`` makes batches there.
     """
+    if loader.batch_size is None and loader.collate is not None and not own_stages:
+        return Convert(function=_unchanged)
     if loader.batch_size is None:
         return Convert(function=loader.collate or default_convert)
     options = {} if order == "global" else {"size": loader.batch_size, "partial": not loader.drop_last}
@@ -90,6 +98,10 @@ class _Converted:
 
     def pad(self) -> Any:
         return self.column.pad()
+
+
+def _unchanged(sample: Any) -> Any:
+    return sample
 
 
 _KEPT = frozenset((torch.Tensor, int, float, bool, str, bytes, type(None)))
