@@ -132,7 +132,8 @@ class ResumeCallback(pl.Callback):
             for loader in loaders:
                 loader.restart()
         else:
-            go_on(trainer, saved, batches, fetched=max(map(done, loaders)))
+            fetched = max(map(done, loaders)) if saved.batches else 0
+            go_on(trainer, saved, batches, fetched=fetched)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 - Lightning's
         """Say what a run that had reached its last step does not do."""
