@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     pickles = directory / "pickles"
     pickles.mkdir(parents=True, exist_ok=True)
     cells, classes = _cells()
-    for name, cell in tqdm(cells.items(), desc="pickle files", unit="file", file=sys.stderr):
+    terminal = sys.stderr.isatty()
+    for name, cell in tqdm(cells.items(), desc="pickle files", unit="file", file=sys.stderr, disable=not terminal):
         path = pickles / f"{name}.cell.pyd"
         data = pickle.dumps(cell)
         if not path.exists() or path.read_bytes() != data:  # a second run finds its sources unchanged
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
+            enable_progress_bar=terminal,
             default_root_dir=directory,
         )
         model = _classifier(n_components=50, n_classes=len(classes))
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"shards      {', '.join(f'{directory}/shards-{split.name}' for split in Split)}, 4 each")
     print(f"converted   {len(names)} cells in {converted:.2f} s")
     print(f"read        {rate:,.0f} samples a second in shuffled batches of 50")
-    print(f"learnt      {args.epochs} epochs on 500 cells, {len(classes)} cell types")
+    print(f"trained     {args.epochs} epochs on 500 cells, {len(classes)} cell types")
     print(f"accuracy    {accuracy:.1%} on the {len(names) - 600} held-out cells")
     return 0
 

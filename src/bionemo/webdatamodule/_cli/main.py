@@ -20,7 +20,7 @@ from bionemo.webdatamodule._cli.output import error_as_json, escaped, failure, p
 from bionemo.webdatamodule.errors import PluginError, WebDataModuleError
 
 COMMANDS = {
-    "demo": "convert real cells to shards, train a classifier on them, and say what it learnt",
+    "demo": "convert real cells to shards, train a classifier on them, and print a summary",
     "convert": "write samples of any source format to tar shards",
     "index": "adopt shards that another tool wrote: check and index them, and list them in a manifest",
     "info": "say what a directory of shards holds",
