@@ -17,7 +17,7 @@ import pytest
 import torch
 from tests.helpers.sameness import same
 
-from bionemo.webdatamodule import PickledDataWDS, WebDataModule
+from bionemo.webdatamodule import PickledDataWDS, Use, WebDataModule
 from bionemo.webdatamodule.errors import ConfigError, InputError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
@@ -254,3 +254,27 @@ def test_numbers_out_of_bounds_say_so():
         loads(pickle.dumps(large))
     assert large == Decimal(loads(pickle.dumps(str(large))))
     assert large == Decimal(loads(dumps(str(large))))
+
+
+@pytest.mark.parametrize(
+    "array", [np.array(["2020-01-01"], "M8[D]"), np.zeros(2, [("a", "i4")])], ids=["times", "records"]
+)
+def test_arrays_without_a_tensor_are_batched_by_a_function(array, tmp_path):
+    """The batch that torch cannot make is named; the list, a function of one's own, holds the arrays."""
+    (tmp_path / "p").mkdir()
+    for number in range(2):
+        (tmp_path / "p" / f"s{number}.x.pyd").write_bytes(pickle.dumps(array))
+
+    def batch(collate):
+        module = PickledDataWDS(
+            str(tmp_path / "p"), "x.pyd", {"train": ["s0", "s1"]}, {"train": str(tmp_path / "out")},
+            global_batch_size=2, n_tars_wds=1, executor="serial",
+            pipeline_prebatch_wld={"train": Use("batch", collate=collate)},
+        )  # fmt: skip
+        module.prepare_data()
+        module.setup("fit")
+        return next(iter(module.train_dataloader()))
+
+    with pytest.raises(WebDataModuleError, match="do not fit into one batch.* a function of your own"):
+        batch("default")
+    assert same([array, array], batch("list"))

@@ -113,4 +113,9 @@ def converted(sample: Any) -> Any:
     kind = type(sample)
     if kind in _KEPT or (kind is dict and _KEPT.issuperset(map(type, sample.values()))):
         return sample
-    return default_convert(sample)
+    try:
+        return default_convert(sample)
+    except TypeError:  # arrays of times and records have no tensor, and are kept
+        if kind is dict:
+            return {name: converted(value) for name, value in sample.items()}
+        return kind(map(converted, sample)) if kind in (list, tuple) else sample
