@@ -275,6 +275,6 @@ def test_arrays_without_a_tensor_are_batched_by_a_function(array, tmp_path):
         module.setup("fit")
         return next(iter(module.train_dataloader()))
 
-    with pytest.raises(WebDataModuleError, match="do not fit into one batch.* a function of your own"):
+    with pytest.raises(WebDataModuleError, match=r"do not fit into one batch.* a function of your own"):
         batch("default")
     assert same([array, array], batch("list"))
