@@ -2,7 +2,7 @@
 
 import pytest
 
-from bionemo.webdatamodule._engine.storage import remote_directory
+from bionemo.webdatamodule._engine.storage.remote import directory as remote_directory
 from bionemo.webdatamodule.plugins import installed_plugins
 
 

@@ -20,9 +20,9 @@ from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
-from bionemo.webdatamodule._engine.storage import retry
+from bionemo.webdatamodule._engine.storage.remote import retry
+from bionemo.webdatamodule._engine.storage.remote.urls import shown
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
-from bionemo.webdatamodule._engine.storage.urls import shown
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
 from bionemo.webdatamodule.pickles import dumps
 

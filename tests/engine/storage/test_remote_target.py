@@ -10,7 +10,7 @@ from tests.helpers.convert import convert
 
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule._engine.storage import retry
+from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.targets import target_of
 from bionemo.webdatamodule.builtins.executors import Processes, Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes

@@ -20,7 +20,7 @@ from moto.server import ThreadedMotoServer
 
 from bionemo.webdatamodule._engine.reading.reader import SampleReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule._engine.storage import retry
+from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule.errors import RemoteError
 
 from .test_remote_shards import ALL, read_all, write_set

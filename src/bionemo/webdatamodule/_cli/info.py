@@ -8,7 +8,7 @@ from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import look_at_each, print_outcomes
 from bionemo.webdatamodule._engine.format.manifest import read_manifest
-from bionemo.webdatamodule._engine.storage.urls import is_url
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.errors import ManifestError
 
 

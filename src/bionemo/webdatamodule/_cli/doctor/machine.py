@@ -174,7 +174,7 @@ def open_data(directory: str, prefix: str, root: Path = Path("/")) -> DataSet:
         root: Where ``proc`` is.
     """
     from bionemo.webdatamodule._engine.reading.shard_set import ShardSet, is_url
-    from bionemo.webdatamodule._engine.storage.urls import shown
+    from bionemo.webdatamodule._engine.storage.remote.urls import shown
 
     is_remote = is_url(directory)
     name = shown(directory) if is_remote else directory

@@ -13,7 +13,7 @@ from bionemo.webdatamodule._engine.reading import verify
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet, is_url
 from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
 from bionemo.webdatamodule._engine.sampling.summary import report_global
-from bionemo.webdatamodule._engine.storage.urls import shown
+from bionemo.webdatamodule._engine.storage.remote.urls import shown
 from bionemo.webdatamodule.errors import ConfigError, NoShardsError, ShardError
 from bionemo.webdatamodule.pickles import Policy
 

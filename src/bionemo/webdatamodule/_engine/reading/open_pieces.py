@@ -12,8 +12,8 @@ import numpy as np
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, opened
-from bionemo.webdatamodule._engine.storage.fetch import Fetcher, Need
-from bionemo.webdatamodule._engine.storage.pieces import Piece
+from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
+from bionemo.webdatamodule._engine.storage.remote.pieces import Piece
 from bionemo.webdatamodule.errors import ChangedDataError, RemoteError
 
 if TYPE_CHECKING:

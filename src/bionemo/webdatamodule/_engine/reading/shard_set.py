@@ -14,10 +14,10 @@ from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, 
 from bionemo.webdatamodule._engine.format.shard_files import unlisted
 from bionemo.webdatamodule._engine.reading.foreign import index_foreign
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, check_stamp, is_within
-from bionemo.webdatamodule._engine.storage.listing import open_remote
-from bionemo.webdatamodule._engine.storage.remote_shards import Remote
+from bionemo.webdatamodule._engine.storage.remote.listing import open_remote
+from bionemo.webdatamodule._engine.storage.remote.shards import Remote
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
-from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,

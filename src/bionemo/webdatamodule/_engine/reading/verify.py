@@ -24,10 +24,10 @@ from bionemo.webdatamodule._engine.format.tar_headers import member_name
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.reading.columns import column_of
 from bionemo.webdatamodule._engine.storage.index_cache import is_within
-from bionemo.webdatamodule._engine.storage.listing import read_manifest as read_remote_manifest
-from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.listing import read_manifest as read_remote_manifest
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.targets import LocalTarget, target_of
-from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.components import FieldCodec
 from bionemo.webdatamodule.errors import (
     ConfigError,

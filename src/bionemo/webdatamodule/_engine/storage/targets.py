@@ -17,10 +17,10 @@ from bionemo.webdatamodule._engine.format.manifest import (
 )
 from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.storage import filesystem
-from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
-from bionemo.webdatamodule._engine.storage.remote_target import RemoteTarget
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.target import RemoteTarget
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.target import Target, shard_pattern
-from bionemo.webdatamodule._engine.storage.urls import is_url
 from bionemo.webdatamodule.errors import ManifestError
 
 

@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from bionemo.webdatamodule._engine.storage.urls import is_url
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.errors import DataWarning
 
 _log = logging.getLogger("bionemo.webdatamodule")

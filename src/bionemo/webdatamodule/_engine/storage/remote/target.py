@@ -16,7 +16,7 @@ from bionemo.webdatamodule._engine.format.manifest import (
 )
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.storage.index_cache import cache_directory
-from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule._engine.storage.target import shard_pattern
 from bionemo.webdatamodule.errors import ConversionError, ManifestError, RemoteError
 

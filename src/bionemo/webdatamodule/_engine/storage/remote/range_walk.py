@@ -8,9 +8,9 @@ import tempfile
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index, index_name
 from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, EXTENDING, number, padded
-from bionemo.webdatamodule._engine.storage.cached_files import fetched, is_index
-from bionemo.webdatamodule._engine.storage.pieces import write_at
-from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.cached_files import fetched, is_index
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.pieces import write_at
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
 from bionemo.webdatamodule.errors import CorruptShardError, RemoteError
 

@@ -11,7 +11,7 @@ from concurrent import futures
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bionemo.webdatamodule._engine.storage.urls import shown
+from bionemo.webdatamodule._engine.storage.remote.urls import shown
 from bionemo.webdatamodule.errors import RemoteError, WebDataModuleError
 
 _log = logging.getLogger("bionemo.webdatamodule")

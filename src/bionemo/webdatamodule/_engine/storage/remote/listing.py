@@ -13,9 +13,9 @@ from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
 from bionemo.webdatamodule._engine.format.shard_files import choose_shards
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.storage.range_walk import walked_index
-from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
-from bionemo.webdatamodule._engine.storage.remote_shards import Remote, RemoteShard
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
+from bionemo.webdatamodule._engine.storage.remote.shards import Remote, RemoteShard
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
 from bionemo.webdatamodule.components import StoredFile
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex, index_name
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.storage.cached_files import fetched, read_index
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, is_within
-from bionemo.webdatamodule._engine.storage.pieces import Piece, cut, file_name, samples_per_piece
-from bionemo.webdatamodule._engine.storage.range_walk import walked_index
-from bionemo.webdatamodule._engine.storage.remote_directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.cached_files import fetched, read_index
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.pieces import Piece, cut, file_name, samples_per_piece
+from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache, remove
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
 from bionemo.webdatamodule.errors import CorruptShardError, RemoteError

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
-from bionemo.webdatamodule._engine.storage.pieces import (
+from bionemo.webdatamodule._engine.storage.remote.pieces import (
     ABSENT,
     PRESENT,
     WORTH_A_REQUEST,
@@ -30,7 +30,7 @@ from bionemo.webdatamodule._engine.storage.pieces import (
     runs_of,
     write_at,
 )
-from bionemo.webdatamodule._engine.storage.remote_shards import Remote
+from bionemo.webdatamodule._engine.storage.remote.shards import Remote
 from bionemo.webdatamodule._engine.storage.shard_cache import FULL, lock, try_lock, unlock
 from bionemo.webdatamodule.errors import RemoteError
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bionemo.webdatamodule._engine.storage.retry import retried
-from bionemo.webdatamodule._engine.storage.urls import join, scheme_of, shown
+from bionemo.webdatamodule._engine.storage.remote.retry import retried
+from bionemo.webdatamodule._engine.storage.remote.urls import join, scheme_of, shown
 from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
 from bionemo.webdatamodule.errors import ConfigError, PluginError, RemoteError
 from bionemo.webdatamodule.plugins import Plugins, build, installed_plugins
