@@ -15,7 +15,9 @@ from bionemo.webdatamodule.testing import (
     ExecutorConformance,
     KeyEncoderConformance,
     LoaderConformance,
+    PlannerConformance,
     StageConformance,
+    StoreConformance,
     WriterConformance,
 )
 
@@ -144,6 +146,58 @@ class TestPack(_Stage):
     @pytest.fixture
     def samples(self):
         return [[number] * (1 + number % 3) for number in range(9)]
+
+
+class TestPlansBySize(PlannerConformance):
+    """The same as a planner: equal steps, every sample once, resume."""
+
+    name = "batch_by_size"
+
+    @pytest.fixture
+    def options(self):
+        return {"size": len, "max_total": 64, "collate": "list"}
+
+    @pytest.fixture
+    def samples(self):
+        return ["a", "bb", "cc"]
+
+    @pytest.fixture
+    def expected(self):
+        return ["a", "bb", "cc"]
+
+
+class TestPlansOfPacks(TestPlansBySize):
+    """Packs, as a planner."""
+
+    name = "pack"
+
+
+class TestWeighted(TestPlansBySize):
+    """A planner whose epochs repeat samples on purpose."""
+
+    name = "weighted"
+
+    @pytest.fixture
+    def options(self):
+        return {"by": len, "collate": "list"}
+
+    def test_ranks_take_equal_steps_and_every_sample_once(self, plan, sizes):
+        """An epoch has as many samples as there are, on any number of ranks; some come more than once."""
+        for world in (1, 2, 3):
+            steps = range(plan().n_batches(world))
+            taken = [len(ids) for rank in range(world) for ids in plan().shares(0, steps, rank, world)]
+
+            assert len(sizes) == sum(taken)
+
+
+class TestFsspec(StoreConformance):
+    """The default store, on a file system in memory."""
+
+    name = "fsspec"
+
+    @pytest.fixture
+    def base_url(self):
+        return "memory://kit"
 
 
 class TestUnbatch(_Stage):
