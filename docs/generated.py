@@ -154,7 +154,7 @@ def api(path: str, *members: str) -> str:
 
 
 def _signature(found: Any, name: str, *, path: str = "") -> str:
-    """Return a block with the import and the signature, one argument a line where it is long; nobody runs it."""
+    """Return a block with the import and the signature, one argument a line where it is long; it is not run."""
     source = f"from {path.rpartition('.')[0]} import {name}\n\n" if path else ""
     if not callable(found) or (inspect.isclass(found) and issubclass(found, BaseException)):
         return f"```py\n{source.rstrip()}\n```" if source else ""
