@@ -178,7 +178,9 @@ class WebDataModule(L.LightningDataModule):
             behind = _stages(f"pipeline_prebatch_wld[{name}]", loader_stages.get(split), plugins)
             self._splits[split] = SplitSettings(
                 split=name,
-                sources=pinned(f"expect[{name}]", sources(f"dirs_tars_wds[{name}]", given), digests.get(split)),
+                sources=assembly.with_stores(
+                    pinned(f"expect[{name}]", sources(f"dirs_tars_wds[{name}]", given), digests.get(split)), plugins
+                ),
                 n_samples=None if count is None else whole_number(f"n_samples[{name}]", count, least=1),
                 order=chosen,
                 order_reason=reason,
@@ -353,6 +355,7 @@ class SourceDataWDS(WebDataModule):
             writer=choose(Writer, writer, plugins),
             names={split.name: materialised(split.name, given) for split, given in names.items()},
             directories={split.name: self._splits[split].sources[0].directory for split in names},
+            stores={split.name: self._splits[split].sources[0].store for split in names},
             prefix=self._settings.prefix,
             n_shards=None if n_tars_wds is None else whole_number("n_tars_wds", n_tars_wds, least=1),
             key_encoder=choose(KeyEncoder, key_encoder, plugins),

@@ -6,9 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bionemo.webdatamodule.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule.components import Store
 
 SHARD_ARGUMENTS = (
     "detshuffle",
@@ -40,12 +43,14 @@ class Source(NamedTuple):
         weight: Its weight in a mixture; ``None`` where it is none.
         digest: The digest that its data must have, if any.
         schedule: Steps and the weights there, where the mixture changes; empty where it does not.
+        store: The store that serves a URL; ``None`` for that of an installed plugin.
     """
 
     directory: str
     weight: float | None
     digest: str | None = None
     schedule: tuple[tuple[int, float], ...] = ()
+    store: Store | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

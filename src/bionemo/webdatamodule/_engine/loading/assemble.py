@@ -16,7 +16,13 @@ from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
 from bionemo.webdatamodule._engine.loading.placement import split_stages
 from bionemo.webdatamodule._engine.loading.plans import Repeated, check_planner, make_plan, planner_of
 from bionemo.webdatamodule._engine.loading.progress import Clock, EvaluationClock, OwnClock
-from bionemo.webdatamodule._engine.loading.records import LoaderChoice, Settings, SplitSettings, resolve_loader
+from bionemo.webdatamodule._engine.loading.records import (
+    LoaderChoice,
+    Settings,
+    SplitSettings,
+    resolve_loader,
+    with_stores,
+)
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
@@ -38,6 +44,7 @@ __all__ = [
     "make_loader",
     "resolve_loader",
     "topology_of",
+    "with_stores",
 ]
 
 
@@ -70,6 +77,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
             settings.prefix,
             split=split.split,
             expect=source.digest,
+            store=source.store,
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             cache_size=None if cache_size is None or cache_size < 0 else int(cache_size),  # webdataset: -1 for no limit
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from bionemo.webdatamodule._engine.config import ErrorPolicy, Source
 from bionemo.webdatamodule._engine.loading.items import as_loader
 from bionemo.webdatamodule._engine.reading.subset import Subset
 from bionemo.webdatamodule._engine.stages import describe
+from bionemo.webdatamodule._engine.storage.remote.directory import find_store
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.components import ItemLoader, Loader
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.options import whole_number
@@ -67,6 +69,24 @@ class SplitSettings:
     loader_calls: tuple[tuple[str, Mapping[str, Any]], ...]
     errors: ErrorPolicy
     where: Subset | None = None
+
+
+def with_stores(sources: Iterable[Source], plugins: Plugins | None) -> tuple[Source, ...]:
+    """Return the directories of a split with the stores that a user's own set of plugins has for their URLs.
+
+    Args:
+        sources: The directories.
+        plugins: The set; ``None`` for the installed plugins, which are looked up where a URL is opened.
+
+    Raises:
+        ConfigError: If no store of the set serves a URL.
+    """
+    return tuple(
+        source._replace(store=find_store(source.directory, plugins))
+        if plugins is not None and is_url(source.directory)
+        else source
+        for source in sources
+    )
 
 
 def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None) -> LoaderChoice:

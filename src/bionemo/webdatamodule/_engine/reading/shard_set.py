@@ -18,6 +18,7 @@ from bionemo.webdatamodule._engine.storage.remote.listing import open_remote
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
+from bionemo.webdatamodule.components import Store
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,
@@ -98,6 +99,7 @@ class ShardSet:
         *,
         split: str | None = None,
         expect: str | None = None,
+        store: Store | None = None,
         cache_dir: str | None = None,
         cache_size: int | None = None,
     ) -> ShardSet:
@@ -115,6 +117,7 @@ class ShardSet:
             split: The split's name, for messages.
             expect: The digest that the data must have, with or without ``sha256:`` before it;
                 for data that travelled. ``None`` takes what is there.
+            store: The store that serves a URL; by default the one that the installed plugins have for it.
             cache_dir: Where shards behind a URL are kept; by default in the user's cache directory.
             cache_size: Bytes that they may take there, at most.
 
@@ -128,7 +131,7 @@ class ShardSet:
         directory = os.fspath(directory)
         with _located(split):
             if is_url(directory):
-                found = _remote(directory, prefix, split, cache_dir=cache_dir, cache_size=cache_size)
+                found = _remote(directory, prefix, split, store=store, cache_dir=cache_dir, cache_size=cache_size)
             else:
                 found = _local(os.path.expanduser(directory), prefix, split)
             if expect is not None and expect.removeprefix("sha256:").lower() != found.digest:

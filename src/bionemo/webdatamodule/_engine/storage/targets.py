@@ -21,17 +21,23 @@ from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirecto
 from bionemo.webdatamodule._engine.storage.remote.target import RemoteTarget
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.target import Target, shard_pattern
+from bionemo.webdatamodule.components import Store
 from bionemo.webdatamodule.errors import ManifestError
 
 
-def target_of(directory: str, prefix: str) -> Target:
+def target_of(directory: str, prefix: str, store: Store | None = None) -> Target:
     """Return the target that a user's path or URL means.
+
+    Args:
+        directory: The path or URL.
+        prefix: Beginning of the shards' names.
+        store: The store that serves a URL; by default the one that the installed plugins have for it.
 
     Raises:
         ConfigError: If no store serves the URL.
     """
     if is_url(directory):
-        return RemoteTarget(directory=RemoteDirectory.at(directory), prefix=prefix)
+        return RemoteTarget(directory=RemoteDirectory.at(directory, store), prefix=prefix)
     return LocalTarget(directory=os.path.expanduser(directory), prefix=prefix)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.writing.checks import check_ordered
-from bionemo.webdatamodule.components import Component
+from bionemo.webdatamodule.components import Component, Store
 from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModuleError
 from bionemo.webdatamodule.plugins import Plugins, as_use, provider, resolve
 
@@ -40,6 +40,7 @@ class Conversion:
         writer: The writer's reader.
         names: For each split its names in the order of the shards, or a rule over the names of the source.
         directories: For each split where its shards go, a path or a URL.
+        stores: The stores that serve the URLs of splits; by default those that the installed plugins have for them.
         prefix: The start of the shards' file names.
         n_shards: Shards of each split; ``None`` for a default by size.
         key_encoder: Makes keys of names.
@@ -50,6 +51,7 @@ class Conversion:
     writer: Chosen
     names: Mapping[str, Any]
     directories: Mapping[str, str]
+    stores: Mapping[str, Store | None] = field(default_factory=dict)
     prefix: str
     n_shards: int | None = None
     key_encoder: Chosen

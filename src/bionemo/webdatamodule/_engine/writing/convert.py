@@ -57,7 +57,10 @@ def convert(conversion: Conversion, *, check: bool = False, progress: bool | Non
     names = {split: checks.check_names(members, split=split) for split, members in given.items()}
     checks.check_request(list(names), conversion.directories, conversion.prefix)
     check_n_shards(conversion.n_shards)
-    targets = {split: target_of(os.fspath(conversion.directories[split]), conversion.prefix) for split in names}
+    targets = {
+        split: target_of(os.fspath(conversion.directories[split]), conversion.prefix, conversion.stores.get(split))
+        for split in names
+    }
     with _disk_errors():
         plans, problems = _plan(conversion, names, targets, progress=progress)
         settled = {plan.split: _settled(plan, check=check) for plan in plans}

@@ -34,13 +34,17 @@ class RemoteDirectory:
     store: Store
 
     @classmethod
-    def at(cls, url: str, plugins: Plugins | None = None) -> RemoteDirectory:
+    def at(cls, url: str, store: Store | None = None) -> RemoteDirectory:
         """Return the directory at a URL.
+
+        Args:
+            url: The URL.
+            store: The store that serves it; by default the one that the installed plugins have for it.
 
         Raises:
             ConfigError: If no store serves the URL's scheme.
         """
-        return cls(url=url, store=find_store(url, plugins))
+        return cls(url=url, store=store or find_store(url))
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -139,4 +143,4 @@ def find_store(url: str, plugins: Plugins | None = None) -> Store:
             )
         if found and isinstance(found[0].component, Store):
             return found[0].component
-    raise ConfigError(f"no store serves {scheme}://; install a plugin that does, or enable the default 'fsspec'")
+    raise ConfigError(f"no store serves {scheme}://; install a plugin that does, or enable the default plugin 'stores'")

@@ -17,7 +17,7 @@ from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirecto
 from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote, RemoteShard
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
-from bionemo.webdatamodule.components import StoredFile
+from bionemo.webdatamodule.components import Store, StoredFile
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -25,13 +25,19 @@ _AT_ONCE = 16  # shards that are walked over at the same time
 
 
 def open_remote(
-    url: str, prefix: str, *, cache_dir: str | None = None, cache_size: int | None = None
+    url: str,
+    prefix: str,
+    *,
+    store: Store | None = None,
+    cache_dir: str | None = None,
+    cache_size: int | None = None,
 ) -> tuple[Remote, str, tuple[str, ...]]:
     """Look behind a URL.
 
     Args:
         url: URL of a directory, or a pattern of shards such as ``https://host/data/t-{000000..000023}.tar``.
         prefix: Beginning of the shards' names, where it is a directory.
+        store: The store that serves the URL; by default the one that the installed plugins have for it.
         cache_dir: Where to keep indexes and pieces; by default in the user's cache directory.
         cache_size: Bytes that they may take there, about.
 
@@ -47,7 +53,7 @@ def open_remote(
     """
     parent, _, last = url.rpartition("/")
     names = expanded(last)
-    directory = RemoteDirectory.at(parent if names else url)
+    directory = RemoteDirectory.at(parent if names else url, store)
     manifest = None if names else read_manifest(directory, prefix)
     if manifest is None:
         files = [directory.stat(name) for name in names] if names else _listed(directory, prefix)
