@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import resource
+import subprocess
 import sys
 import types
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,7 @@ MACHINE = Machine(
     left_out=(),
     disabled=(),
     start_method="fork",
+    checksum="zlib-ng",
     limits=LIMITS,
     open_shards=248,
     gpus=Gpus(build="", usable=0, present=False),
@@ -217,6 +220,22 @@ def test_workers_that_spawn_are_noted():
     assert ["note"] == [level for level, _ in judged(start_method="spawn")]
 
 
+def test_the_extra_with_faster_checksums_is_recommended():
+    """The package has the extra, it brings zlib-ng, and checksums use that where it is there."""
+    (found,) = findings(dataclasses.replace(MACHINE, checksum="zlib"), WELL)
+
+    assert ("note", 'pip install "bionemo-webdatamodule[fast]"') == (found.level, found.do)
+    requirements = [text.replace('"', "'") for text in metadata.requires("bionemo-webdatamodule")]
+    assert "zlib-ng>=0.5; extra == 'fast'" in requirements
+    with_it = "import sys, types, zlib; m = types.ModuleType('zlib_ng'); n = types.ModuleType('zlib_ng.zlib_ng'); "
+    with_it += "n.crc32 = zlib.crc32; sys.modules.update({'zlib_ng': m, 'zlib_ng.zlib_ng': n}); "
+    without = "import sys; sys.modules['zlib_ng'] = None; "
+    for before, library in ((with_it, "zlib-ng"), (without, "zlib")):
+        code = f"{before}from bionemo.webdatamodule._engine.format import checksum; print(checksum.LIBRARY)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert library == done.stdout.strip()
+
+
 def test_caches_are_judged():
     """One that cannot be written, is too small for what is behind URLs, or lies in memory."""
     remote = dataclasses.replace(DATA, directory="s3://x", is_remote=True, file_system="", bytes=200 * GIB)
@@ -346,11 +365,11 @@ def test_the_command_prints_what_there_is(fake, tmp_path, capsys):
     main(["doctor", made(tmp_path / "train")])
     lines = capsys.readouterr().out.splitlines()
     titles = [line[:15].strip() for line in lines[: lines.index("")]]
-    expected = ["system", "versions", "plugins", "workers", "cores", "memory", "open files", "shared memory", "GPUs"]
-    assert [*expected, "cache", "data"] == titles
+    expected = ["system", "versions", "plugins", "workers", "checksums", "cores", "memory", "open files"]
+    assert [*expected, "shared memory", "GPUs", "cache", "data"] == titles
     assert f"python {sys.version.split()[0]}, bionemo-webdatamodule" in lines[1]
     assert "start by" in lines[3]
-    assert "p: 3 samples in 2 shards" in lines[10]
+    assert "p: 3 samples in 2 shards" in lines[11]
 
 
 def test_the_command_prints_json(fake, tmp_path, capsys):

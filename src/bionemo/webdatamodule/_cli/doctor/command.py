@@ -53,6 +53,7 @@ def _lines(machine: Machine, trial: Trial | None, data: Sequence[DataSet]) -> It
         f"start by {machine.start_method or 'an unknown method'}"
         + (f"; one sent its batches after {trial.seconds:.2f} s" if trial and trial.problem is None else ""),
     )
+    yield "checksums", f"CRC-32 of {machine.checksum}"
     quota = "" if limits.quota is None else f", the time of {limits.quota:.3g}"
     yield "cores", f"{limits.affinity} of {limits.cores}{quota}"
     bound = "" if limits.memory_limit is None else f", of which {humanize.size(limits.memory_limit)} may be used"

@@ -92,6 +92,11 @@ def _software(machine: Machine) -> Iterator[Finding]:
             f"plugins left out by WEBDATAMODULE_DISABLED_PLUGINS: {', '.join(machine.disabled)}",
             "unset it to have them again",
         )
+    if machine.checksum == "zlib":
+        yield _note(
+            "checksums are computed by zlib, and zlib-ng takes less time for each sample",
+            'pip install "bionemo-webdatamodule[fast]"',
+        )
     if machine.start_method not in ("", "fork"):
         yield _note(
             f"workers start by {machine.start_method}, so stages have to pickle and each worker imports anew",

@@ -80,6 +80,7 @@ class Machine:
         left_out: Plugins that are not, a sentence each.
         disabled: Those that the user left out.
         start_method: How the loader's workers start.
+        checksum: The library that checks members when they are read: ``zlib-ng`` or ``zlib``.
         limits: What this process may use.
         open_shards: Shards that a process keeps open at a time.
         gpus: Accelerators.
@@ -94,6 +95,7 @@ class Machine:
     left_out: tuple[str, ...]
     disabled: tuple[str, ...]
     start_method: str
+    checksum: str
     limits: Limits
     open_shards: int
     gpus: Gpus
@@ -132,6 +134,7 @@ def look(root: Path = Path("/")) -> Machine:
     Args:
         root: Where ``proc``, ``sys`` and ``dev`` are.
     """
+    from bionemo.webdatamodule._engine.format import checksum
     from bionemo.webdatamodule._engine.reading.open_shards import most_open
 
     broken = {}
@@ -153,6 +156,7 @@ def look(root: Path = Path("/")) -> Machine:
         left_out=tuple(str(left) for left in plugins.left_out if left not in chosen),
         disabled=tuple(left.plugin for left in chosen),
         start_method="" if "torch" in broken else _start_method(),
+        checksum=checksum.LIBRARY,
         limits=system.limits(root),
         open_shards=most_open(),
         gpus=Gpus(build="", usable=0, present=_has_gpu(root)) if "torch" in broken else _gpus(root),
