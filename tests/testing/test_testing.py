@@ -117,7 +117,7 @@ FAILURES = {
         "loader",
         "left-over",
         "test_goes_on_in_the_middle[workers=1]",
-    ): "iterating epoch 1 from 5 on, it passes on an item of epoch 0 from 0 on; iterate the dataset anew each time",
+    ): "iterating epoch 1 from 5 on, it passes on an item of epoch 0 from 0 on; iterate the dataset again each time",
     (
         "loader",
         "miscounts",

@@ -36,7 +36,7 @@ class DataWaitMonitor(L.Callback):
     The share of a step is the time that the ``Trainer`` waited for the batch over the time from there to the
     end of the step; validation, checkpoints and other callbacks do not count.
     Workers hand over several batches at a time, so single steps wait long or not at all; the share of the epoch,
-    logged at its end as the mean over ranks, tells what was lost.
+    logged at its end as the mean over ranks, is the reliable figure.
     It works with any loader, and changes neither results nor random numbers.
 
     Args:
@@ -69,7 +69,7 @@ class DataWaitMonitor(L.Callback):
         return self.waited / self.total if self.total else 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002 - Lightning's
-        """Listen to what the trainer tells its profiler, whichever that is."""
+        """Listen to what the trainer reports to its profiler."""
         self._profiler = profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it in a function
         start, stop = profiler.start, profiler.stop
 
@@ -86,7 +86,7 @@ class DataWaitMonitor(L.Callback):
         profiler.start, profiler.stop = listening_start, listening_stop
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Begin to count anew."""
+        """Reset the counters."""
         self.waited = self.total = 0.0
 
     def on_train_batch_end(

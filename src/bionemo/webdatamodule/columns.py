@@ -102,7 +102,7 @@ def _is_column(value: object) -> bool:  # as isinstance says, which takes ten ti
 
 
 def is_fields(value: object) -> bool:
-    """Tell whether a value is a column, or a tuple or dictionary of columns."""
+    """Return whether a value is a column, or a tuple or dictionary of columns."""
     if isinstance(value, tuple):
         return bool(value) and all(_is_column(column) for column in value)
     if isinstance(value, dict):

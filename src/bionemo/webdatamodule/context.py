@@ -65,7 +65,7 @@ def current() -> Context:
     Outside a data module's pipeline this is a default place, so a stage can be tried by itself.
     """
     found = _local.context
-    if not isinstance(found, Context):  # made when somebody asks
+    if not isinstance(found, Context):  # made on first use
         found = _local.context = found()
     return found
 
@@ -88,7 +88,7 @@ def _torch_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _ignore(text: str) -> None:
-    """Take a note that nobody reads."""
+    """Ignore a note."""
 
 
 @dataclass(frozen=True, kw_only=True)

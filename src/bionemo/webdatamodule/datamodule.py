@@ -304,7 +304,7 @@ class WebDataModule(L.LightningDataModule):
         return assembly.make_loader(self, self._settings, self._splits[split], self._dataset[split])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for pickling: loaders are made anew, and stay with their process."""
+        """Return the state for pickling: loaders are not pickled, and made again on demand."""
         return {**self.__dict__, "_train_loader": None}
 
 

@@ -115,7 +115,7 @@ class InputError(WebDataModuleError, ValueError):
     """The source of a conversion is bad, and nothing was written.
 
     All problems are listed at once, the first twenty and the count of the rest.
-    Mend them, or leave those samples out of ``names_subset``, and run the conversion again.
+    Fix them, or leave those samples out of ``names_subset``, and run the conversion again.
     """
 
     code = "input"
@@ -124,7 +124,7 @@ class InputError(WebDataModuleError, ValueError):
 class ConversionError(WebDataModuleError):
     """Writing shards failed; what was published before is untouched.
 
-    Mend the cause that the message gives and run the conversion again: finished shards are kept.
+    Fix the cause that the message gives and run the conversion again: finished shards are kept.
     """
 
     code = "conversion"
@@ -203,7 +203,7 @@ class RemoteError(ShardError, OSError):
 class DecodeError(WebDataModuleError, ValueError):
     """A field could not be decoded; the message says which and why.
 
-    If the bytes were bad from the beginning, mend the source and convert again.
+    If the bytes were bad from the beginning, fix the source and convert again.
     With ``on_error="skip"`` such samples are left out.
     """
 
@@ -234,7 +234,7 @@ class WorkerError(WebDataModuleError, RuntimeError):
     """A worker process of the loader died, hung or failed.
 
     The message says what it was doing and how it ended; a worker killed by SIGKILL most often ran out of memory,
-    which fewer workers, smaller batches or a smaller ``prefetch_factor`` mend.
+    which fewer workers, smaller batches or a smaller ``prefetch_factor`` avoid.
     With ``num_workers=0`` a stage that fails can be stepped through in the main process.
     """
 

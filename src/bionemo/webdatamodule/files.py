@@ -73,7 +73,7 @@ def walk_files(
 
 
 def is_visible(path: str, *, hidden: tuple[str, ...] = HIDDEN) -> bool:
-    """Tell whether :func:`walk_files` would list a path, for paths that another listing gives.
+    """Return whether :func:`walk_files` would list a path, for paths that another listing gives.
 
     Args:
         path: A path below the directory that was asked for, with ``/`` between its parts.

@@ -203,7 +203,7 @@ class ListedPlan:
 
 
 def grouped_plan(
-    groups: Sequence[Ids], weights: Sequence[float], request: PlanRequest, *, n_samples: int, anew: bool = False
+    groups: Sequence[Ids], weights: Sequence[float], request: PlanRequest, *, n_samples: int, reshuffle: bool = False
 ) -> EpochPlan:
     """Return a plan that draws from groups of samples in fixed proportions, in batches of ``global_batch_size``.
 
@@ -215,7 +215,7 @@ def grouped_plan(
         weights: One positive number for each group, in any unit.
         request: What the user chose.
         n_samples: Samples of an epoch.
-        anew: Shuffle every group anew in each epoch, so that a sample comes once at most while a group suffices.
+        reshuffle: Shuffle every group before each epoch, so that a sample comes once at most while a group suffices.
 
     Raises:
         PlanError: If the groups cannot give such epochs.
@@ -232,7 +232,7 @@ def grouped_plan(
         shuffle=request.shuffle,
         tail=request.tail,
     )
-    return GroupedPlan(plan=plan, ids=np.concatenate(groups), anew=anew)
+    return GroupedPlan(plan=plan, ids=np.concatenate(groups), reshuffle=reshuffle)
 
 
 def size_of(value: Any, name: str = "a value") -> int:

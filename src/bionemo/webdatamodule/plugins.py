@@ -483,7 +483,7 @@ class Product:
     or_attributes: tuple[str, ...] = ("__call__",)
 
     def is_met_by(self, product: object) -> bool:
-        """Tell whether an object is one."""
+        """Return whether an object is one."""
         return any(
             all(callable(getattr(product, name, None)) for name in names)
             for names in (self.attributes, self.or_attributes)

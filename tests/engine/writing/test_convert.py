@@ -827,7 +827,7 @@ def test_splits_on_one_disk_share_its_room(source, tmp_path, monkeypatch):
     assert 5 == convert_two(source, NAMES[:5], NAMES[5:5] or ["s06"], (out / "train", out / "val"))["train"].n_samples
 
 
-def test_a_disk_that_becomes_full_is_told_with_what_is_needed(source, out, monkeypatch):
+def test_a_full_disk_raises_an_error_that_says_how_much_is_needed(source, out, monkeypatch):
     """[12] The error names the file, the room that is needed, and that finished shards are kept."""
     real = os.write
 

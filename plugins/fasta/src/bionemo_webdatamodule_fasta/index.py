@@ -97,7 +97,7 @@ def open_index(path: str, index_dir: str | None, mode: Mode = "records") -> Inde
         mode: What a sample is.
 
     Raises:
-        InputError: If the file cannot be read, its records cannot be told apart, or the index cannot be written.
+        InputError: If the file cannot be read, its records cannot be separated, or the index cannot be written.
     """
     stamp = _stamp(path)
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]

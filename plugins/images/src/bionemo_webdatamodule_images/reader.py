@@ -120,7 +120,7 @@ class ImageReader:
         return found
 
     def _is_image(self, file: str) -> bool:
-        """Tell whether a file is an image, by its name."""
+        """Return whether a file is an image, by its name."""
         return Path(file).suffix[1:].lower() in {extension.lower().lstrip(".") for extension in self.extensions}
 
     def _only(self, name: str, images: dict[str, list[str]]) -> str:

@@ -36,7 +36,7 @@ class Helper:
         weakref.finalize(self, _stop, self._process, self._pid)
 
     def is_alive(self) -> bool:
-        """Tell whether the process runs and is this process's own."""
+        """Return whether the process runs and is this process's own."""
         return self._pid == os.getpid() and self._process.poll() is None
 
     def call(self, name: str, *arguments: Any) -> Any:

@@ -64,7 +64,7 @@ class ObstoreStore:
 
     @staticmethod
     def _is_worker() -> bool:
-        """Tell whether this is a worker, which forks no other process."""
+        """Return whether this is a worker, which forks no other process."""
         return context.worker().count > 0
 
     def _own(self) -> Client:

@@ -99,7 +99,7 @@ def _connected(address: str | None, init: Mapping[str, Any]) -> Iterator[None]:
         _init(address, {**defaults, **init})
         yield
     finally:
-        ray.shutdown()  # also when nobody answered, since Ray would stay half connected
+        ray.shutdown()  # also without an answer, since Ray would stay half connected
 
 
 def _init(address: str, arguments: Mapping[str, Any]) -> None:

@@ -59,8 +59,8 @@ class RayExecutor(futures.Executor):
 
     Ray's own retries are off, since those for want of memory may never end. Lost tasks are run again from here.
 
-    All state belongs to one thread, which does what it finds in its inbox: Ray tells of finished tasks in
-    a thread of its own, where nobody may wait.
+    All state belongs to one thread, which does what it finds in its inbox: Ray reports finished tasks in
+    a thread of its own, which must not block.
 
     Args:
         cpus: CPUs that a task reserves.
@@ -142,7 +142,7 @@ class RayExecutor(futures.Executor):
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """End all tasks, so that nobody waits for a cluster that is no more."""
+        """End all tasks, so that nothing waits for a cluster that is gone."""
         for task in (*self._waiting, *self._running):
             if not task.future.done():
                 task.future.set_exception(_failed(f"Ray failed: {type(error).__name__}: {error}", error))

@@ -18,7 +18,7 @@ from bionemo.webdatamodule.errors import ConfigError, NoShardsError, WebDataModu
 from bionemo.webdatamodule.pickles import Policy
 
 USUAL_PREFIX = "wdshards"
-"""The prefix of shards where nobody says otherwise."""
+"""The default prefix of shards."""
 
 _MANIFEST = manifest_path("", "")
 _TAR = re.compile(r"(.+?)-(?:\d+-of-\d+|[^-]*)\.tar")
@@ -62,7 +62,7 @@ def policy_of(args: argparse.Namespace) -> Policy:
 
 
 def only_prefix(directory: str) -> str:
-    """Return the prefix of the only data set in a directory, or the usual one where no manifest tells.
+    """Return the prefix of the only data set in a directory, or the default if no manifest has one.
 
     Raises:
         ConfigError: If there are several.

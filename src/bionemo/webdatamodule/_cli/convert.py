@@ -79,7 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, metavar="N", help="how many workers the executor has")
     add_policy(parser, trusted="let pickles run code while they are checked")
     parser.add_argument(
-        "--check", action="store_true", help="compare the hashes of all shards that are there; make damaged ones anew"
+        "--check", action="store_true", help="compare the hashes of all shards that are there; rewrite damaged ones"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -180,8 +180,8 @@ def choose_names(
         return subsets
     names = list_names(reader)
     if not names:
-        told = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
-        raise InputError(f"the source has no samples: nothing in it matches {told}; correct --option")
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
+        raise InputError(f"the source has no samples: nothing in it matches {given}; correct --option")
     texts = {part.text: split for split, part in parts.items() if part.text}
     for name in names:
         if not isinstance(name, str) or name not in texts:

@@ -102,7 +102,7 @@ def _cells() -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def _classifier(*, n_components: int, n_classes: int) -> Any:
-    """Return a small Lightning model that tells cell types from principal components."""
+    """Return a small Lightning model that classifies cell types by principal components."""
     import torch
     from lightning.pytorch import LightningModule, seed_everything
 

@@ -38,8 +38,8 @@ COMMANDS = {
 
 _JSON = "--json"
 
-_NOBODY_READS = 128 + signal.SIGPIPE
-"""The exit code that a shell gives to a program whose output nobody reads any more."""
+_OUTPUT_CLOSED = 128 + signal.SIGPIPE
+"""The exit code that a shell gives to a program whose output was closed."""
 
 
 _INTERNAL = 70
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 if all is well, 1 if a check found something, 2 if the command could not be done,
         70 if it failed in a way that it should not, 130 if it was interrupted, 143 if it was terminated,
-        and 141 if whoever read its output went away, as ``head`` does.
+        and 141 if the reader of its output closed it, as ``head`` does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for name in ("stdout", "stderr"):
@@ -94,11 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stream in closed:  # what is left in buffers is written when Python ends
             os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-        return _NOBODY_READS
+        return _OUTPUT_CLOSED
 
 
 def _run(words: list[str]) -> int:
-    """Run the command, and tell in one line how it failed, if it did."""
+    """Run the command, and print one line if it failed."""
     try:
         with _terminable():
             parsed = _parse(words)
@@ -109,7 +109,7 @@ def _run(words: list[str]) -> int:
         raise
     except OSError as error:  # of this machine: no such file, no right to write, no space
         return _failed(words, str(error), failure("system", str(error)), 2)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told as an error of ours
+    except Exception as error:  # noqa: BLE001 - reported as an internal error
         return _internal(words, error)
     except KeyboardInterrupt:
         return _failed(words, "interrupted", failure("interrupted", "interrupted"), 130)
@@ -142,16 +142,16 @@ def _parse(words: list[str]) -> argparse.Namespace:
             subparser.set_defaults(run=module.run)
     if _JSON not in words:
         return parser.parse_args(words)
-    told = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(printed):
             return parser.parse_args(words)
     except SystemExit as end:
         if end.code:
-            print_json(failure("config", told.getvalue().rpartition(": error: ")[2].strip()))
+            print_json(failure("config", printed.getvalue().rpartition(": error: ")[2].strip()))
         raise
     finally:
-        sys.stderr.write(told.getvalue())
+        sys.stderr.write(printed.getvalue())
 
 
 def _command(words: Sequence[str]) -> str | None:
@@ -159,14 +159,14 @@ def _command(words: Sequence[str]) -> str | None:
 
 
 def _internal(words: Sequence[str], error: Exception) -> int:
-    """Tell an error that no command expects."""
+    """Report an error that no command expects."""
     what = f"{type(error).__name__}: {error}".rstrip(": ")
     hint = "" if _wants_traceback() else f"; {TRACEBACK}=1 shows where, which a bug report needs"
     return _failed(words, f"internal error {what}{hint}", failure("internal", what), _INTERNAL)
 
 
 def _failed(words: Sequence[str], line: str, report: Mapping[str, Any], code: int) -> int:
-    """Tell how a command failed, and return its exit code; called where the exception is handled."""
+    """Report how a command failed, and return its exit code; called where the exception is handled."""
     if _wants_traceback():
         traceback.print_exc()
     print(" ".join(filter(None, ("webdatamodule", _command(words)))) + f": {escaped(line)}", file=sys.stderr)
@@ -187,7 +187,7 @@ def _terminable() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         if os.getpid() == owner:
             raise _Terminated(128 + number)
-        signal.signal(number, signal.SIG_DFL)  # a forked process, which has nothing to tell
+        signal.signal(number, signal.SIG_DFL)  # a forked process, which has nothing to clean up
         os.kill(os.getpid(), number)
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
@@ -201,7 +201,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _is_closed(stream: TextIO) -> bool:
-    """Tell whether a stream is a pipe that nobody reads any more."""
+    """Return whether a stream is a pipe whose reader closed it."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):

@@ -82,7 +82,7 @@ def reference(kind: type[Component], text: str, flag: str, more: Mapping[str, An
 
 
 def _annotations(factory: Callable[..., Any] | None) -> dict[str, Any]:
-    """Return what each parameter takes, as far as an annotation or a default tells."""
+    """Return what each parameter takes, as far as an annotation or a default says."""
     if factory is None:
         return {}
     try:
@@ -140,7 +140,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Tell whether a JSON value is one that a parameter of this type takes."""
+    """Return whether a JSON value is one that a parameter of this type takes."""
     if kind in {_ANYTHING, Any, object}:
         return True
     if isinstance(value, str):

@@ -63,7 +63,7 @@ def _draw_reading(axes: Axes, plan: Plan, shards: Sequence[int], epoch: int) -> 
 
 
 def _draw_wanted(axes: Axes, plan: Plan, epoch: int) -> None:
-    """Draw how many samples lie in the pieces that each of the first steps needs anew."""
+    """Draw how many samples lie in the pieces fetched up to each of the first steps."""
     steps = min(_STEPS, plan.n_batches(1))
     wanted = np.zeros(steps)
     for piece in plan.pieces(epoch, range(steps), [0], 1):

@@ -9,7 +9,7 @@ from bionemo.webdatamodule._cli.arguments import add_policy, look_at_each, polic
 from bionemo.webdatamodule._engine.reading import verify
 from bionemo.webdatamodule._engine.writing import checks
 
-_REMEDY = "to mend it, restore what is damaged, or run the conversion again with --check"
+_REMEDY = "to repair it, restore what is damaged, or run the conversion again with --check"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -96,7 +96,7 @@ def _answer(name: str, given: Mapping[str, Any]) -> str:
 
 
 def _batch_size(given: Mapping[str, Any]) -> int:
-    """Return the number of samples of a batch, as far as the stages behind the loader or its options tell."""
+    """Return the number of samples of a batch, as far as the stages behind the loader or its options say."""
     stages: Any = given.get("pipeline_prebatch_wld")
     for value in stages.values() if isinstance(stages, Mapping) else ():
         for stage in value if isinstance(value, Iterable) else (value,):

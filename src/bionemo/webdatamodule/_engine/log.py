@@ -1,7 +1,7 @@
-"""What this package says while it runs: one logger, on which decisions are told once and trouble by whoever has it.
+"""What this package says while it runs: one logger, with decisions logged once and warnings where they occur.
 
 Warnings come from every process that has a reason. What was decided is the same on all ranks, so :func:`decided`
-tells it at the level INFO in the main process of rank 0, and at DEBUG everywhere else.
+logs it at the level INFO in the main process of rank 0, and at DEBUG everywhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def decided(message: str, *values: object) -> None:
 
 
 def is_first() -> bool:
-    """Tell whether this is the main process of rank 0, or the first of its workers.
+    """Return whether this is the main process of rank 0, or the first of its workers.
 
     The rank is asked of ``torch.distributed``, else of the environment that launchers set.
     """
@@ -36,5 +36,5 @@ def is_first() -> bool:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return bool(distributed.get_rank() == 0)
-    told = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    return told == "0"
+    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return rank == "0"

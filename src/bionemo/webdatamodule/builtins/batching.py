@@ -50,7 +50,7 @@ class Batch:
         return collated(fields, self.collate) if self._is_one(length_of(fields)) else NotImplemented
 
     def _is_one(self, samples: int) -> bool:
-        """Tell whether a share makes one batch."""
+        """Return whether a share makes one batch."""
         return self.size is None or samples == self.size or (samples < self.size and self.partial)
 
     def _batches(self, samples: Iterator[Any], size: int | None) -> Iterator[Any]:

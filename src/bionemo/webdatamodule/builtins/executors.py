@@ -86,7 +86,7 @@ class Processes:
         if pool is None or stop is None:
             return
         if kind is not None:
-            stop.send_bytes(b"stop")  # nobody reads it: every worker sees that there is something to read
+            stop.send_bytes(b"stop")  # it is never read: every worker sees that there is something to read
             _unblock(pool)
         pool.shutdown(wait=True, cancel_futures=True)
         stop.close()
@@ -173,7 +173,7 @@ def _processes(workers: int | None, start_method: str) -> Processes:
 
 
 def _start_worker(stopped: connection.Connection) -> None:
-    """Let a worker ignore Ctrl-C, which is for its parent, and end with its parent or when it is told to."""
+    """Let a worker ignore Ctrl-C, which is for its parent, and end with its parent or on request."""
     gc.freeze()  # what a fork inherits is looked through no more, so its memory is not copied for that
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -140,7 +140,7 @@ class NpyColumn:
 
 
 def _are_alike(layouts: Sequence[Layout]) -> bool:
-    """Tell whether arrays have one type that torch knows, and memory in C's order."""
+    """Return whether arrays have one type that torch knows, and memory in C's order."""
     if not layouts:
         return False
     dtype = layouts[0].dtype

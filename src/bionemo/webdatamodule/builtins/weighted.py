@@ -112,7 +112,7 @@ class Weighted:
                     f"lower n_samples to {most}, or allow replacement"
                 )
         return grouped_plan(
-            [samples[number] for number in kept], weights, request, n_samples=n_samples, anew=not self.replacement
+            [samples[number] for number in kept], weights, request, n_samples=n_samples, reshuffle=not self.replacement
         )
 
     def columns(self, fields: Fields) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are of the same type and equal all the way down.
+    """Return whether two values are of the same type and equal all the way down.
 
     Arrays and tensors compare by dtype, shape and content, and NaN equals NaN.
     Other types compare by ``==``, or where they do not define it by what they hold.

@@ -33,7 +33,7 @@ class ExecutorConformance(ComponentConformance):
         """A running executor."""
         with subject.trying("entering its context", "make the factory return a context manager"):
             context = subject.make()
-            pool = context.__enter__()  # so that a failure to enter is told from one of the test
+            pool = context.__enter__()  # so that a failure to enter is distinguished from one of the test
         try:
             yield pool
         finally:

@@ -142,7 +142,7 @@ class LoaderConformance(ComponentConformance):
         with self._closing(loader(Numbers(self.items, broken=5))) as items:
             try:
                 got.extend(items)
-            except Exception as error:  # noqa: BLE001 - any type will do, as long as it tells the cause
+            except Exception as error:  # noqa: BLE001 - any type will do, as long as it has the cause
                 if "item 5 is broken" not in f"{error} {error.__cause__}":
                     subject.wrong(
                         f"an error while reading becomes {type(error).__name__}: {error}",
@@ -182,7 +182,7 @@ class LoaderConformance(ComponentConformance):
         if stale := [item for item in got if (item.epoch, item.start) != (epoch, start)]:
             subject.wrong(
                 f"{what}passes on an item of epoch {stale[0].epoch} from {stale[0].start} on",
-                "iterate the dataset anew each time; if workers live on, define keeps_workers",
+                "iterate the dataset again each time; if workers live on, define keeps_workers",
             )
         numbers = [item.number for item in got]
         expected = list(range(self.items - start))

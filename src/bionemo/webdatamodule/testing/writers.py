@@ -43,7 +43,9 @@ class WriterConformance(ComponentConformance):
     def names(self, expected: Mapping[str, Mapping[str, bytes]]) -> Sequence[str]:
         """Names of all samples of the source."""
         if len(expected) < 3:
-            raise ValueError("the fixture 'expected' needs three samples or more, to tell reading one from reading all")
+            raise ValueError(
+                "the fixture 'expected' needs three samples or more: fewer cannot show that one alone is read"
+            )
         return tuple(expected)
 
     @pytest.fixture

@@ -106,7 +106,7 @@ class Bench:
         """Measure what one process does with a batch, part by part, in shuffled order.
 
         Args:
-            step: Told what comes next.
+            step: Called with a description of the next step.
 
         Yields:
             A figure for each of :data:`PARTS`, or ``None`` where there is nothing to measure.
@@ -135,7 +135,7 @@ class Bench:
 
         Args:
             workers: Number of workers.
-            step: Told what comes next.
+            step: Called with a description of the next step.
         """
         step(f"{workers} workers")
         takes = inspect.signature(find(Loader, self._loader.name).factory).parameters

@@ -28,13 +28,13 @@ def run(args: argparse.Namespace) -> int:
     data = [open_data(directory, args.prefix or only_prefix(directory)) for directory in args.directory]
     found = findings(machine, trial, data)
     if args.json:
-        told = {
+        report = {
             "machine": dataclasses.asdict(machine),
             "trial": None if trial is None else dataclasses.asdict(trial),
             "data": [dataclasses.asdict(each) for each in data],
             "findings": [dataclasses.asdict(finding) for finding in found],
         }
-        print_json(told)
+        print_json(report)
     else:
         for title, line in _lines(machine, trial, data):
             print(f"{title:<15}{line}")

@@ -99,14 +99,14 @@ def _software(machine: Machine) -> Iterator[Finding]:
         )
     if machine.start_method not in ("", "fork"):
         yield _note(
-            f"workers start by {machine.start_method}, so stages have to pickle and each worker imports anew",
+            f"workers start by {machine.start_method}, so stages have to pickle and each worker imports them again",
             "define stages at the top level of modules, or give kwargs_wld a multiprocessing_context",
         )
 
 
 def _worker(trial: Trial | None) -> Iterator[Finding]:
     if trial is not None and trial.problem is not None:
-        yield _problem(f"a worker failed to send a batch: {trial.problem}", "mend that, or set num_workers=0")
+        yield _problem(f"a worker failed to send a batch: {trial.problem}", "fix that, or set num_workers=0")
 
 
 def _cores(limits: Limits) -> Iterator[Finding]:
@@ -214,7 +214,7 @@ def _data(data: Iterable[DataSet]) -> Iterator[Finding]:
         if found.problem is not None:
             yield _problem(
                 f"data set {found.prefix} cannot be opened: {found.problem}",
-                "mend it before a run; `webdatamodule verify` lists all damage",
+                "repair it before a run; `webdatamodule verify` lists all damage",
             )
         kind = found.file_system
         about = f"{found.directory} is on {kind}"
@@ -265,7 +265,7 @@ def _ranks(environment: Mapping[str, str]) -> Iterator[Finding]:
             )
     if world is not None and world > 1 and "RANK" in numbers and "MASTER_ADDR" not in environment:
         yield _problem(
-            f"WORLD_SIZE is {world} and MASTER_ADDR is not set, so ranks would wait for each other for ever",
+            f"WORLD_SIZE is {world} and MASTER_ADDR is not set, so ranks would wait for each other forever",
             "unset RANK and WORLD_SIZE, or start the run with torchrun",
         )
 

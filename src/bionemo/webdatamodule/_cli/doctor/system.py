@@ -21,7 +21,7 @@ class Limits:
         affinity: Cores that this process may run on.
         quota: Cores' worth of time that its control group may take.
         memory: Bytes of memory of the machine.
-        memory_free: Bytes of it that could be had now.
+        memory_free: Bytes of it that are available now.
         memory_limit: Bytes that its control group may take.
         memory_used: Bytes that its control group takes.
         address_space: Bytes that it may map.

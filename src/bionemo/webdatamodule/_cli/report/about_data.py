@@ -199,10 +199,10 @@ def _label(part: Part) -> Markup:
         rest = sum(n for _, n in common[_LABELS:])
         rows.append((f"{len(common) - _LABELS:,} more", f"{rest:,}", f"{rest / total:.1%}", bar(min(1, rest / most))))
     values = humanize.count(len(common), "value")
-    told = f"{values}; the most frequent is {most / least:.3g} times as frequent as the rarest"
+    title = f"{values}; the most frequent is {most / least:.3g} times as frequent as the rarest"
     return join(
         element("h3", element("code", part.name)),
-        table(told, ("value", "samples", "share", ""), rows, numbers=(1, 2), fill=3),
+        table(title, ("value", "samples", "share", ""), rows, numbers=(1, 2), fill=3),
     )
 
 

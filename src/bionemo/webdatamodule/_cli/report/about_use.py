@@ -20,13 +20,13 @@ def plan(facts: Facts) -> Markup:
     made, topology = facts.plan, facts.topology
     if made is None or topology is None:
         return Markup()
-    told = (
+    text = (
         f"{humanize.count(topology.ranks, 'rank')} with {humanize.count(topology.workers, 'worker')} each, "
         f"in global batches of {humanize.count(topology.global_batch_size, 'sample')}."
     )
     found = [*((line, "bad") for line in made["problems"]), *((line, "note") for line in made["notes"])]
     if "ranks" not in made:
-        return join(element("p", told), findings(found))
+        return join(element("p", text), findings(found))
     ranks = [
         (row["rank"], made["steps"], row["samples"], row["share"], row["last_share"]) for row in made["ranks"][:_RANKS]
     ]
@@ -36,7 +36,7 @@ def plan(facts: Facts) -> Markup:
     return join(
         element(
             "p",
-            f"{told} An epoch has {humanize.count(made['steps'], 'step')}; "
+            f"{text} An epoch has {humanize.count(made['steps'], 'step')}; "
             f"the last global batches have {last} samples.",
         ),
         table(
@@ -57,11 +57,11 @@ def verification(facts: Facts) -> Markup:
     """Return whether the bytes are what the manifest says, and all that is wrong."""
     report = facts.verification
     if report is None:
-        told = f"The shards were not compared with a manifest: {facts.unverified}."
+        text = f"The shards were not compared with a manifest: {facts.unverified}."
     elif report.problems:
-        told = "The shards were compared with the hashes in the manifest, and differ from what was written."
+        text = "The shards were compared with the hashes in the manifest, and differ from what was written."
     else:
-        told = (
+        text = (
             f"The SHA-256 hashes of {humanize.count(report.shards, 'shard')} and of their indexes, "
             f"over {humanize.size(report.bytes)}, are those in the manifest."
         )
@@ -71,7 +71,7 @@ def verification(facts: Facts) -> Markup:
     if len(problems) > _PROBLEMS:
         shown.append((f"and {len(problems) - _PROBLEMS} more", "bad"))
     shown += [(line, "note") for line in (report.notes if report else ())[:_PROBLEMS]]
-    return join(element("p", told), findings(shown))
+    return join(element("p", text), findings(shown))
 
 
 def provenance(facts: Facts) -> Markup:
@@ -92,13 +92,13 @@ def provenance(facts: Facts) -> Markup:
     return table("Where the data come from", None, rows, class_="facts")
 
 
-def _component(told: Mapping[str, Any]) -> str:
-    source = " ".join(str(told[name]) for name in ("distribution", "version") if told.get(name))
-    return str(told.get("name", "unknown")) + (f" of {source}" if source else "")
+def _component(entry: Mapping[str, Any]) -> str:
+    source = " ".join(str(entry[name]) for name in ("distribution", "version") if entry.get(name))
+    return str(entry.get("name", "unknown")) + (f" of {source}" if source else "")
 
 
-def _options(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    options = told.get("options")
+def _options(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    options = entry.get("options")
     return options if isinstance(options, Mapping) else {}
 
 

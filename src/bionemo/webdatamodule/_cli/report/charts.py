@@ -33,7 +33,7 @@ def columns(given: Sequence[Column], *, title: str, summary: str, top: str, axis
     Args:
         given: The columns.
         title: Caption of the figure.
-        summary: What it shows in a sentence, for whoever does not see it.
+        summary: What it shows in a sentence, for screen readers.
         top: The highest value as text.
         axis: What stands under the columns, from the first to the last.
         unit: What the height means.

@@ -1,4 +1,4 @@
-"""Everything that a report tells of a data set, gathered from the manifest, the plan and the data."""
+"""Everything that a report says of a data set, gathered from the manifest, the plan and the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bionemo.webdatamodule.errors import ConfigError, NoShardsError, ShardError
 from bionemo.webdatamodule.pickles import Policy
 
 SAMPLES = 1000
-"""Samples that are decoded, unless told otherwise."""
+"""Samples that are decoded by default."""
 
 MOST_BYTES = 1 << 30
 """Bytes that these samples may have together, about; of larger ones fewer are decoded."""
@@ -48,7 +48,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the report tells.
+    """What the report says.
 
     Attributes:
         directory: The directory, or the URL without what is secret in it.
@@ -123,7 +123,7 @@ def gather(
         progress: Whether to show progress bars on standard error.
 
     Raises:
-        ShardError: If there is nothing to tell: no shards, or a manifest that cannot be read.
+        ShardError: If there is nothing to report: no shards, or a manifest that cannot be read.
     """
     local = not is_url(directory)
     directory = str(Path(directory).expanduser().absolute()) if local else directory

@@ -13,14 +13,14 @@ from bionemo.webdatamodule._cli.report.facts import Facts
 from bionemo.webdatamodule._cli.report.markup import Markup, element, join
 from bionemo.webdatamodule._cli.report.tables import findings
 
-_PROBLEMS = 5  # that are told at the top; all of them stand under Verification
+_PROBLEMS = 5  # that are listed at the top; all of them are under Verification
 
 
 def page(facts: Facts, made: datetime) -> str:
     """Return the page.
 
     Args:
-        facts: What it tells.
+        facts: What it says.
         made: When it was made.
     """
     sections = [

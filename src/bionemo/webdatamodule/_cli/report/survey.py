@@ -144,8 +144,8 @@ def _decode(
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like
-                told = error.message if isinstance(error, WebDataModuleError) else f"{type(error).__name__}: {error}"
-                fields[suffix].fail(f"{_key(shard, row)}: {told}")
+                message = error.message if isinstance(error, WebDataModuleError) else f"{type(error).__name__}: {error}"
+                fields[suffix].fail(f"{_key(shard, row)}: {message}")
             else:
                 fields[suffix].add(value)
 

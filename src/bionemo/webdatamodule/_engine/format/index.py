@@ -120,7 +120,7 @@ class ShardIndex:
 
 
 def made_by_conversion(buffer: Buffer) -> bool:
-    """Tell whether a whole index file is one that conversion wrote beside a shard of its own."""
+    """Return whether a whole index file is one that conversion wrote beside a shard of its own."""
     try:
         about, _ = _open(memoryview(buffer).cast("B").toreadonly())
     except (struct.error, ValueError, KeyError, TypeError, RecursionError):

@@ -220,7 +220,7 @@ def staging_path(directory: str, prefix: str) -> str:
 
 
 def lease_path(directory: str, prefix: str) -> str:
-    """Return the link by which a conversion tells others that it is at work."""
+    """Return the link by which a conversion shows others that it is running."""
     return os.path.join(directory, f".{prefix}.lease")
 
 

@@ -13,7 +13,7 @@ _UNPACK = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.x
 
 
 def is_shard_name(name: str, prefix: str) -> bool:
-    """Tell whether a file is named as a shard of a prefix: ``{prefix}-*.tar``, or ``{prefix}<digits>.tar``."""
+    """Return whether a file is named as a shard of a prefix: ``{prefix}-*.tar``, or ``{prefix}<digits>.tar``."""
     middle = name[len(prefix) : -len(".tar")]
     return name.startswith(prefix) and name.endswith(".tar") and (middle[:1] == "-" or _is_number(middle))
 

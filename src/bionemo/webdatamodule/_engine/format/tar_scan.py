@@ -227,5 +227,5 @@ def _names(grid: NDArray[np.uint8], mains: NDArray[np.int64], recorded: dict[int
 
 
 def _is_directory(data: Tar, position: int) -> bool:
-    """Tell whether a header of the time before USTAR stands for a directory."""
+    """Return whether a header of the time before USTAR stands for a directory."""
     return tar_headers.name(data[position : position + BLOCK]).endswith(b"/")

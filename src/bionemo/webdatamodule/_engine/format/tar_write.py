@@ -33,7 +33,7 @@ _END = b"\x00" * (2 * BLOCK)
 _CHECKSUM_AS_SPACES = 8 * 0x20
 _FLUSH = 1 << 18  # bytes gathered before one hash and write call
 _LARGE = 1 << 15  # bytes of a payload that is hashed and written by itself
-_AHEAD = 1 << 22  # bytes after which the disk is told to begin, so that it works while the next ones are hashed
+_AHEAD = 1 << 22  # bytes after which writeback is started, so that the disk works while the next ones are hashed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class ShardWriter:
         self._gathered = 0  # bytes in parts
         self._position = 0  # bytes in the file and in parts
         self._written = 0  # bytes in the file
-        self._started = 0  # bytes that the system was told to bring to the disk
+        self._started = 0  # bytes whose writeback was started
         self._suffixes: dict[str, tuple[int, bytes]] = {}  # suffix -> its column in the index, b".suffix"
         self._headers = array("q")  # where each sample begins
         self._members = array("q")  # sample, column, offset, size, crc of each member

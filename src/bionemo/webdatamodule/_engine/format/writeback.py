@@ -11,7 +11,7 @@ _WRITE = 2  # SYNC_FILE_RANGE_WRITE of <linux/fs.h>
 def start_writing(descriptor: int) -> None:
     """Start to write out what a file has in memory, without waiting for it; nothing where the system cannot.
 
-    This makes nothing durable (``sync_file_range(2)``): whoever needs that syncs the file, and then waits less.
+    This makes nothing durable (``sync_file_range(2)``): a caller that needs that syncs the file, and then waits less.
     """
     if _sync_file_range is not None:
         _sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE)

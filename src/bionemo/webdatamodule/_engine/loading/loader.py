@@ -27,7 +27,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
     """The loader of a split in global order, as a webdataset pipeline with a true length and a state.
 
     Every iteration is an epoch of its own; under a ``Trainer`` it is the trainer's current one.
-    webdataset's fluid methods add stages to a copy; stages run anew on each share and must make one batch of it.
+    webdataset's fluid methods add stages to a copy; stages run again on each share and must make one batch of it.
 
     Args:
         dataset: The split's dataset.
@@ -135,7 +135,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         self._progress.seek(replace(self._progress.cursor, epoch=cursor.epoch, samples=cursor.samples))
 
     def finished(self, cursor: Cursor) -> bool:
-        """Tell whether nothing is left of the epoch at a cursor."""
+        """Return whether nothing is left of the epoch at a cursor."""
         return not self.plan.n_batches(self.world_size, start=cursor.samples, epoch=cursor.epoch)
 
     @property

@@ -105,7 +105,7 @@ def _unchanged(sample: Any) -> Any:
 
 
 _KEPT = frozenset((torch.Tensor, int, float, bool, str, bytes, type(None)))
-"""Types that torch's ``default_convert`` hands back as they are."""
+"""Types that torch's ``default_convert`` returns unchanged."""
 
 
 def converted(sample: Any) -> Any:

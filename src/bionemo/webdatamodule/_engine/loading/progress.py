@@ -26,7 +26,7 @@ class Clock(Protocol):
         ...
 
     def takes_any_number(self) -> bool:
-        """Tell whether a step takes as many batches as it likes, rather than one."""
+        """Return whether a step takes as many batches as it likes, rather than one."""
         ...
 
 
@@ -87,13 +87,13 @@ class TrainerClock:
         return None if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
     def takes_any_number(self) -> bool:
-        """Tell whether ``training_step`` takes a ``dataloader_iter``."""
+        """Return whether ``training_step`` takes a ``dataloader_iter``."""
         trainer = self._trainer()
         return trainer is not None and takes_iterator(trainer)
 
 
 def takes_iterator(trainer: Any) -> bool:
-    """Tell whether a trainer's ``training_step`` takes a ``dataloader_iter`` in the place of a batch."""
+    """Return whether a trainer's ``training_step`` takes a ``dataloader_iter`` in the place of a batch."""
     from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 
     return isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher)  # noqa: SLF001 - nothing public
@@ -120,7 +120,7 @@ class Progress:
         self._used = 0  # batches handed out before those of the step that runs
 
     def fits(self, saved: Cursor, now: Callable[[], Cursor], split: str) -> bool:
-        """Tell whether a run may go on from a cursor; if not, and that is no error, the next epoch begins.
+        """Return whether a run may go on from a cursor; if not, and that is no error, the next epoch begins.
 
         Args:
             saved: The cursor of a checkpoint.
@@ -155,7 +155,7 @@ class Progress:
         """Begin an iteration.
 
         Args:
-            finished: Tells whether nothing is left of the epoch at a cursor.
+            finished: Returns whether nothing is left of the epoch at a cursor.
 
         Returns:
             Where it begins, or ``None`` if nothing is left of the run's epoch.

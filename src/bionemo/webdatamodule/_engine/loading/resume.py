@@ -69,7 +69,7 @@ class Saved:
         began = not at_end and now["ready"] > now["completed"]  # the next step did, and did not end
         last = bool(batches["is_last_batch"]) and not began
         ended = epochs["processed"] > epochs["completed"] or epochs["ready"] == epochs["processed"]
-        cut = ended and not last and now["completed"] > 0  # max_steps, or somebody stopped the run
+        cut = ended and not last and now["completed"] > 0  # max_steps, or the run was stopped
         return cls(
             epoch=epochs["processed"] - cut,
             batches=now["completed"] + at_end,
@@ -82,7 +82,7 @@ class Saved:
 
 
 def _validation(loops: Mapping[str, Any]) -> Literal["open", "done"]:
-    """Tell whether a checkpoint that was written after a step, but not by its hook, was written in a validation."""
+    """Return whether a checkpoint that was written after a step, but not by its hook, was written in a validation."""
     progress = loops["epoch_loop.val_loop.batch_progress"]
     now = progress["current"]
     return "done" if progress["is_last_batch"] and now["ready"] == now["completed"] else "open"

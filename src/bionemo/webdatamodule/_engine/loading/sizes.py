@@ -58,7 +58,7 @@ def measure(stage: Planner, reader: SampleReader, *, codecs: Codecs, split: str)
 def _cache(stage: Planner, fields: SampleReader) -> str | None:
     """Return the file of the cache that holds these sizes; ``None`` where nothing says that they are the same.
 
-    Shards with a manifest are known by its digest. Of a function nothing tells whether it is another one.
+    Shards with a manifest are known by its digest. A function cannot be compared with that of an earlier run.
     """
     if callable(stage.size) or any(found.manifest is None for found in fields.sets):
         return None

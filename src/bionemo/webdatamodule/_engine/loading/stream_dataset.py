@@ -35,7 +35,7 @@ class Dealing:
     """How shards are dealt, in the words of ``webdataset.WebDataset``.
 
     Unlike there, shards are shuffled before they are dealt to nodes and workers, so a rank does not see the same
-    shards for ever; the order is new in each epoch and repeats between runs; and ``resampled`` heeds the seed.
+    shards forever; the order is new in each epoch and repeats between runs; and ``resampled`` heeds the seed.
 
     Attributes:
         nodesplitter: Picks this rank's shards; ``None`` leaves all of them to every rank.

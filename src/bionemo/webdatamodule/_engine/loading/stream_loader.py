@@ -226,7 +226,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
 
 def _seeded(stage: object) -> bool:
-    """Tell whether a stage is one of this package, which draw random numbers from the run's seed alone."""
+    """Return whether a stage is one of this package, which draw random numbers from the run's seed alone."""
     return (type(stage).__module__ or "").startswith("bionemo.webdatamodule.")
 
 

@@ -48,7 +48,7 @@ def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
 
 
 def has_field(place: Place, column: int) -> bool:
-    """Tell whether a sample has the field of a suffix that shards were opened for."""
+    """Return whether a sample has the field of a suffix that shards were opened for."""
     found = place[0].columns[column]
     return found is not None and found[0][place[1]] >= 0
 
@@ -133,5 +133,5 @@ def _check_size(shard: OpenShard, row: int, header: int, size: int) -> None:
         records = Records()
     raise CorruptShardError(
         f"the header at byte {header} is not what it was when the shard was indexed; "
-        "restore the shard, or touch it to have it indexed anew"
+        "restore the shard, or touch it to have it indexed again"
     )

@@ -127,7 +127,7 @@ class Places:
         return self.n_samples if n_open <= most else most
 
     def _here(self) -> OpenPieces:
-        """Return the pieces of this process; a forked one begins anew."""
+        """Return the pieces of this process; a forked one opens its own."""
         if self._pieces is None or self._pieces.pid != os.getpid():
             self._pieces = OpenPieces(self._shards, self._suffixes, self._open)
         return self._pieces

@@ -60,7 +60,7 @@ class OpenShard:
     restore: Callable[[int], None] | None = None
 
     def has(self, rows: NDArray[np.int64]) -> bool:
-        """Tell whether samples are there."""
+        """Return whether samples are there."""
         return self.states is None or bool(self.states[rows].all())
 
     def mark(self, rows: NDArray[np.int64], state: int) -> None:
@@ -125,7 +125,7 @@ class OpenShards:
     """The shards that one reader has open.
 
     All readers of a process share one bound, :func:`most_open`: of all their shards the least recently used
-    are closed. A shard that is closed stays mapped for as long as somebody reads it.
+    are closed. A shard that is closed stays mapped for as long as it is read.
     """
 
     def __init__(self) -> None:

@@ -17,12 +17,13 @@ class GroupedPlan:
     Attributes:
         plan: The plan over the groups, one behind the other.
         ids: The samples of the groups, one behind the other.
-        anew: Draw each epoch anew, so that no sample comes twice in one; else epochs go on where the last stopped.
+        reshuffle: Shuffle before each epoch, so that no sample comes twice in one; else epochs go on where the last
+            stopped.
     """
 
     plan: Plan
     ids: Ids = field(repr=False)
-    anew: bool = False
+    reshuffle: bool = False
 
     @property
     def n_samples(self) -> int:
@@ -42,7 +43,7 @@ class GroupedPlan:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits of groups, weights and the length of an epoch."""
-        words = f"{self.plan.digest} {self.anew}".encode() + self.ids.astype("<i8").tobytes()
+        words = f"{self.plan.digest} {self.reshuffle}".encode() + self.ids.astype("<i8").tobytes()
         return hashlib.blake2b(words, digest_size=8).hexdigest()
 
     def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
@@ -52,7 +53,7 @@ class GroupedPlan:
     def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:
         """Return the numbers of the samples that a rank takes at each of some steps."""
         plan = self.plan
-        if self.anew and plan.shuffle:
+        if self.reshuffle and plan.shuffle:
             plan = replace(plan, seed=int.from_bytes(key("epoch", plan.seed, epoch)[:8], "little"))
             epoch = 0
         return [self.ids[share] for share in plan.shares(epoch, batches, rank, world_size, start=start)]

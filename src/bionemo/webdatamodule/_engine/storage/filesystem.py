@@ -57,7 +57,7 @@ def close(descriptor: int) -> None:
 
 
 def replace(source: str, target: str) -> None:
-    """Rename a file over another, at once for everybody who looks."""
+    """Rename a file over another, atomically."""
     os.replace(source, target)
 
 

@@ -21,7 +21,7 @@ _SETTLED_NS = 2_000_000_000  # file systems may give two changes within this tim
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What tells one state of a file from another.
+    """What distinguishes one state of a file from another.
 
     Attributes:
         size: Its bytes.
@@ -134,7 +134,7 @@ def write_atomically(target: str, data: bytes) -> None:
 
 
 def is_within(index: ShardIndex, tar_bytes: int) -> bool:
-    """Tell whether everything an index points to lies inside a tar of this size."""
+    """Return whether everything an index points to lies inside a tar of this size."""
     if index.tar_bytes != tar_bytes or not len(index.headers):
         return False
     inside = (index.sizes >= 0).all() and (index.offsets >= -1).all() and (index.offsets <= tar_bytes).all()

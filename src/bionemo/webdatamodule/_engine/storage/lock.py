@@ -19,7 +19,7 @@ from bionemo.webdatamodule.errors import ConversionError
 
 _L = TypeVar("_L", bound="Lease")
 _LOG = logging.getLogger("bionemo.webdatamodule")
-_POLL = 0.1  # seconds between two looks at somebody else's lease
+_POLL = 0.1  # seconds between two looks at another owner's lease
 _BEAT = 10.0  # seconds between two signs of life
 EXPIRY = 120.0
 """Seconds without a sign of life after which a lease of another machine is taken over."""
@@ -28,7 +28,7 @@ EXPIRY = 120.0
 class Lease:
     """The right to change a directory, as a context manager that waits until it is free.
 
-    The lease is a symbolic link whose target tells the owner, since a link is made with its content in one step.
+    The lease is a symbolic link whose target names the owner, since a link is made with its content in one step.
     An owner that died on this machine is recognised by its process, and one on another machine by the link's
     age, measured with the file system's own clock.
 
@@ -93,10 +93,10 @@ class Lease:
             return None
 
     def _is_abandoned(self, owner: str) -> bool:
-        told = _told(owner)
+        facts = _facts(owner)
         mine = _identity()
-        if all(told.get(name) == mine[name] for name in ("host", "boot", "namespace")):
-            return _started(told.get("pid")) != told.get("started")
+        if all(facts.get(name) == mine[name] for name in ("host", "boot", "namespace")):
+            return _started(facts.get("pid")) != facts.get("started")
         try:
             filesystem.make_private_directory(self._probe)
             filesystem.touch(self._probe)
@@ -105,7 +105,7 @@ class Lease:
             return False
 
     def _take_from(self, owner: str) -> None:
-        """Remove an abandoned lease; should it have become somebody else's meanwhile, give that back."""
+        """Remove an abandoned lease; if another owner took it meanwhile, restore it."""
         aside = f"{self._path}.{uuid.uuid4().hex}"
         with contextlib.suppress(FileNotFoundError):
             filesystem.replace(self._path, aside)
@@ -116,26 +116,26 @@ class Lease:
 
 
 def _waiting(owner: str, path: str) -> str:
-    """Return what is said of a lease that somebody else holds: whose it is, and how long it may last."""
-    told = _told(owner)
+    """Return the message for a lease that another process holds: its owner, and how long it may last."""
+    facts = _facts(owner)
     return (
-        f"another conversion holds {path}: process {told.get('pid', 'unknown')} on {told.get('host', 'unknown')}; "
+        f"another conversion holds {path}: process {facts.get('pid', 'unknown')} on {facts.get('host', 'unknown')}; "
         "waiting until it ends. Should it die, this one goes on at once if both are on one machine, "
         f"else {EXPIRY:.0f} seconds after its last sign of life"
     )
 
 
-def _told(owner: str) -> dict[str, Any]:
+def _facts(owner: str) -> dict[str, Any]:
     """Return what a lease says of its owner."""
     try:
-        told = json.loads(owner)
+        facts = json.loads(owner)
     except (ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _identity() -> dict[str, Any]:
-    """Return what tells this process from all others, on this machine and elsewhere."""
+    """Return what distinguishes this process from all others, on this machine and elsewhere."""
     return {
         "host": socket.gethostname(),
         "boot": _text("/proc/sys/kernel/random/boot_id"),

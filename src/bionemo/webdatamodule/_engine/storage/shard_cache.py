@@ -55,7 +55,7 @@ class Cache:
         """Return the cache of what a text identifies, such as a full URL and the digest of the data there.
 
         Args:
-            identity: Tells these files from all others.
+            identity: Distinguishes these files from all others.
             root: Where to keep them; by default in the user's cache directory.
             size: See :class:`Cache`.
         """
@@ -70,7 +70,7 @@ class Cache:
         return os.path.join(self.root, self.name, name)
 
     def has(self, name: str, size: int | None = None) -> bool:
-        """Tell whether a file is there, of that size in bytes where it is known, and note that it is used."""
+        """Return whether a file is there, of that size in bytes where it is known, and note that it is used."""
         path = self.path(name)
         try:
             found = os.stat(path)
@@ -210,7 +210,7 @@ class Cache:
 
 
 def used(path: str, found: os.stat_result) -> None:
-    """Note that a file is used; the time of modification tells its states apart and stays."""
+    """Note that a file is used; the time of modification distinguishes its states and is not changed."""
     with contextlib.suppress(OSError):
         os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
 

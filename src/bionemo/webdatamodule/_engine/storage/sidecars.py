@@ -1,4 +1,4 @@
-"""The indexes of shards that a manifest lists: beside the shard, or made anew after checking all of it."""
+"""The indexes of shards that a manifest lists: beside the shard, or rebuilt after checking all of it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Target(Protocol):
 
     @property
     def lease(self) -> str:
-        """Local link by which a conversion tells others that it is at work."""
+        """Local link by which a conversion shows others that it is running."""
         ...
 
     @property

@@ -37,11 +37,11 @@ def convert(conversion: Conversion, *, check: bool = False, progress: bool | Non
     """Write the samples of each split into tar shards, and return what each split's directory then holds.
 
     Each split is published as a whole or not at all. Where the sources have not changed nothing is touched,
-    where a few have only their shards are made anew, and shards that a stopped run finished are used.
+    where a few have only their shards are rewritten, and shards that a stopped run finished are used.
 
     Args:
         conversion: What to do.
-        check: Compare the hashes of all shards that are there, and make damaged ones anew.
+        check: Compare the hashes of all shards that are there, and rewrite damaged ones.
             Otherwise names and sizes are compared.
         progress: Whether to show progress bars; by default where standard error is a terminal.
 
@@ -165,7 +165,7 @@ def _convert(
     with ExitStack() as held:
         leases: dict[str, Lease] = {}
         kept: dict[str, dict[str, ShardEntry]] = {}
-        for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.target.lease)):  # one order for everybody
+        for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.target.lease)):  # one order prevents deadlock
             plan.target.prepare()
             lease = held.enter_context(Lease(plan.target.lease, probe=plan.target.staging))
             leases[plan.split] = lease
@@ -184,12 +184,12 @@ def _convert(
         every = [task for plan in todo for task in tasks[plan.split]]
         room = Room.needed(todo, every)
         room.check()
-        with room.told():
+        with room.explained():
             staged = run_tasks(every, executor, progress=progress)
         made = {task.inputs: shard for task, shard in zip(every, staged, strict=True)}
         for plan in todo:
             manifest = _manifest(plan, kept[plan.split], made, about)
-            with room.told():
+            with room.explained():
                 publish.publish(plan.target, manifest, check=leases[plan.split].check)
             manifests[plan.split] = manifest
             decided(

@@ -87,7 +87,7 @@ class Room:
                 )
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """Add to errors of a full disk how much is needed, and what to do."""
         try:
             yield
@@ -95,13 +95,13 @@ class Room:
             message = error.message if isinstance(error, WebDataModuleError) else str(error.strerror)
             if not any(full in message for full in _FULL):
                 raise
-            told = "; ".join(
+            needs = "; ".join(
                 f"{' and '.join(disk.places)} needed about {_gigabytes(disk.needed)} GB at the start and has "
                 f"{_gigabytes(shutil.disk_usage(disk.directory).free)} GB free"
                 for disk in self.disks
             )
             where = error.where if isinstance(error, WebDataModuleError) else {"file": error.filename}
-            raise ConversionError(f"{message}; {told}; {_ADVICE}", **where) from error
+            raise ConversionError(f"{message}; {needs}; {_ADVICE}", **where) from error
 
 
 _ADVICE = "finished shards are kept: make room and run it again"

@@ -120,7 +120,7 @@ def undamaged(target: Target, shards: Iterable[ShardEntry], *, check: bool) -> l
             )
         except RemoteError:
             raise
-        except OSError:  # it lies on a bad place of the disk, or nobody may read it
+        except OSError:  # it lies on a bad place of the disk, or it is not readable
             return False
 
     with futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock

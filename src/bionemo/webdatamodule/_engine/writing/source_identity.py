@@ -24,7 +24,7 @@ _PATHS = re.compile(r"(?:.*_)?(?:dir|directory|directories|file|files|folder|fol
 
 
 def identity(reader: Any, options: Mapping[str, Any]) -> Any:
-    """Return what tells a reader from others of its writer, as JSON knows it.
+    """Return what distinguishes a reader from others of its writer, as JSON values.
 
     Of a dataclass these are its fields, save those with ``compare=False``; of a reader that was made from
     options these options; of any other object its attributes. Lists and tuples are one, paths are brought
@@ -58,7 +58,7 @@ def _state(value: Any, inside: set[int]) -> Any:
         return hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
     except Exception:  # noqa: BLE001 - pickling runs the object's own code
         warnings.warn(
-            f"a {type(value).__qualname__} in the writer's options cannot be told from others of its kind; "
+            f"a {type(value).__qualname__} in the writer's options cannot be distinguished from others of its kind; "
             "if it changes, remove the shards before the next conversion",
             DataWarning,
             stacklevel=2,

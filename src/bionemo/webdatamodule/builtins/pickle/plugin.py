@@ -162,7 +162,7 @@ def pickles(
         directory: Where the pickle files lie.
         suffixes: One suffix or several; each file's suffix is also its field in the shards.
         function: What makes the fields to store of a sample's name and the bytes of its files by suffix, or its import
-            path. It is identified by its qualified name: to have shards made anew after its body changed, give it
+            path. It is identified by its qualified name: to have shards rewritten after its body changed, give it
             another ``version``, an attribute.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Memory of large batches in the process that reads them, used again when nobody looks at it any more.
+"""Memory of large batches in the process that reads them, reused once nothing refers to it.
 
 Pages that were never touched cost more than the copy into them; worker processes have their blocks for that reason,
 see :mod:`~bionemo.webdatamodule.builtins.webloader.shared_blocks`.

@@ -56,7 +56,7 @@ class LoaderOptions(Protocol):
 
     @property
     def timeout(self) -> float | None:
-        """Seconds to wait for an item; ``None`` for the default, 0 for ever."""
+        """Seconds to wait for an item; ``None`` for the default, 0 for no limit."""
         ...
 
     @property

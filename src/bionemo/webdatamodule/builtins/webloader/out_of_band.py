@@ -83,7 +83,7 @@ class Collected:
         return span
 
     def buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        """Take a buffer, or tell the pickler to keep it."""
+        """Take a buffer, and return whether the pickler must keep it instead."""
         raw = buffer.raw()
         if raw.nbytes < IN_PICKLE:
             return True

@@ -44,7 +44,7 @@ MOST_MAPS = 16  # blocks held at once; who holds more (a shuffle buffer) gets co
 
 
 class Place(NamedTuple):
-    """Where the main process finds a block: the worker's descriptor, and a token that tells blocks apart."""
+    """Where the main process finds a block: the worker's descriptor, and a token that identifies it."""
 
     pid: int
     fd: int
@@ -139,7 +139,7 @@ class _Slot:
         self._fields[PID] = os.getpid()
 
     def reserve(self, nbytes: int) -> bool:
-        """Make room for so many bytes of payload; tell whether the memory was mapped anew."""
+        """Make room for so many bytes of payload; return whether new memory was mapped."""
         if self._capacity and HEADER + nbytes <= self._capacity:
             return False
         capacity = -(-(HEADER + nbytes + nbytes // 8) // GRAIN) * GRAIN
@@ -309,7 +309,7 @@ def _released(block: Bytes, pid: int) -> None:
 
 
 def release_idle(*, all_workers: bool = True) -> None:
-    """Unmap blocks that nobody looks at, in the main process.
+    """Unmap blocks that nothing refers to, in the main process.
 
     Args:
         all_workers: Also those whose worker may send them again, in which case they are mapped again.

@@ -100,7 +100,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 class Packed:
     """A value on its way from a worker to the main process; made by :func:`pack`.
 
-    It is sent by pickling it, once, and the value is had by :meth:`unpack`, once.
+    It is pickled once to send it, and :meth:`unpack` returns the value, once.
     """
 
     def __init__(

@@ -145,7 +145,7 @@ def _hung(workers: Sequence[Any], table: StatusTable, awaited: int | None, where
     error = WorkerError(
         f"no data came from a worker process in time{', which was ' if doing else ''}{doing}; "
         "the stacks above show where the workers stand; "
-        "if they are only slow, set a longer timeout in kwargs_wld, in seconds, or 0 to wait for ever",
+        "if they are only slow, set a longer timeout in kwargs_wld, in seconds, or 0 to wait forever",
         worker=awaited,
         **where,
     )

@@ -21,7 +21,7 @@ def read_index(path: str) -> ShardIndex | None:
 
 
 def is_index(data: memoryview) -> bool:
-    """Tell whether bytes are a whole index."""
+    """Return whether bytes are a whole index."""
     try:
         ShardIndex.from_buffer(data)
     except CorruptShardError:
@@ -45,7 +45,7 @@ def fetched(cache: Cache, name: str, make: Callable[[], bytes], is_sound: Callab
         cache: The cache. Where it cannot be written, the bytes are returned as they were made.
         name: Name of the file.
         make: Returns its content, which is sound.
-        is_sound: Tells whether the content of a file is.
+        is_sound: Returns whether the content of a file is sound.
     """
     path = cache.path(name)
     made = b""

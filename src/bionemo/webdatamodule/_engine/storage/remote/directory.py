@@ -115,7 +115,7 @@ class RemoteDirectory:
         return client
 
     def _renew(self) -> None:
-        """Forget the client, so that the next one reads its credentials anew."""
+        """Forget the client, so that the next one reads its credentials again."""
         _clients.pop((os.getpid(), self.store), None)
 
 

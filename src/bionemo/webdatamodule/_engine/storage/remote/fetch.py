@@ -83,7 +83,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Task:
-    """Samples of a piece to fetch; ``done`` is set where somebody waits for them."""
+    """Samples of a piece to fetch; ``done`` is set where a reader waits for them."""
 
     shard: int
     place: int
@@ -363,7 +363,7 @@ class Fetcher:
         _log.warning("a piece of %s %s and is fetched again", self.name(piece), what)
 
     def _is_done(self, path: str) -> bool:
-        """Tell whether all samples of a piece file were read in this epoch."""
+        """Return whether all samples of a piece file were read in this epoch."""
         with contextlib.suppress(OSError):
             return self.mark != PRESENT and all_read(path, self.mark)
         return False
@@ -386,7 +386,7 @@ def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:
 
 
 def _is_there(piece: Piece, rows: range | NDArray[np.int64]) -> bool:
-    """Tell whether samples of a piece are in its file."""
+    """Return whether samples of a piece are in its file."""
     try:
         with open(piece.path, "rb") as file:
             if os.fstat(file.fileno()).st_size != piece.file_bytes:
@@ -397,6 +397,6 @@ def _is_there(piece: Piece, rows: range | NDArray[np.int64]) -> bool:
 
 
 def _is_sound_on_disk(descriptor: int, piece: Piece, first: int, last: int) -> bool:
-    """Tell whether samples in a piece file have their checksums."""
+    """Return whether samples in a piece file have their checksums."""
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
         return all(is_sound(piece, row, view, 0) for row in range(first, last))

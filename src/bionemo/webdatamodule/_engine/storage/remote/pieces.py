@@ -111,7 +111,7 @@ def samples_of(path: str) -> int:
 
 
 def all_read(path: str, mark: int) -> bool:
-    """Tell whether all samples of a piece file have a state."""
+    """Return whether all samples of a piece file have a state."""
     count = samples_of(path)
     if not count:
         return False
@@ -166,7 +166,7 @@ def extents(piece: Piece, first: int, last: int) -> list[tuple[int, int]]:
 
 
 def is_sound(piece: Piece, row: int, data: memoryview, start: int) -> bool:
-    """Tell whether the fields of a sample have their checksums; without checksums, whether their headers have.
+    """Return whether the fields of a sample have their checksums; without checksums, whether their headers have.
 
     Args:
         piece: The piece.

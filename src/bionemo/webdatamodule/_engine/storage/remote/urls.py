@@ -10,7 +10,7 @@ _HTTP = ("http://", "https://")
 
 
 def is_url(path: str) -> bool:
-    """Tell whether a directory is a URL: a scheme and ``://``. All else is a local path, whatever is in it."""
+    """Return whether a directory is a URL: a scheme and ``://``. All else is a local path, whatever is in it."""
     return _URL.match(path) is not None
 
 
@@ -21,7 +21,7 @@ def scheme_of(url: str) -> str:
 
 
 def is_web(url: str) -> bool:
-    """Tell whether a URL is one of a plain web server, which cannot list its files."""
+    """Return whether a URL is one of a plain web server, which cannot list its files."""
     return url.startswith(_HTTP)
 
 

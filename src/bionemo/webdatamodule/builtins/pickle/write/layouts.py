@@ -2,7 +2,7 @@
 
 Of a kind are pickles that differ in their data only, in equally many bytes, and those that also differ in the length
 of one vector: what lies behind the vector is then counted from the end, and all numbers that follow from the length
-are compared with it and written anew.
+are compared with it and rewritten.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _MOST_KINDS: Final = 4096
 """Kinds that one recoder knows at most, a few kilobytes each."""
 
 _PATIENCE: Final = 256
-"""Kinds that may be learnt before one comes back: data of no kind should not pay for it for ever."""
+"""Kinds that may be learnt before one comes back: data of no kind should not pay for it forever."""
 
 _FAILURES: Final = 64
 """Pickles that may turn out not to be of any kind, for the same reason."""

@@ -24,13 +24,13 @@ class Reader:
     path: str
 
     def names(self) -> Sequence[str]:
-        """Return the name of every sample. Leave it out if your source cannot tell."""
+        """Return the name of every sample. Leave it out if your source cannot list them."""
         return list(self._lines())
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:
-        """Return something that changes when a sample does, so that only its shard is written anew.
+        """Return something that changes when a sample does, so that only its shard is rewritten.
 
-        A sample that is not there has an empty one. Leave it out if your source cannot tell without reading all.
+        A sample that is not there has an empty one. Leave it out if your source cannot know without reading all.
         """
         lines = self._lines()
         return [f"line: {lines[name]}" if name in lines else "" for name in names]
