@@ -32,7 +32,7 @@ class Numbers:
         for number, ids in enumerate(shares):
             yield use(number, (ValueColumn([int(i) for i in ids]),))
 
-    def tell_skipped(self):
+    def log_skipped(self):
         """Do nothing: no number is left out."""
 
 

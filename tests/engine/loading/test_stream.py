@@ -30,7 +30,7 @@ class Reader:
     def prefetch(self, numbers):
         """Do nothing: numbers are at hand."""
 
-    def tell_skipped(self):
+    def log_skipped(self):
         """Do nothing: no number is left out."""
 
     def shard(self, number):

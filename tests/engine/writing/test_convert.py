@@ -875,7 +875,7 @@ def test_a_read_only_output_is_refused_before_work_starts(source, out, monkeypat
         run(source, out)
 
 
-def test_shards_of_somebody_else_are_not_overwritten(source, out):
+def test_shards_of_another_program_are_not_overwritten(source, out):
     """Tars that no manifest of this package lists are left alone."""
     out.mkdir()
     (out / "p-000007.tar").write_bytes(b"precious")

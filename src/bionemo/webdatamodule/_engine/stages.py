@@ -92,7 +92,7 @@ def describe(stage: object) -> str:
 
 
 def _runs(stage: object) -> bool:
-    """Tell whether an object is a stage: a callable, or a webdataset stage with ``run``."""
+    """Return whether an object is a stage: a callable, or a webdataset stage with ``run``."""
     return callable(stage) or callable(getattr(stage, "run", None))
 
 

@@ -118,7 +118,7 @@ class PlannedDataset(Planned):
 
     Iterating it gives this rank's samples of the current epoch after the stages.
     webdataset's fluid methods (``map``, ``select`` …) add stages to a copy.
-    Stages run anew on each share, this rank's part of a global batch,
+    Stages run again on each share, this rank's part of a global batch,
     so nothing they buffer can cross from one batch to another.
 
     Args:

@@ -163,7 +163,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
                     index += 1
                     self._progress.deliver()
                     if index == shares:
-                        self._data.reader.tell_skipped()
+                        self._data.reader.log_skipped()
                         items.close()  # before the last batch: a Ctrl-C while a generator is collected would be lost
                         yield batch
                         return

@@ -185,7 +185,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), done, self.n_batches)):
             self._progress.deliver()
             if done + index + 1 == self.n_batches:
-                self._data.reader.tell_skipped()
+                self._data.reader.log_skipped()
             yield batch
 
     def _batches(self, epoch: int) -> Iterator[Any]:

@@ -113,7 +113,7 @@ class SampleReader:
         if chosen is not None:
             self.digest = hashlib.sha256(self.digest.encode() + chosen.astype("<i8").tobytes()).hexdigest()
         self._ledger = Ledger(self.n_samples)
-        self._told = 0  # samples left out, as last logged
+        self._logged = 0  # samples left out, as last logged
         self._fields = [_field(each, opened, self.sets, codecs, split) for each in selected]
 
     @property
@@ -185,11 +185,11 @@ class SampleReader:
             **process(),
         )
 
-    def tell_skipped(self) -> None:
-        """Log how many samples are left out, if there are more than when it was told last."""
+    def log_skipped(self) -> None:
+        """Log how many samples are left out, if there are more than last time."""
         skipped = self.skipped
-        if skipped > self._told:
-            self._told = skipped
+        if skipped > self._logged:
+            self._logged = skipped
             _log.warning("%s: %d of %d samples are left out", self.split, skipped, self.n_samples)
 
     def keys(self, ids: NDArray[np.int64]) -> list[str]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.builtins.pickle.fast.template import Template
 
 _TRIES: Final = 32
-"""Pickles that one codec may trace: data of no common kind should not pay for it for ever."""
+"""Pickles that one codec may trace: data of no common kind should not pay for it forever."""
 
 _LARGEST: Final = 1 << 28
 """Bytes of a pickle that may be traced: larger ones gain little, and tracing holds a few copies."""
