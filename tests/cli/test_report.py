@@ -316,7 +316,7 @@ def test_the_page_is_accessible(written, report):
     [
         (["--ranks", "2"], "which needs --global-batch"),
         (["-o", "/nowhere/at/all.html"], "--output is a file in a directory that is there"),
-        (["--prefix", "q"], "has no q-*.tar"),
+        (["--prefix", "q"], "and no q-*.tar"),
     ],
 )
 def test_wrong_words_are_explained(written, capsys, words, message):

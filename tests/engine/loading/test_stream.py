@@ -22,6 +22,7 @@ class Reader:
     """A reader of shards of numbers: shard 2 of sizes (3, 4, 5) holds 7 to 11."""
 
     digest = "numbers"
+    is_remote = False
 
     def __init__(self, sizes):
         self.sizes = sizes
