@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from bionemo.webdatamodule import PickledDataWDS, Split, Use, context
 from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
+from bionemo.webdatamodule.columns import collate_values
 from bionemo.webdatamodule.columns import pad_values as fill
+from bionemo.webdatamodule.errors import DecodeError
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 MAKERS = {
@@ -89,3 +91,45 @@ def test_the_padded_batches_of_a_module_are_those_of_its_samples(tmp_path, worke
         batches.append(list(module.train_dataloader()))
     assert len(batches[0]) == 4
     assert same(batches[1], batches[0])
+
+
+@pytest.mark.parametrize("collate", ["default", "pad"])
+@pytest.mark.parametrize("order", ["global", "shards"])
+def test_masked_arrays_are_refused_until_a_stage_removes_the_masks(tmp_path, collate, order):
+    """No batch drops a mask: the error names the field, and both of its remedies work."""
+
+    def batch(stage=None):
+        data = PickledDataWDS(
+            tmp_path,
+            ("x.pyd", "y.pyd"),
+            {"test": ["a", "b"]},
+            f"{tmp_path}/shards-",
+            2,
+            order=order,
+            n_tars_wds=1,
+            pipeline_wds=None if stage is None else {"test": stage},
+            pipeline_prebatch_wld={"test": Use("batch", collate=collate)},
+        )
+        data.prepare_data()
+        data.setup("test")
+        return next(iter(data.test_dataloader()))
+
+    masked = np.ma.masked_array([1.0, 2.0], mask=[False, True], fill_value=-1.0)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.x.pyd").write_bytes(pickle.dumps(1))
+        (tmp_path / f"{name}.y.pyd").write_bytes(pickle.dumps({"m": masked}))
+
+    with pytest.raises((TypeError, DecodeError), match=r"the arrays at sample\[1\]\['m'\] are masked.*array\.filled"):
+        batch()
+    assert [[1.0, -1.0]] * 2 == batch(lambda samples: (y["m"].filled() for _, y in samples)).tolist()
+    values, masks = batch(lambda samples: ((y["m"].data, y["m"].mask) for _, y in samples))
+    assert ([[1.0, 2.0]] * 2, [[False, True]] * 2) == (values.tolist(), masks.tolist())
+
+
+def test_masked_arrays_are_found_in_any_sample():
+    """Also where the first sample has none."""
+    plain, masked = np.ones(1), np.ma.masked_array([1.0], mask=[True])
+
+    for join in (collate_values, fill):
+        with pytest.raises(TypeError, match=r"^the arrays at sample\[0\]\['x'\] are masked"):
+            join([({"x": plain}, 1), ({"x": masked}, 2)])

@@ -87,10 +87,8 @@ class ValueColumn:
         return list(self.fields if self.decode is None else map(self.decode, self.fields))
 
     def stack(self) -> Any:
-        """Return torch's ``default_collate`` of the values."""
-        from torch.utils.data import default_collate
-
-        return default_collate(self.values())
+        """Return :func:`collate_values` of the values."""
+        return collate_values(self.values())
 
     def pad(self) -> Any:
         """Return :func:`pad_values` of the values."""
@@ -130,19 +128,37 @@ def samples_of(fields: Fields) -> list[Any]:
 def stack_fields(fields: Fields) -> Any:
     """Return the batch that torch's ``default_collate`` makes of the samples: a list for tuples, a dict for dicts."""
     if isinstance(fields, tuple):
-        return [column.stack() for column in fields]
+        return [_joined(number, column.stack) for number, column in enumerate(fields)]
     if isinstance(fields, dict):
-        return {name: column.stack() for name, column in fields.items()}
+        return {name: _joined(name, column.stack) for name, column in fields.items()}
     return fields.stack()
 
 
 def pad_fields(fields: Fields) -> Any:
     """Return the batch that :func:`pad_values` makes of the samples."""
     if isinstance(fields, tuple):
-        return [column.pad() for column in fields]
+        return [_joined(number, column.pad) for number, column in enumerate(fields)]
     if isinstance(fields, dict):
-        return {name: column.pad() for name, column in fields.items()}
+        return {name: _joined(name, column.pad) for name, column in fields.items()}
     return fields.pad()
+
+
+def collate_values(values: Sequence[Any]) -> Any:
+    """Return the batch that torch's ``default_collate`` makes of values.
+
+    Args:
+        values: At least one value; all of one structure: tensors, arrays, numbers, strings, or tuples, lists and
+            dictionaries of them.
+
+    Raises:
+        TypeError: If there is a masked array, whose mask ``default_collate`` would drop, or what has no tensor.
+        RuntimeError: If shapes differ.
+    """
+    from torch.utils.data import default_collate
+
+    batch = default_collate(list(values))
+    _refuse_masks(values)
+    return batch
 
 
 def pad_values(values: Sequence[Any]) -> Any:
@@ -154,18 +170,62 @@ def pad_values(values: Sequence[Any]) -> Any:
 
     Returns:
         The batch; a tensor of shape ``(n, longest, ...)`` where lengths differ.
+
+    Raises:
+        TypeError: As :func:`collate_values`.
+        RuntimeError: If shapes differ otherwise.
     """
+    batch = _padded(values)
+    _refuse_masks(values)
+    return batch
+
+
+def _padded(values: Sequence[Any]) -> Any:
     import numpy as np
     import torch
     from torch.utils.data import default_collate
 
     first = values[0]
     if isinstance(first, np.ndarray):
-        return pad_values([torch.as_tensor(value) for value in values])
+        return _padded([torch.as_tensor(value) for value in values])
     if isinstance(first, torch.Tensor) and first.ndim:
         return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
     if isinstance(first, Mapping):
-        return {name: pad_values([value[name] for value in values]) for name in first}
+        return {name: _padded([value[name] for value in values]) for name in first}
     if isinstance(first, tuple | list):
-        return [pad_values(list(column)) for column in zip(*values, strict=True)]
+        return [_padded(list(column)) for column in zip(*values, strict=True)]
     return default_collate(list(values))
+
+
+class _MaskedError(TypeError):
+    """Masked arrays at a place in the samples, such as ``[0]['x']``."""
+
+    def __str__(self) -> str:
+        place = "".join(f"[{part!r}]" for part in self.args)
+        return (
+            f"the arrays{' at sample' * bool(place)}{place} are masked, and tensors have no masks; "
+            "in a stage, fill them with array.filled(), or pass on array.data and array.mask"
+        )
+
+
+def _refuse_masks(values: Sequence[Any]) -> None:
+    """Raise where one of the values, of which a batch could be made, holds a masked array."""
+    import numpy as np
+
+    first = values[0]
+    if isinstance(first, Mapping):
+        for name in first:
+            _joined(name, lambda name=name: _refuse_masks([value[name] for value in values]))  # type: ignore[misc]
+    elif isinstance(first, tuple | list):
+        for number, column in enumerate(zip(*values, strict=False)):
+            _joined(number, lambda column=column: _refuse_masks(column))  # type: ignore[misc]
+    elif any(issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, values))):
+        raise _MaskedError
+
+
+def _joined(name: Any, join: Callable[[], Any]) -> Any:
+    """Return what a function of one field returns; an error says which field it is."""
+    try:
+        return join()
+    except _MaskedError as error:
+        raise _MaskedError(name, *error.args) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule.columns import Fields, length_of, pad_fields, pad_values, stack_fields
+from bionemo.webdatamodule.columns import Fields, collate_values, length_of, pad_fields, pad_values, stack_fields
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
@@ -82,7 +82,7 @@ def collation(collate: Collate) -> Callable[[list[Any]], Any]:
     if collate == "pad":
         return pad_values
     if collate == "default":
-        return _default_collate
+        return collate_values
     if not callable(collate):
         raise ConfigError(f"collate is 'default', 'pad', 'list' or a function, not {collate!r}")
     return collate
@@ -93,12 +93,6 @@ def collated(fields: Fields, collate: Collate) -> Any:
     if collate == "default":
         return stack_fields(fields)
     return pad_fields(fields) if collate == "pad" else NotImplemented
-
-
-def _default_collate(samples: list[Any]) -> Any:
-    from torch.utils.data import default_collate
-
-    return default_collate(samples)
 
 
 @hookimpl

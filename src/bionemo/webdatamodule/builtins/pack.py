@@ -11,7 +11,7 @@ import numpy as np
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.builtins.batching import Collate, collated, collation
 from bionemo.webdatamodule.builtins.packing import pack_plan, pack_stream
-from bionemo.webdatamodule.columns import Fields, samples_of
+from bionemo.webdatamodule.columns import Fields, collate_values, samples_of
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
@@ -184,10 +184,8 @@ class Thd:
 
 
 def _stacked(name: str, values: list[Any]) -> Any:
-    from torch.utils.data import default_collate
-
     try:
-        return default_collate(values)
+        return collate_values(values)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"pack: the field {name!r} cannot be stacked ({error}); name it in fields if it is as long as the first "

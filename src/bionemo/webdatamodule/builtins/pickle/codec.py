@@ -30,7 +30,7 @@ from bionemo.webdatamodule.builtins.pickle.fast.collate import DiffersError, Mat
 from bionemo.webdatamodule.builtins.pickle.fast.template import compile_template, memories, signature
 from bionemo.webdatamodule.builtins.pickle.fast.trace import trace
 from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
-from bionemo.webdatamodule.columns import pad_values
+from bionemo.webdatamodule.columns import collate_values, pad_values
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 if TYPE_CHECKING:
@@ -217,9 +217,7 @@ class PickleColumn:
 
     def stack(self) -> Any:
         """Return what :func:`torch.utils.data.default_collate` makes of the values, or raise what it raises."""
-        from torch.utils.data import default_collate
-
-        return self._join(pad=False, join=default_collate)
+        return self._join(pad=False, join=collate_values)
 
     def pad(self) -> Any:
         """Return :func:`~bionemo.webdatamodule.columns.pad_values` of the values, or raise what it raises."""
@@ -232,16 +230,4 @@ class PickleColumn:
         if compared.collate is not None:
             with suppress(*_MISSES, TypeError, RuntimeError):  # join raises a better error
                 return compared.collate(where, pad)
-        values = PickleColumn(compared, where.start, where.stop).values()
-        if any(map(_has_mask, values)):
-            raise TypeError("tensors have no masks; fill the masked arrays, or pass on data and mask as two arrays")
-        return join(values)
-
-
-def _has_mask(value: Any) -> bool:
-    """Return whether a value holds a masked array, whose mask default_collate would drop without an error."""
-    if isinstance(value, dict):
-        return any(map(_has_mask, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_mask, value))
-    return isinstance(value, np.ma.MaskedArray)
+        return join(PickleColumn(compared, where.start, where.stop).values())
