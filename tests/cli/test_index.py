@@ -13,7 +13,7 @@ import webdataset as wds
 from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule._cli.preview import describe, in_words
 from bionemo.webdatamodule._engine.format.manifest import journal_path, manifest_path, read_manifest
-from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
+from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.reading.verify import verify
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 from bionemo.webdatamodule.errors import ConversionError, CorruptShardError, DataWarning, ManifestError, NoShardsError
@@ -30,7 +30,7 @@ def foreign(tmp_path):
 
 def read(directory):
     """Return all samples of a directory."""
-    found = SampleReader([ShardSet.open(directory, "wdshards")], ["__key__", "cls", "x.pyd"])
+    found = ShardReader([ShardSet.open(directory, "wdshards")], ["__key__", "cls", "x.pyd"])
     return [(key, number, value["t"].tolist()) for key, number, value in found.read(np.arange(7))]
 
 

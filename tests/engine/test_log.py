@@ -13,7 +13,7 @@ import torch
 import bionemo.webdatamodule
 from bionemo.webdatamodule import PickledDataWDS, WebDataModule, context
 from bionemo.webdatamodule._engine import log
-from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
+from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 
 NAME = "bionemo.webdatamodule"
 SOURCE = Path(bionemo.webdatamodule.__file__).parent
@@ -130,7 +130,7 @@ def test_warnings_come_from_every_rank(shards, tmp_path, said, monkeypatch):
         data = bytearray(path.read_bytes())
         data[512:520] = b"\xff" * 8
         (directory / path.name).write_bytes(data)
-    reader = SampleReader([ShardSet.open(directory, "wdshards")], ["x.pyd"], on_error="skip")
+    reader = ShardReader([ShardSet.open(directory, "wdshards")], ["x.pyd"], on_error="skip")
     assert 14 == len(reader.read(torch.arange(16).numpy()))
     warnings = [message for level, message in said() if level == "WARNING"]
     assert 2 == len(warnings)

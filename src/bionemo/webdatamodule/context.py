@@ -70,15 +70,20 @@ def current() -> Context:
     return found
 
 
-@contextlib.contextmanager
-def at(context: Context | Callable[[], Context]) -> Iterator[None]:
+class at:  # noqa: N801 - a function to its users; entered for every share, so it is no generator
     """Make a place, or what makes it when it is asked for, the current one in this thread for a ``with`` block."""
-    before = _local.context
-    _local.context = context
-    try:
-        yield
-    finally:
-        _local.context = before
+
+    __slots__ = ("_before", "_context")
+
+    def __init__(self, context: Context | Callable[[], Context]) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._before = _local.context
+        _local.context = self._context
+
+    def __exit__(self, *error: object) -> None:
+        _local.context = self._before
 
 
 def _torch_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

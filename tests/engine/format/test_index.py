@@ -20,7 +20,7 @@ from bionemo.webdatamodule._engine.format.grouping import group
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index, index_name
 from bionemo.webdatamodule._engine.format.tar_headers import member_name
 from bionemo.webdatamodule._engine.format.tar_scan import walk
-from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
+from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage.index_cache import is_within
 from bionemo.webdatamodule.errors import CorruptShardError
 from bionemo.webdatamodule.names import split_member
@@ -342,12 +342,12 @@ def test_a_size_is_compared_with_the_index_however_it_is_written(tmp_path, writt
         edited(path, at, b"00000000000\x00")
     write(700)
     os.utime(path, (1, 1))
-    assert ["2" * 700] == [text for (text,) in SampleReader([ShardSet.open(tmp_path, "t")], ["txt"]).read(np.arange(1))]
+    assert ["2" * 700] == [text for (text,) in ShardReader([ShardSet.open(tmp_path, "t")], ["txt"]).read(np.arange(1))]
     stale = ShardSet.open(tmp_path, "t")
     write(699)
     os.utime(path, (1, 1))
     with pytest.raises(CorruptShardError, match="not what it was when the shard was indexed"):
-        SampleReader([stale], ["txt"]).read(np.arange(1))
+        ShardReader([stale], ["txt"]).read(np.arange(1))
 
 
 @pytest.mark.parametrize(

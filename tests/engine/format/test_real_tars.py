@@ -11,7 +11,7 @@ import pytest
 
 from bionemo.webdatamodule._engine.format.index import build_index
 from bionemo.webdatamodule._engine.format.shard_files import find_shards, unlisted
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 from bionemo.webdatamodule.errors import CorruptShardError, NoShardsError
@@ -22,7 +22,7 @@ SAMPLES = [(f"s{number}", f"{number}" * 3) for number in range(4)]
 
 def read(directory, prefix="t"):
     """Return key and text of every sample."""
-    reader = SampleReader([ShardSet.open(str(directory), prefix)], ["__key__", "txt"], policy=Policy())
+    reader = ShardReader([ShardSet.open(str(directory), prefix)], ["__key__", "txt"], policy=Policy())
     return reader.read(np.arange(reader.n_samples))
 
 

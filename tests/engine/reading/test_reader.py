@@ -35,7 +35,7 @@ from bionemo.webdatamodule._engine.format.manifest import (
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.reading import open_shards
 from bionemo.webdatamodule._engine.reading import reader as reader_module
-from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
+from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage import index_cache
 from bionemo.webdatamodule.columns import stack_fields
 from bionemo.webdatamodule.errors import (
@@ -91,7 +91,7 @@ def tensors(n=10, size=5):
 
 def reader(directory, suffixes=("x.pyd",), **options):
     """Return a reader of prefix t in a directory."""
-    return SampleReader([ShardSet.open(directory, "t", split="train")], suffixes, split="train", **options)
+    return ShardReader([ShardSet.open(directory, "t", split="train")], suffixes, split="train", **options)
 
 
 def batches_of(found, shares, *, lazily=True):
@@ -160,7 +160,7 @@ def test_sets_are_numbered_one_after_another(tmp_path):
     """Several sets read as one; shards count over all of them."""
     first = ShardSet.open(write_set(tmp_path / "a", tensors(4)), "t")
     second = ShardSet.open(write_set(tmp_path / "b", tensors(5), n_shards=2), "t")
-    found = SampleReader([first, second], ["y.pyd"])
+    found = ShardReader([first, second], ["y.pyd"])
     assert [0, 1, 2, 3, 0, 1, 2, 3, 4] == [value for (value,) in found.read(np.arange(9))]
     assert [3, 4] == [value for (value,) in found.shard(4)]
     assert found.digest not in {first.digest, second.digest}
@@ -230,7 +230,7 @@ def test_local_paths_are_paths_whatever_is_in_them(tmp_path, name, foreign):
     (tmp_path / "run1").mkdir(exist_ok=True)
     if foreign:
         pathlib.Path(manifest_path(str(directory), name)).unlink()
-    found = SampleReader([ShardSet.open(directory, name)], ["y.pyd"])
+    found = ShardReader([ShardSet.open(directory, name)], ["y.pyd"])
     assert [(0,), (1,), (2,)] == found.read(np.arange(3))
 
 
@@ -927,7 +927,7 @@ def test_suffixes_stored_in_two_ways_are_refused(tmp_path):
     first = ShardSet.open(write_set(tmp_path / "a", [("a", {"json": dumps(1)})], n_shards=1), "t")
     second = ShardSet.open(damaged(tmp_path / "b"), "t")
     with pytest.raises(ConfigError, match=r"'json' is stored as .*pickle in .* and json in"):
-        SampleReader([first, second], ["json"])
+        ShardReader([first, second], ["json"])
 
 
 def test_a_codec_of_the_future_is_refused(tmp_path):

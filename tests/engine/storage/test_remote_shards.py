@@ -19,7 +19,7 @@ import pytest
 from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
-from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
+from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.remote.urls import shown
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
@@ -63,7 +63,7 @@ ALL = [0, 3, 6, 1, 4, 7, 2, 5, 8]
 
 def read_all(found):
     """Return all samples of a set."""
-    reader = SampleReader([found], ["x.pyd"])
+    reader = ShardReader([found], ["x.pyd"])
     return [value for (value,) in reader.read(np.arange(reader.n_samples))]
 
 
@@ -297,7 +297,7 @@ def test_the_store_is_bounded(server, tmp_path):
     room = 4 * shard.stat().st_size
     cache = tmp_path / "cache"
     found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(cache), cache_size=room)
-    reader = SampleReader([found], ["x.pyd"])
+    reader = ShardReader([found], ["x.pyd"])
     for _ in range(2):
         for number in range(0, 90, 10):
             assert 10 == len(reader.read(np.arange(number, number + 10)))
@@ -318,7 +318,7 @@ def test_files_removed_from_the_store_are_fetched_again(server, tmp_path):
     """The store may be deleted at any time, also in part, also while it is used."""
     write_set(server.root / "data")
     found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache"))
-    reader = SampleReader([found], ["x.pyd"])
+    reader = ShardReader([found], ["x.pyd"])
     assert [(0,)] == reader.read(np.array([0]))
     wait_for_background()
     shutil.rmtree(tmp_path / "cache")
@@ -343,7 +343,7 @@ def test_what_will_be_read_is_fetched_ahead(server):
     """Before anything is read, the pieces that a plan needs come in its order."""
     write_set(server.root / "data", n=12, n_shards=6)
     found = ShardSet.open(f"{server.url}/data", "t")
-    reader = SampleReader([found], ["x.pyd"])
+    reader = ShardReader([found], ["x.pyd"])
     server.seen.clear()
     reader.follow([np.array([8, 9]), range(2, 4)])
     until(lambda: 2 == sum(name.endswith(".tar") for name in server.seen))

@@ -8,7 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tests.helpers.convert import convert
 
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.targets import target_of
@@ -73,7 +73,7 @@ def objects():
 
 def read():
     """Return every value as this package reads it."""
-    reader = SampleReader([ShardSet.open(URL, "p")], ["pyd"])
+    reader = ShardReader([ShardSet.open(URL, "p")], ["pyd"])
     return [value for (value,) in reader.read(np.arange(reader.n_samples))]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule.errors import RemoteError
@@ -157,7 +157,7 @@ def test_lasting_trouble_is_a_named_error_within_the_budget(proxy, fault, messag
     found = ShardSet.open(proxy.url, "t", split="train")
     proxy.faults = {LAST: [("always", fault)]}
     proxy.seen.clear()
-    reader = SampleReader([found], ["x.pyd"], split="train")
+    reader = ShardReader([found], ["x.pyd"], split="train")
     with pytest.raises(RemoteError, match=message) as caught:
         reader.read(np.arange(9))
     assert "train" == caught.value.where["split"]
@@ -193,7 +193,7 @@ def test_what_rots_in_the_cache_is_fetched_again_and_never_skipped(proxy, tmp_pa
     data = bytearray(piece.read_bytes())
     data[513] ^= 1
     piece.write_bytes(data)
-    reader = SampleReader([found], ["x.pyd"], on_error="skip")
+    reader = ShardReader([found], ["x.pyd"], on_error="skip")
     assert ALL == [value for (value,) in reader.read(np.arange(9))]
     assert 0 == reader.skipped
     assert "was damaged in the cache and is fetched again" in caplog.text
@@ -233,7 +233,7 @@ def test_a_cache_deleted_while_it_is_used_is_filled_again(proxy, tmp_path):
     """What is mapped stays; what is needed comes again."""
     cache = tmp_path / "cache"
     found = ShardSet.open(proxy.url, "t", cache_dir=str(cache))
-    reader = SampleReader([found], ["x.pyd"])
+    reader = ShardReader([found], ["x.pyd"])
     assert [(0,)] == reader.read(np.array([0]))
     shutil.rmtree(cache)
     assert ALL == [value for (value,) in reader.read(np.arange(9))]

@@ -28,7 +28,7 @@ from tests.helpers.faults import Faults
 from bionemo.webdatamodule import PickledDataWDS
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.format.manifest import lease_path, read_manifest, staging_path
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.verify import verify
 from bionemo.webdatamodule._engine.storage import filesystem, lock, targets
@@ -95,7 +95,7 @@ def run(source, out, names=NAMES, *, suffixes="pyd", n_shards=3, executor=None, 
 
 def read(out, suffix="pyd", prefix="p"):
     """Return key and value of every sample, as this package reads them."""
-    reader = SampleReader([ShardSet.open(str(out), prefix)], ["__key__", suffix])
+    reader = ShardReader([ShardSet.open(str(out), prefix)], ["__key__", suffix])
     return reader.read(np.arange(reader.n_samples))
 
 
@@ -940,7 +940,7 @@ def test_a_package_reader_that_is_open_gives_old_data_or_says_that_they_changed(
     expected = [(name, {"name": name}) for name in NAMES]
     for opened in range(len(NAMES)):
         run(source, out, n_shards=5)
-        reader = SampleReader([ShardSet.open(str(out), "p")], ["__key__", "pyd"])
+        reader = ShardReader([ShardSet.open(str(out), "p")], ["__key__", "pyd"])
         found = [reader.read(np.array([number]))[0] for number in range(opened)]
         new = store(out.with_name("new"), dict.fromkeys(NAMES, "new"))
         run(new, out, n_shards=2)

@@ -12,7 +12,7 @@ import torch
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of, positive
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.codecs import Codecs
-from bionemo.webdatamodule._engine.reading.reader import SampleReader, ShardSet
+from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError
 from bionemo.webdatamodule.pickles import Policy
 
@@ -60,8 +60,8 @@ def preview(found: ShardSet, n: int, policy: Policy) -> list[dict[str, Any]]:
         n: How many samples, at most.
         policy: What pickles may do.
     """
-    readers = {suffix: SampleReader([found], [suffix], codecs=Codecs(policy=policy)) for suffix in found.suffixes}
-    keys = SampleReader([found], ["__key__"])
+    readers = {suffix: ShardReader([found], [suffix], codecs=Codecs(policy=policy)) for suffix in found.suffixes}
+    keys = ShardReader([found], ["__key__"])
     return [_sample(keys, readers, np.array([number])) for number in range(min(n, found.n_samples))]
 
 
@@ -103,7 +103,7 @@ def in_words(field: Mapping[str, Any]) -> str:
     return f"{field['type']}{length}" + (f" {field['value']!r}" if field.get("value") is not None else "")
 
 
-def _sample(keys: SampleReader, readers: Mapping[str, SampleReader], ids: NDArray[np.int64]) -> dict[str, Any]:
+def _sample(keys: ShardReader, readers: Mapping[str, ShardReader], ids: NDArray[np.int64]) -> dict[str, Any]:
     try:
         key: dict[str, Any] = {"key": keys.keys(ids)[0]}
     except CorruptShardError as error:
@@ -112,7 +112,7 @@ def _sample(keys: SampleReader, readers: Mapping[str, SampleReader], ids: NDArra
     return {**key, "fields": fields}
 
 
-def _field(reader: SampleReader, ids: NDArray[np.int64]) -> dict[str, Any] | None:
+def _field(reader: ShardReader, ids: NDArray[np.int64]) -> dict[str, Any] | None:
     try:
         return describe(reader.read(ids)[0][0])
     except MissingFieldError:

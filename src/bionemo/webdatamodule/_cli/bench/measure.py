@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.fields import check_fields, field_views
 from bionemo.webdatamodule._engine.reading.locate import Places
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule.builtins.webloader.transport import pack
 from bionemo.webdatamodule.columns import stack_fields
@@ -94,7 +94,7 @@ class Bench:
         self._seconds = seconds
         self._policy = policy
         self._loader = loader
-        self._reader = SampleReader([found], suffixes, codecs=Codecs(policy=policy), check="never")
+        self._reader = ShardReader([found], suffixes, codecs=Codecs(policy=policy), check="never")
         self._columns = [column for column, suffix in enumerate(suffixes) if suffix != "__key__"]
         self._places = Places([found], suffixes, split=None)
         self._order = np.random.default_rng(0).permutation(found.n_samples)

@@ -26,7 +26,7 @@ from bionemo.webdatamodule._engine.loading.records import (
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.subset import chosen
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
@@ -83,7 +83,7 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
         )
         for source in split.sources
     ]
-    reader = SampleReader(
+    reader = ShardReader(
         sets,
         settings.suffixes,
         codecs=settings.codecs,
@@ -200,7 +200,7 @@ def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:
 
 
 def _planned(
-    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: ShardReader
 ) -> PlannedDataset:
     plan = make_plan(settings, split, sets, reader, training=split.split == "train")
     if split.split != "train" and plan.n_samples < topology.world_size:
@@ -237,7 +237,7 @@ def _planned(
 
 
 def _stream(
-    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: SampleReader
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: ShardReader
 ) -> StreamDataset:
     options = split.options
     shuffle = options.get("shardshuffle")

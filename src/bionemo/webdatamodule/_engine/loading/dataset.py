@@ -28,7 +28,7 @@ from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.reading.reader import SampleReader
+    from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule._engine.sampling.pieces import Piece
     from bionemo.webdatamodule.planning import EpochPlan, Ids
 
@@ -136,7 +136,7 @@ class PlannedDataset(Planned):
     def __init__(
         self,
         *,
-        reader: SampleReader,
+        reader: ShardReader,
         plan: EpochPlan,
         stages: Sequence[Any] = (),
         ahead: Sequence[Any] = (),

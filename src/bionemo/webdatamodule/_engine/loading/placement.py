@@ -83,7 +83,7 @@ class Convert:
         return _Converted(fields)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # one is made for every share
 class _Converted:
     column: Column
 

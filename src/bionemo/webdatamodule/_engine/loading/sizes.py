@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule._engine.storage.index_cache import cache_directory, write_atomically
 from bionemo.webdatamodule.components import Planner
@@ -22,7 +22,7 @@ from bionemo.webdatamodule.planning import Ids, size_of
 _TOGETHER = 1024  # samples that are read at a time
 
 
-def measure(stage: Planner, reader: SampleReader, *, codecs: Codecs, split: str) -> Ids:
+def measure(stage: Planner, reader: ShardReader, *, codecs: Codecs, split: str) -> Ids:
     """Return the size of each sample of a split.
 
     Args:
@@ -35,7 +35,7 @@ def measure(stage: Planner, reader: SampleReader, *, codecs: Codecs, split: str)
         PlanError: If a sample has no size; the message names its key.
     """
     suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
-    fields = SampleReader(reader.sets, suffixes, codecs=codecs, check="never", split=split)
+    fields = ShardReader(reader.sets, suffixes, codecs=codecs, check="never", split=split)
     cache = _cache(stage, fields)
     if cache is not None and (known := _cached(cache, fields.n_samples)) is not None:
         return known
@@ -55,7 +55,7 @@ def measure(stage: Planner, reader: SampleReader, *, codecs: Codecs, split: str)
     return sizes
 
 
-def _cache(stage: Planner, fields: SampleReader) -> str | None:
+def _cache(stage: Planner, fields: ShardReader) -> str | None:
     """Return the file of the cache that holds these sizes; ``None`` where nothing says that they are the same.
 
     Shards with a manifest are known by its digest. A function cannot be compared with that of an earlier run.
@@ -92,6 +92,6 @@ def _size(stage: Planner, sample: Any) -> int:
     return size
 
 
-def _key(fields: SampleReader, number: int) -> str:
-    named = SampleReader(fields.sets, ("__key__",), check="never", split=fields.split)
+def _key(fields: ShardReader, number: int) -> str:
+    named = ShardReader(fields.sets, ("__key__",), check="never", split=fields.split)
     return str(named.read(np.array([number]))[0][0])

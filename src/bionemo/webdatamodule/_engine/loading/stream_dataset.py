@@ -20,7 +20,7 @@ from bionemo.webdatamodule.context import shuffled
 from bionemo.webdatamodule.errors import PlanError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.reading.reader import SampleReader
+    from bionemo.webdatamodule._engine.reading.reader import ShardReader
 
 Splitter = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -75,7 +75,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
     def __init__(
         self,
         *,
-        reader: SampleReader,
+        reader: ShardReader,
         shards: Sequence[str],
         stages: Sequence[Any] = (),
         dealing: Dealing = PLAIN,

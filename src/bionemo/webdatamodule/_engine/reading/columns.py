@@ -92,7 +92,7 @@ class Together:
         return self.field.column(self.places[where])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # one is made for every share
 class ShareColumn:
     """The part of a column that belongs to one share.
 

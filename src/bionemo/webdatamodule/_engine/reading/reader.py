@@ -33,7 +33,7 @@ from bionemo.webdatamodule.errors import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SampleReader", "ShardSet"]
+__all__ = ["ShardReader", "ShardSet"]
 
 _T = TypeVar("_T")
 Use: TypeAlias = "Callable[[int, tuple[Column, ...]], _T]"
@@ -47,7 +47,7 @@ _NAMED = 3  # keys in a message
 _OF_A_SAMPLE = (CorruptShardError, MissingFieldError, DecodeError)
 
 
-class SampleReader:
+class ShardReader:
     """Reads samples by number from one or several shard sets.
 
     Samples are numbered from 0: those of the first set in the order of its shards and tars, then the next set's.

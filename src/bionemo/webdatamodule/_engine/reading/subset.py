@@ -11,7 +11,7 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.reading.reader import SampleReader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.selection import KEY
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
@@ -121,7 +121,7 @@ class _Request:
 def _remembered(request: _Request) -> NDArray[np.int64]:
     wanted, split = request.wanted, request.split
     fields = [KEY] if wanted.field == KEY else [KEY, wanted.field]
-    reader = SampleReader(request.sets, fields, codecs=request.codecs, split=split)
+    reader = ShardReader(request.sets, fields, codecs=request.codecs, split=split)
     found = _by_keys(wanted, reader) if wanted.field == KEY else _by_field(wanted, reader)
     if not len(found):
         raise ConfigError(f"where leaves no sample: {wanted.text} takes none of {reader.n_samples}", split=split)
@@ -130,7 +130,7 @@ def _remembered(request: _Request) -> NDArray[np.int64]:
     return found
 
 
-def _by_keys(wanted: Subset, reader: SampleReader) -> NDArray[np.int64]:
+def _by_keys(wanted: Subset, reader: ShardReader) -> NDArray[np.int64]:
     keys = [key for some in _runs(reader) for key in reader.keys(some)]
     taken = set(_called(wanted, keys, reader))
     if missing := taken.difference(keys):
@@ -140,7 +140,7 @@ def _by_keys(wanted: Subset, reader: SampleReader) -> NDArray[np.int64]:
     return np.flatnonzero(np.fromiter((key in taken for key in keys), bool, len(keys)))
 
 
-def _by_field(wanted: Subset, reader: SampleReader) -> NDArray[np.int64]:
+def _by_field(wanted: Subset, reader: ShardReader) -> NDArray[np.int64]:
     found: list[int] = []
     for some in _runs(reader):
         samples = reader.read(some)
@@ -152,12 +152,12 @@ def _by_field(wanted: Subset, reader: SampleReader) -> NDArray[np.int64]:
     return np.array(found, np.int64)
 
 
-def _runs(reader: SampleReader) -> Iterable[NDArray[np.int64]]:
+def _runs(reader: ShardReader) -> Iterable[NDArray[np.int64]]:
     for start in range(0, reader.n_samples, _TOGETHER):
         yield np.arange(start, min(start + _TOGETHER, reader.n_samples))
 
 
-def _called(wanted: Subset, value: Any, reader: SampleReader, **where: object) -> Any:
+def _called(wanted: Subset, value: Any, reader: ShardReader, **where: object) -> Any:
     try:
         return wanted.rule(value)
     except WebDataModuleError:

@@ -50,6 +50,9 @@ _LARGEST: Final = 1 << 28
 _MISSES: Final = (DiffersError, ValueError, KeyError, OverflowError)
 """What a template raises for a stream that only looks like its own, or for lengths that make no sense."""
 
+_NO_BATCH: Final = (*_MISSES, TypeError, RuntimeError)
+"""What joining streams raises where their values make no batch, or another one."""
+
 
 class PickleCodec:
     """Decodes and encodes the pickles of one field.
@@ -170,12 +173,12 @@ class _Compared:
         matches, rest, _ = self.matches
         if not matches or rest.size or any(m.template.kind != matches[0].template.kind for m in matches):
             return None
-        with suppress(*_MISSES, TypeError, RuntimeError):
+        with suppress(*_NO_BATCH):
             return collate(matches, self.views)
         return None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # one is made for every batch
 class PickleColumn:
     """The pickles of consecutive samples; slices of a column share the comparison with the templates."""
 
@@ -221,13 +224,15 @@ class PickleColumn:
 
     def pad(self) -> Any:
         """Return :func:`~bionemo.webdatamodule.columns.pad_values` of the values, or raise what it raises."""
-        return self._join(pad=True, join=pad_values)
+        return self._join(pad=True)
 
     def _join(self, *, pad: bool, join: Any) -> Any:
         compared, where = self._compared, slice(self._start, self._stop)
         if compared.collate is None and len(self) < len(compared.views):  # the codec may know more by now
             compared, where = _Compared(compared.codec, compared.views[where]), slice(0, len(self))
         if compared.collate is not None:
-            with suppress(*_MISSES, TypeError, RuntimeError):  # join raises a better error
+            try:  # suppress() would take longer than a small batch
                 return compared.collate(where, pad)
+            except _NO_BATCH:
+                pass  # joining the values raises a better error
         return join(PickleColumn(compared, where.start, where.stop).values())
