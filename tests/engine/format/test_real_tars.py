@@ -15,14 +15,13 @@ from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 from bionemo.webdatamodule.errors import CorruptShardError, NoShardsError
-from bionemo.webdatamodule.pickles import Policy
 
 SAMPLES = [(f"s{number}", f"{number}" * 3) for number in range(4)]
 
 
 def read(directory, prefix="t"):
     """Return key and text of every sample."""
-    reader = ShardReader([ShardSet.open(str(directory), prefix)], ["__key__", "txt"], policy=Policy())
+    reader = ShardReader([ShardSet.open(str(directory), prefix)], ["__key__", "txt"])
     return reader.read(np.arange(reader.n_samples))
 
 

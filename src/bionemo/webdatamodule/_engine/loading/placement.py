@@ -28,7 +28,8 @@ def default_loader_stages(loader: LoaderChoice, plugins: Plugins | None) -> tupl
     """
     if loader.batch_size is not None:
         return ()
-    return (resolve(Stage, Use("batch", collate=loader.collate or "default"), plugins),)
+    options = {} if loader.collate is None else {"collate": loader.collate}
+    return (resolve(Stage, Use("batch", **options), plugins),)
 
 
 def torch_stage(loader: LoaderChoice, order: str, plugins: Plugins | None, *, own_stages: bool) -> Any:
