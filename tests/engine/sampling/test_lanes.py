@@ -250,7 +250,7 @@ def test_a_run_with_windows_of_shards_is_refused_by_name():
     source = Source(samples=120, shards=(10,) * 12, sizes=(1000,) * 12)
     plan = Plan(sources=(source,), global_batch_size=10, lanes=10, piece_bytes=300)
 
-    with pytest.raises(ResumeError, match=r"windows of shards.*start a new epoch without"):
+    with pytest.raises(ResumeError, match=r"windows of shards.*resume='next_epoch'"):
         plan.continued(plan.order.windowed(16))
 
 

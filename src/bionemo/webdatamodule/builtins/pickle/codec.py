@@ -30,7 +30,7 @@ from bionemo.webdatamodule.builtins.pickle.fast.collate import DiffersError, Mat
 from bionemo.webdatamodule.builtins.pickle.fast.template import compile_template, memories, signature
 from bionemo.webdatamodule.builtins.pickle.fast.trace import trace
 from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
-from bionemo.webdatamodule.columns import collate_values, pad_values
+from bionemo.webdatamodule.columns import collate_values
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class PickleColumn:
 
     def pad(self) -> Any:
         """Return :func:`~bionemo.webdatamodule.columns.pad_values` of the values, or raise what it raises."""
-        return self._join(pad=True)
+        return self._join(pad=True, join=pad_values)
 
     def _join(self, *, pad: bool, join: Any) -> Any:
         compared, where = self._compared, slice(self._start, self._stop)

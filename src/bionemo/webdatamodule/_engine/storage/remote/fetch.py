@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
+from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.remote.pieces import (
     ABSENT,
     PRESENT,
@@ -373,7 +374,7 @@ class Fetcher:
         now = time.monotonic()
         if now - self._reported >= _REPORT:
             self._reported = now
-            _log.info("remote shards: %s", self.progress)
+            decided("remote shards: %s", self.progress)
 
 
 def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:
