@@ -30,7 +30,7 @@ from bionemo.webdatamodule.builtins.pickle.fast.collate import DiffersError, Mat
 from bionemo.webdatamodule.builtins.pickle.fast.template import compile_template, memories, signature
 from bionemo.webdatamodule.builtins.pickle.fast.trace import trace
 from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
-from bionemo.webdatamodule.columns import collate_values
+from bionemo.webdatamodule.columns import collate_values, pad_values
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 if TYPE_CHECKING:
