@@ -128,6 +128,8 @@ FAILURES = {
         "batches",
         "test_gives_every_item_once_and_in_order[workers=0]",
     ): "an item arrives as [Item(",
+    ("loader", "leaves-threads", "test_frees_its_workers[workers=0]"): "after close() of its iterator it leaves",
+    ("loader", "keeps-silently", "test_keeps_its_workers"): "keeps_workers is true by default",
     ("loader", "ends-on-error", "test_errors_of_the_data_arrive[workers=1]"): "it swallows an error while reading",
     (
         "loader",

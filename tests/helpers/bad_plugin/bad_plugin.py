@@ -5,6 +5,8 @@
 import itertools
 import os
 import random
+import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import contextmanager
@@ -488,6 +490,22 @@ class Miscounts(PlainLoader):
         from torch.utils.data import DataLoader
 
         return DataLoader(dataset, batch_size=None, num_workers=1)
+
+
+@offer("loader", "leaves-threads")
+class LeavesThreads(PlainLoader):
+    def __call__(self, dataset):
+        def beside_a_thread(items):
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+            yield from items
+
+        return Altered(super().__call__(dataset), beside_a_thread)
+
+
+@offer("loader", "keeps-silently")
+@dataclass(frozen=True, kw_only=True)
+class KeepsSilently(PlainLoader):
+    keeps_workers: ClassVar[bool] = True
 
 
 @offer("loader", "ends-on-error")
