@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.helpers import hostile, sameness
 from tests.helpers.convert import convert
 
+from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
@@ -323,7 +324,7 @@ def test_files_of_torch_are_told_from_pickles(data, policy, tmp_path):
             executor=Serial(),
             writer="pickles",
             options={},
-            policy=policy,
+            codecs=Codecs(policy=policy),
         )
     lines = caught.value.message.splitlines()[1:]
     assert ["s0", "s1"] == [line.partition(":")[0].strip() for line in lines]
