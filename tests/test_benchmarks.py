@@ -119,3 +119,21 @@ def test_our_own_contenders_run_and_are_compared_with_the_floor(tmp_path, script
     assert {} == record["absent"]
     assert contender in {one["contender"] for one in record["measurements"]}
     assert f"| {contender} |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("shards", ["--samples", "200", "--shards", "2", "5", "--workers", "0"]),
+        ("pipelines", ["--samples", "130", "--rows", "map", "--workers", "0"]),
+    ],
+)
+def test_the_benchmarks_of_shards_and_pipelines_run(tmp_path, script, arguments):
+    """They measure every contender and write each measurement."""
+    record = tmp_path / "record.json"
+    command = [sys.executable, BENCHMARKS / f"{script}.py", *arguments, "--repeat", "1", "--cache", tmp_path / "cache"]
+    subprocess.run([*command, "--json", record], check=True, capture_output=True, timeout=300)
+    runs = json.loads(record.read_text())["runs"]
+    assert {"shards": [2, 5], "pipelines": ["map"] * 3}[script] == [
+        one["shards" if script == "shards" else "row"] for one in runs
+    ]

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import pickle
 from types import SimpleNamespace
 
 import lightning as L
@@ -10,7 +11,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
 
+from bionemo.webdatamodule import PickledDataWDS, WebDataModule
 from bionemo.webdatamodule import callbacks as monitor
+from bionemo.webdatamodule._engine.stopwatch import Stopwatch
+from bionemo.webdatamodule._engine.verdict import slowest, waits
 from bionemo.webdatamodule.callbacks import DataWaitMonitor
 
 BATCHES = 8
@@ -77,7 +81,7 @@ class Batches:
             yield torch.full((2, 4), float(number))
 
 
-def fit(tmp_path, model, batches, *callbacks, **options):
+def fit(tmp_path, model, batches, *callbacks, datamodule=None, **options):
     """Train for two epochs."""
     trainer = L.Trainer(
         default_root_dir=tmp_path,
@@ -89,7 +93,8 @@ def fit(tmp_path, model, batches, *callbacks, **options):
         callbacks=list(callbacks),
         **{"logger": False, "log_every_n_steps": 1, **options},
     )
-    trainer.fit(model, batches, Batches(batches.clock, 10) if isinstance(model, ValidatedModel) else None)
+    validation = Batches(batches.clock, 10) if batches and isinstance(model, ValidatedModel) else None
+    trainer.fit(model, batches, validation, datamodule=datamodule)
     return trainer
 
 
@@ -138,14 +143,112 @@ def test_the_share_of_each_epoch_is_logged_at_its_end(tmp_path, clock):
     assert [0.5, 0.5] == [float(row["data_wait_epoch"]) for row in rows if row["data_wait_epoch"]]
 
 
-@pytest.mark.parametrize(("wait", "said"), [(1.0, ["epoch 0 waited", "epoch 1 waited"]), (0.01, [])])
-def test_an_epoch_that_waited_much_is_said(tmp_path, caplog, clock, wait, said):
-    """One line an epoch, at level INFO, with the remedy."""
+@pytest.mark.parametrize(
+    ("wait", "said"),
+    [
+        (1.0, "waited for data 50 % of its time; more num_workers or fewer stages would make it faster"),
+        (0.01, "waited for data 1 % of its time; nothing is to be gained there"),
+    ],
+)
+def test_a_line_of_each_epoch_says_whether_it_waited(tmp_path, caplog, clock, wait, said):
+    """One line an epoch, at level INFO; of another package's loader it says no more."""
     with caplog.at_level(logging.INFO, logger="bionemo.webdatamodule"):
         fit(tmp_path, Model(clock, 1.0), Batches(clock, wait), DataWaitMonitor())
     ours = [record.message for record in caplog.records if record.name == "bionemo.webdatamodule"]
-    assert said == [message[:14] for message in ours]
-    assert [True] * len(ours) == ["waited for data 50 % of its time; more num_workers" in text for text in ours]
+    assert [f"epoch {epoch} {said}" for epoch in range(2)] == ours
+
+
+class Slow:
+    """A stage that takes a second for each sample."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def __repr__(self):
+        return "slow"
+
+    def __call__(self, samples):
+        for sample in samples:
+            self.clock.sleep(1)
+            yield sample
+
+
+@pytest.fixture
+def stopped(monkeypatch, clock):
+    """Let the stopwatches of stages follow the clock, too."""
+    monkeypatch.setattr(Stopwatch, "_now", staticmethod(lambda: (clock.now, clock.now)))
+    monkeypatch.setattr(monitor, "usable_cpus", lambda: 1)
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize("argument", ["pipeline_wds", "pipeline_prebatch_wld"])
+def test_the_stage_that_an_epoch_waited_for_is_named(tmp_path, numbers, clock, argument):
+    """Whether it runs where workers would or behind the loader."""
+    stages = ["untuple", Slow(clock)] if argument == "pipeline_wds" else [Slow(clock), "batch"]
+    data = WebDataModule({"train": numbers, "val": numbers}, None, "x.pyd", 4, **{argument: {"train": stages}})
+    measured = DataWaitMonitor()
+    fit(tmp_path, ValidatedModel(clock), None, measured, datamodule=data)
+
+    assert measured.verdict == (
+        ", 100% of that for the stage slow; change pipeline_wds: what is the same in each epoch belongs into the "
+        "conversion"
+    )
+
+
+@pytest.mark.usefixtures("stopped")
+def test_workers_measure_their_work(numbers, clock):
+    """What stages take in worker processes arrives with the batches, for all of them by the measured ones."""
+    data = WebDataModule(
+        {"train": numbers},
+        None,
+        "x.pyd",
+        4,
+        pipeline_wds={"train": ["untuple", Slow(clock)]},
+        kwargs_wld={"train": {"num_workers": 2}},
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.measure()
+
+    assert 10 == len(list(loader))
+    assert (10, 40.0) == (loader.work.batches, loader.work.seconds()["slow"])
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """Return a directory of shards with 40 samples."""
+    directory = tmp_path_factory.mktemp("numbers")
+    names = [str(number) for number in range(40)]
+    for name in names:
+        (directory / f"{name}.x.pyd").write_bytes(pickle.dumps(torch.full((4,), float(name))))
+    PickledDataWDS(str(directory), "x.pyd", {"train": names}, f"{directory}/", 4, executor="serial").prepare_data()
+    return f"{directory}/train"
+
+
+@pytest.mark.parametrize(
+    ("spent", "own", "workers", "expected"),
+    [
+        ({"store": 1, "decoding": 3}, {}, 0, {"store": 1, "decoding": 3}),
+        ({"decoding": 3, "a": 1}, {"a": 2}, 0, {"decoding": 3, "a": 3}),
+        # two workers that are busy all the time: the wait is theirs
+        ({"store": 5, "decoding": 15}, {}, 2, {"store": 1, "decoding": 3, "transport": 0, "start": 0}),
+        # workers that are busy a fifth of the time: the batches were late for another reason
+        ({"decoding": 4}, {}, 2, {"decoding": 0, "transport": 4, "start": 0}),
+        # a stage in the main process explains that
+        ({"decoding": 4}, {"a": 3}, 2, {"decoding": 0, "a": 3, "transport": 1, "start": 0}),
+    ],
+)
+def test_a_wait_is_divided_among_its_causes(spent, own, workers, expected):
+    """Of ten seconds four were waited for."""
+    assert expected == pytest.approx(waits(spent, own, waited=4, total=10, started=0, workers=workers))
+
+
+def test_the_start_of_workers_is_a_cause_of_its_own():
+    """In a short epoch, the first batch comes late and the others are there."""
+    found = waits({"decoding": 1}, {}, waited=4, total=5, started=3, workers=1)
+
+    assert {"decoding": 0, "transport": 1, "start": 3} == pytest.approx(found)
+    assert ("start", 0.75, "persistent_workers in kwargs_wld, to True") == slowest(found, more=8)
 
 
 def test_it_changes_nothing(tmp_path, clock):
@@ -189,3 +292,14 @@ def test_an_exception_leaves_the_profiler_as_it_was(tmp_path, clock):
     with pytest.raises(ArithmeticError):
         fit(tmp_path, FailingModel(clock), Batches(clock), DataWaitMonitor(), profiler=profiler)
     assert [] == sorted({"start", "stop"} & set(vars(profiler)))
+
+
+def test_lightning_does_not_announce_the_callback_of_the_entry_point(monkeypatch):
+    """Every Trainer has it, also those of runs that have nothing to do with this package."""
+    from lightning.fabric.utilities import registry
+
+    said = []
+    monkeypatch.setattr(registry._log, "info", said.append)
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert 1 == sum(type(callback).__name__ == "ResumeCallback" for callback in trainer.callbacks)
+    assert [] == [line for line in said if "bionemo-webdatamodule" in line]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import default_collate
 
 from bionemo.webdatamodule import PickledDataWDS, Split, Use, context
 from bionemo.webdatamodule.builtins.pickle.codec import PickleCodec
@@ -124,6 +125,62 @@ def test_masked_arrays_are_refused_until_a_stage_removes_the_masks(tmp_path, col
     assert [[1.0, -1.0]] * 2 == batch(lambda samples: (y["m"].filled() for _, y in samples)).tolist()
     values, masks = batch(lambda samples: ((y["m"].data, y["m"].mask) for _, y in samples))
     assert ([[1.0, 2.0]] * 2, [[False, True]] * 2) == (values.tolist(), masks.tolist())
+
+
+@given(
+    st.recursive(
+        st.sampled_from([int, bool, float, str, bytes, "tensor", "array", "scalar"]),
+        lambda inner: st.one_of(
+            st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+            st.lists(inner, max_size=3),
+            st.lists(inner, max_size=3).map(tuple),
+        ),
+        max_leaves=6,
+    ),
+    st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=60)
+def test_values_are_joined_as_torch_joins_them(kind, n):
+    """Whatever containers, numbers and text the samples are of."""
+    samples = [made(kind, number) for number in range(n)]
+    assert same(default_collate(samples), collate_values(samples))
+
+
+def made(kind, number):
+    """Return the sample of a number, of a structure whose leaves are kinds of values."""
+    if isinstance(kind, dict):
+        return {name: made(inner, number) for name, inner in kind.items()}
+    if isinstance(kind, list | tuple):
+        return type(kind)(made(inner, number) for inner in kind)
+    leaves = {
+        int: number - 2**62,
+        bool: number % 2 == 0,
+        float: number / 3,
+        str: f"s{number}",
+        bytes: b"b" * number,
+        "tensor": torch.arange(3) + number,
+        "array": np.arange(3, dtype=np.int16) + number,
+        "scalar": np.float32(number),
+    }
+    return leaves[kind]
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ([2**63, 1], RuntimeError),
+        ([[1], [1, 2]], RuntimeError),
+        ([{"a": 1}, {"b": 1}], KeyError),
+        ([torch.zeros(1), torch.zeros(2)], RuntimeError),
+        ([None, None], TypeError),
+    ],
+)
+def test_what_makes_no_batch_is_the_error_that_torch_raises(values, error):
+    """Numbers beyond 64 bits, lengths and names that differ, shapes, and values that have no tensor."""
+    with pytest.raises(error):
+        default_collate(values)
+    with pytest.raises(error):
+        collate_values(values)
 
 
 def test_masked_arrays_are_found_in_any_sample():

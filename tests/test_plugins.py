@@ -372,7 +372,7 @@ def test_a_factory_that_fails_is_named(error, said):
     ("ref", "message"),
     [
         (Use("shuffle"), r"the stage 'shuffle' takes .*size.*: missing a required argument: 'size'"),
-        (Use("shuffle", siz=1), "the stage 'shuffle' takes"),
+        (Use("shuffle", siz=1), r"the stage 'shuffle' takes .*; did you mean 'size' by 'siz'\?"),
         (Use("shuffle", size=0), "size is at least 1, not 0"),
         ({"nam": "shuffle"}, "a component is given as"),
         (3, "a stage is a name, a Use or a callable, not 3"),

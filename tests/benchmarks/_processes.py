@@ -35,3 +35,14 @@ def cpu_seconds() -> float:
         with contextlib.suppress(OSError):
             total += time.clock_gettime((~pid << 3) | 2)  # clock_getcpuclockid(3)
     return total
+
+
+def memory() -> int:
+    """Bytes of memory that this process and all below it have for themselves; pages of mapped files do not count."""
+    total = 0
+    for pid in [os.getpid(), *descendants(os.getpid())]:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Private_Dirty:"):
+                    total += 1024 * int(line.split()[1])
+    return total

@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 BATCH = 64
@@ -40,7 +42,7 @@ def with_webdataset(url: str, shards: int, workers: int) -> Any:
 
 def epoch(batches: Iterable[Any], started: float) -> dict[str, Any]:
     """Iterate an epoch and time its steps."""
-    times, n_bytes = [started], 0
+    times, n_bytes, cpu = [started], 0, _cpu()
     for batch in batches:
         values = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch[0], bytes) else batch
         n_bytes += sum(map(len, values))
@@ -52,7 +54,13 @@ def epoch(batches: Iterable[Any], started: float) -> dict[str, Any]:
         "longest": max(steps, default=0),
         "stalls": sum(step > 0.3 for step in steps),
         "bytes": n_bytes,
+        "cpu": _cpu() - cpu,
     }
+
+
+def _cpu() -> float:
+    """Return the CPU seconds of this process, and of its workers and helpers as far as they ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def main() -> None:
@@ -64,8 +72,9 @@ def main() -> None:
         begin = time.monotonic()
         iterate = with_webdataset(url, shards, workers)
     else:
-        import bionemo.webdatamodule.datamodule  # noqa: F401
+        import bionemo.webdatamodule.datamodule  # noqa: F401 - nor are those of a client of HTTP
 
+        import_module({"fsspec": "fsspec.implementations.http", "obstore": "obstore.store"}[arm])
         begin = time.monotonic()
         iterate = ours(url, workers, rank, ranks)
     found = [epoch(iterate(), time.monotonic() if number else begin) for number in range(epochs)]

@@ -179,8 +179,8 @@ def _progress(kind: str) -> Any:
     return lambda names: tqdm(names, desc=f"writing the pickles of {kind}", unit="file", leave=False, disable=None)
 
 
-def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, Summary | None]]:
-    """The ratios that matter, each within rounds: who is compared with whom, and how many times as fast."""
+def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, Summary | None, Summary | None]]:
+    """The ratios that matter, each within rounds: who is compared with whom, in first epochs and in later ones."""
     peers = [one for one in CONTENDERS if one.peer not in ("ours", "floor")]
     pairs = [
         (DEFAULT.title, results.best(kind, workers, "later", [one.title for one in peers if one.order == order]))
@@ -194,7 +194,7 @@ def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, Summ
         (FOREIGN.title, WEBDATASET_PICKLES.title),
     ]
     return [
-        (f"{mine} ÷ {other}", results.ratio(kind, workers, "later", mine, other))
+        (f"{mine} ÷ {other}", *(results.ratio(kind, workers, phase, mine, other) for phase in ("first", "later")))
         for mine, other in pairs
         if other is not None
     ]
@@ -207,19 +207,18 @@ def render(results: Results, absent: dict[str, str], facts: dict[str, Any]) -> s
         f"Medians of {facts['options']['rounds']} rounds with the lowest and highest in brackets.\n"
         '"First epoch" has the set-up of the loader and the start of its workers in it, and our check of every crc; '
         '"later epochs" go on with the same loader.\n'
-        '"Ours" says how many times as fast as this row our default pipeline is in later epochs of the same round.'
+        '"Ours" says how many times as fast as this row our default pipeline is in the same epoch of the same round.'
     )
     parts = [explained, provenance_text(facts)]
-    header = ("", "order", "later epochs", "first epoch", "CPU µs a sample", "ours")
+    header = ("", "order", "first epoch", "ours", "later epochs", "ours", "CPU µs a sample")
     for kind, workers in itertools.product(KINDS, sorted({one.workers for one in results.measurements})):
         rows = [row for one in CONTENDERS if (row := _row(results, kind, workers, one)) is not None]
         if not rows:
             continue
         size = number(max((one.samples for one in results.measurements if one.kind == kind), default=0))
-        parts.append(f"#### {KINDS[kind].title} {TIMES} {size}, {workers} workers\n\n{table(header, rows)}")
-        ratios = [(text, cell(ratio, sign=f" {TIMES}")) for text, ratio in headlines(results, kind, workers) if ratio]
-        if ratios:
-            parts.append(table(("within the same round", "ratio"), ratios))
+        parts.append(f"### {KINDS[kind].title} {TIMES} {size}, {workers} workers\n\n{table(header, rows)}")
+        if ratios := [(text, *map(_times, found)) for text, *found in headlines(results, kind, workers) if any(found)]:
+            parts.append(table(("within the same round", "first epoch", "later epochs"), ratios))
     parts += [f"{peer} did not take part: {reason}" for peer, reason in absent.items()]
     return "\n\n".join(parts)
 
@@ -228,20 +227,23 @@ def _row(results: Results, kind: str, workers: int, contender: Contender) -> lis
     title = contender.title
     failure = results.failures.get((kind, workers, title))
     if failure is not None:
-        return [title, contender.order, f"failed: {failure[:120]}", NOTHING, NOTHING, NOTHING]
-    later = summarise(results.rates(kind, workers, title, "later").values())
-    if later is None:
+        return [title, contender.order, f"failed: {failure[:120]}", *[NOTHING] * 4]
+    if not results.rates(kind, workers, title, "later"):
         return None
     cpu = results.cpu_per_sample(kind, workers, title, "later")
-    ratio = results.ratio(kind, workers, "later", DEFAULT.title, title)
-    return [
-        title,
-        contender.order,
-        cell(later),
-        cell(summarise(results.rates(kind, workers, title, "first").values())),
-        number(cpu.median) if cpu else NOTHING,
-        cell(ratio, sign=f" {TIMES}"),
+    epochs = [
+        text
+        for phase in ("first", "later")
+        for text in (
+            cell(summarise(results.rates(kind, workers, title, phase).values())),
+            _times(results.ratio(kind, workers, phase, DEFAULT.title, title)),
+        )
     ]
+    return [title, contender.order, *epochs, number(cpu.median) if cpu else NOTHING]
+
+
+def _times(ratio: Summary | None) -> str:
+    return cell(ratio, sign=f" {TIMES}")
 
 
 def _record(results: Results, absent: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:

@@ -284,14 +284,6 @@ def test_a_prefix_that_is_bad_hides_nothing_of_the_others(converted, capsys):
     assert "other.manifest.json is cut short" in captured.err
 
 
-def test_index_takes_local_directories(capsys):
-    """A URL is refused by name, with the command that takes URLs."""
-    assert 2 == main(["index", "--prefix", "x", "memory://bucket/train"])
-    error = capsys.readouterr().err
-    assert "memory://bucket/train is a URL, and index takes local directories" in error
-    assert "`webdatamodule report` takes URLs" in error
-
-
 def test_urls_are_verified_and_described(converted, capsys):
     """Shards behind a URL are compared byte for byte, and its manifest is shown."""
     memory = fsspec.filesystem("memory")

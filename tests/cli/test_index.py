@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -221,3 +222,26 @@ def test_values_are_described_in_a_line(value, expected):
     """Type, shape, dtype, length and short values; containers as deep as is of use."""
     assert expected == in_words(describe(value))
     json.dumps(describe(value), allow_nan=False)
+
+
+def test_shards_behind_a_url_are_indexed_beside_them_or_elsewhere(foreign, capsys):
+    """The same manifest as of a local copy; shards are fetched and not changed."""
+    memory = fsspec.filesystem("memory")
+    for path in foreign.glob("*.tar"):
+        memory.pipe_file(f"/foreign/{path.name}", path.read_bytes())
+    here, beside = adopt(str(foreign), "wdshards"), "memory://foreign"
+    try:
+        assert 0 == main(["index", beside, "--output", str(foreign / "elsewhere")])
+        assert ["/foreign/wdshards-000000.tar", "/foreign/wdshards-000001.tar"] == sorted(memory.find("/foreign"))
+        assert 0 == main(["index", beside, "--json"])
+        assert 0 == main(["verify", beside])
+        assert 2 == main(["index", beside])
+        assert "--again" in capsys.readouterr().err
+        assert {here.digest} == {
+            read_manifest(str(foreign / "elsewhere"), "wdshards").digest,
+            read_manifest(str(foreign), "wdshards").digest,
+            ShardSet.open(beside, "wdshards").digest,
+        }
+        assert read(foreign) == read(beside)
+    finally:
+        memory.rm("/foreign", recursive=True)

@@ -20,7 +20,7 @@ BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHON
 def test_every_command_is_listed_in_the_order_of_a_data_sets_life():
     """The help reads like a story: from trying out over converting and looking to training and extending."""
     story = ["demo", "convert", "index", "info", "preview", "verify", "report", "plan", "bench", "doctor"]
-    story += ["plugins", "new-plugin"]
+    story += ["receipt", "plugins", "new-plugin"]
     assert [name for name in story if name in main.COMMANDS] == list(main.COMMANDS)
 
 

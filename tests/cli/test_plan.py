@@ -144,7 +144,6 @@ def test_another_prefix_can_be_chosen(shards, capsys):
 
 def test_a_picture_is_drawn(shards, tmp_path, capsys):
     """The picture is a file of some size, in the format that its name says."""
-    pytest.importorskip("matplotlib")
     directory = shards("train", *[20] * 8)
     for name, start in (("plan.png", b"\x89PNG"), ("plan.svg", b"<?xml")):
         path = tmp_path / name
@@ -156,7 +155,6 @@ def test_a_picture_is_drawn(shards, tmp_path, capsys):
 
 def test_the_picture_shows_the_epoch_and_what_is_fetched():
     """Each sample of a small epoch is a point where it is read; what is wanted is ahead of what is used."""
-    pytest.importorskip("matplotlib")
     counts = [20] * 8
     plan = Plan(sources=(Source(samples=160, shards=tuple(counts)),), global_batch_size=16, lanes=2)
     reading, wanted, cluster = draw(plan, counts, epoch=3).axes
@@ -184,7 +182,6 @@ def test_the_picture_shows_the_epoch_and_what_is_fetched():
 )
 def test_every_shape_of_data_can_be_drawn(counts, options):
     """One sample, empty shards, evaluation and thousands of shards have their picture, too."""
-    pytest.importorskip("matplotlib")
     plan = Plan(sources=(Source(samples=sum(counts), shards=counts),), global_batch_size=8, **options)
     draw(plan, counts).draw_without_rendering()
 
@@ -229,7 +226,6 @@ def test_a_plan_says_what_a_cluster_fetches(shards, capsys):
 @pytest.mark.parametrize("name", ["nowhere/x.png", "x.nonsense"])
 def test_a_picture_that_cannot_be_written_is_told(shards, tmp_path, capsys, name):
     """A directory that is not there, or a format that is none."""
-    pytest.importorskip("matplotlib")
     assert 2 == main(["plan", shards("train", 20), "--global-batch", "4", "--plot", str(tmp_path / name)])
     assert f"--plot {tmp_path / name} cannot be written: " in capsys.readouterr().err
 

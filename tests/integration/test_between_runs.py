@@ -10,7 +10,7 @@ from tests.integration.test_resume import SaveAt, fit
 
 from bionemo.webdatamodule import PickledDataWDS
 from bionemo.webdatamodule._engine.loading import assemble
-from bionemo.webdatamodule._engine.loading.dataset import Topology
+from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule.errors import DataWarning, ResumeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*was in eval mode.*")
@@ -106,7 +106,7 @@ def test_evaluation_works_on_more_ranks_than_samples(make_data, monkeypatch, n, 
     """Every rank takes one step, every sample is there, and a warning says that some come twice."""
     seen = []
     for rank in range(ranks):
-        monkeypatch.setattr(assemble, "topology_of", lambda _, rank=rank: Topology(rank=rank, world_size=ranks))
+        monkeypatch.setattr(assemble, "topology_of", lambda *_, rank=rank: Topology(rank=rank, world_size=ranks))
         data = make_data(size=8, n_samples={"val": n})
         with pytest.warns(DataWarning, match=rf"val: {n} samples are fewer than {ranks} ranks|left out of evaluation"):
             data.setup("validate")

@@ -1,9 +1,12 @@
 """Real conversions that are killed, interrupted or run out of disk, as other processes on a real file system."""
 
+import errno
 import hashlib
+import os
 import pickle
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,7 +21,7 @@ from bionemo.webdatamodule._engine.reading.verify import verify
 from bionemo.webdatamodule.builtins.executors import Processes
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
-from bionemo.webdatamodule.errors import ManifestError, NoShardsError
+from bionemo.webdatamodule.errors import ConversionError, ManifestError, NoShardsError
 
 N_SAMPLES = 120
 N_SHARDS = 6
@@ -189,7 +192,7 @@ def limit_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def test_a_limit_on_file_sizes_is_told_and_publishes_nothing(source, tmp_path):
+def test_a_limit_on_file_sizes_is_named_and_publishes_nothing(source, tmp_path):
     """[13] As a quota does it: the write fails, the error names the file, the rerun without the limit works."""
     command = [*CONVERT, "--option", f"directory={source}", f"{tmp_path}/"]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files, check=False, timeout=120)
@@ -201,22 +204,8 @@ def test_a_limit_on_file_sizes_is_told_and_publishes_nothing(source, tmp_path):
     assert N_SAMPLES == run(source, tmp_path).n_samples
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB, where the machine lets tests mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 @pytest.mark.parametrize("seen", [True, False])
-def test_a_full_disk_is_told_and_old_data_stay(seen, source, small_disk, tmp_path, monkeypatch):
+def test_a_full_disk_is_told_and_old_data_stay(seen, source, tmp_path, monkeypatch):
     """[12] Whether it is seen before the start or met on the way."""
     few = tmp_path / "few"
     few.mkdir()
@@ -224,20 +213,36 @@ def test_a_full_disk_is_told_and_old_data_stay(seen, source, small_disk, tmp_pat
     first = convert(
         reader=PickleReader(directory=few, suffixes="pyd"),
         names={"train": ["a"]},
-        directories={"train": f"{small_disk}/train"},
+        directories={"train": f"{tmp_path}/train"},
         prefix="p",
         n_shards=1,
         key_encoder=encode_dashes,
         executor=Processes(workers=1),
     )["train"]
-    if not seen:
-        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1e12}))
+    if seen:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1e6}))
+    else:
+        monkeypatch.setattr("os.write", full_after(2**20))
     said = "GB free, and the shards need about 0.002" if seen else "No space left on device"
-    with pytest.raises(Exception, match=said) as caught:
-        run(source, small_disk)
-    assert "conversion" == caught.value.code
-    assert first == read_manifest(f"{small_disk}/train", "p")
-    assert () == verify(f"{small_disk}/train", "p").problems
+    with pytest.raises(ConversionError, match=said):
+        run(source, tmp_path)
+    assert first == read_manifest(f"{tmp_path}/train", "p")
+    assert () == verify(f"{tmp_path}/train", "p").problems
+
+
+def full_after(n_bytes):
+    """Return a write that works for so many bytes of files and then finds the disk full, as a small disk does."""
+    real, left = os.write, n_bytes
+
+    def write(descriptor, data):
+        nonlocal left
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            left -= memoryview(data).nbytes
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data)
+
+    return write
 
 
 def test_cli_rerun_touches_nothing(source, expected, tmp_path):

@@ -1,13 +1,26 @@
 """Everything that the constructors take can be said in one YAML file of LightningCLI."""
 
+import contextlib
+import itertools
+import json
+import os
+import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import fsspec
 import lightning as L
 import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from moto.server import ThreadedMotoServer
+from tests.helpers.convert import convert
+
+from bionemo.webdatamodule import Sample
+from bionemo.webdatamodule.builtins.executors import Serial
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
@@ -165,3 +178,106 @@ def test_a_printed_configuration_round_trips(tmp_path, shards):
 
     assert given == {name: shown[name] for name in given}
     assert (tmp_path / "again.yaml").read_text() == printed(tmp_path / "again.yaml")
+
+
+PAGE = (Path(__file__).parents[2] / "docs/how-to/lightningcli-cluster.md").read_text()
+SMALL = {
+    "accelerator: gpu": "accelerator: cpu",
+    "devices: 8": "devices: 2",
+    "num_nodes: 4": "num_nodes: 1",
+    "precision: bf16-mixed": "precision: 32",
+    "max_epochs: 10": "max_epochs: 1",
+    "every_n_train_steps: 500": "every_n_train_steps: 1",
+    "num_workers: 8": "num_workers: 1",
+    "num_workers: 2": "num_workers: 0",
+    "max_total: 8192": "max_total: 40",
+    "/scratch/shards": "cache",
+}
+TRAIN = """
+import json, sys
+import lightning as L
+import torch
+from lightning.pytorch.cli import LightningCLI
+
+
+class Model(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, pack, batch_idx):
+        with open(f"seen.{self.global_rank}", "a") as stream:
+            stream.write(json.dumps(sorted(set(pack["values"].tolist()))) + "\\n")
+        return (self.weight - pack["values"].float().mean()) ** 2
+
+    def validation_step(self, batch, batch_idx):
+        assert batch.ndim == 2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+LightningCLI(Model, L.LightningDataModule, subclass_mode_data=True, save_config_callback=None, args=sys.argv[1:])
+"""
+
+
+class Sequences:
+    """Reads a sequence for each name: the name's number, some times."""
+
+    def __call__(self, names):
+        for name in names:
+            yield Sample(name, {"tokens.pyd": pickle.dumps(torch.full((3 + int(name) % 7,), int(name)))})
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Serve the shards of the page, 20 sequences in each directory, as S3 does."""
+    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    bucket = fsspec.filesystem("s3", skip_instance_cache=True)
+    bucket.mkdir("proteins")
+    for first, name in enumerate(["swissprot-train", "mgnify-train", "swissprot-val"]):
+        convert(
+            reader=Sequences(),
+            names={"train": [str(20 * first + number) for number in range(20)]},
+            directories={"train": str(tmp_path / name)},
+            prefix="wdshards",
+            key_encoder=str,
+            executor=Serial(),
+            n_shards=2,
+        )
+        bucket.put(str(tmp_path / name), f"proteins/{name}", recursive=True)
+    yield
+    server.stop()
+    with contextlib.suppress(AttributeError):
+        bucket.clear_instance_cache()
+
+
+def test_the_yaml_of_a_whole_run_trains_on_two_ranks_and_resumes(tmp_path, bucket):
+    """Packs of two directories in S3, stopped after three steps: each rank goes on, and every sample comes once."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    for word, small in SMALL.items():
+        assert word in text
+        text = text.replace(word, small)
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "train.py").write_text(TRAIN)
+    commands = [line.removeprefix("srun python ").split() for line in PAGE.splitlines() if line.startswith("srun")]
+    quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+    def run(command, *more):
+        words = [sys.executable, *command, *quiet, *more]
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=False
+        )
+        assert 0 == done.returncode, done.stderr[-3000:]
+
+    run(commands[0], "--trainer.max_steps=3")
+    run(commands[1])
+    seen = [[json.loads(line) for line in (tmp_path / f"seen.{rank}").read_text().splitlines()] for rank in range(2)]
+    assert len(seen[0]) == len(seen[1]) > 3
+    assert list(range(40)) == sorted(itertools.chain.from_iterable(itertools.chain(*seen)))

@@ -1,6 +1,7 @@
 """Planner stages decide the epochs of a data module: a default one and a third party's, by the same way."""
 
 import itertools
+import os
 import pickle
 
 import lightning as L
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback
 from tests.helpers.twin_planner import TwinBySize
 
 from bionemo.webdatamodule import PickledDataWDS, Use, WebDataModule
+from bionemo.webdatamodule._engine.loading import sizes
 from bionemo.webdatamodule.errors import ConfigError, PlanError, PluginError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -281,3 +283,27 @@ def test_a_planner_without_a_plan_is_named(make_planned):
         make_planned(NoPlan(size="x.pyd", max_total=26)).setup("fit")
     with pytest.raises(ConfigError, match="and no size; a planner has both"):
         make_planned(NoSize())
+
+
+def length_of(sample):
+    """Return the length of the tokens; a sample of thirteen tokens has none."""
+    if len(sample[1]) == 13:
+        return "thirteen"
+    return len(sample[1])
+
+
+def test_many_sizes_are_read_by_several_processes(make_planned, monkeypatch):
+    """They are those of one process, an error names the first such sample, and a function that cannot cross works."""
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)  # so that nothing is known
+    expected = make_planned(PACK)
+    expected.setup("fit")
+    monkeypatch.setattr(sizes, "_APART", 1)
+    monkeypatch.setattr(sizes, "usable_cpus", lambda: 3)
+    data, local = make_planned(PACK), make_planned(Use("pack", size=lambda sample: len(sample[1]), max_total=26))
+    data.setup("fit")
+    local.setup("fit")
+
+    batches = [keys_of(each.train_dataloader()) for each in (expected, data, local)]
+    assert batches[0] == batches[1] == batches[2]
+    with pytest.raises(PlanError, match=r"gives 'thirteen' as the size of a sample.*key=p11"):
+        make_planned(Use("pack", size=length_of, max_total=26)).setup("fit")

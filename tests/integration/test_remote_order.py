@@ -1,5 +1,10 @@
 """Remote shards are trained on in pieces and lanes: exact resume, on other ranks and with another batch size."""
 
+import contextlib
+import itertools
+import json
+import os
+
 import fsspec
 import pytest
 from lightning.pytorch import Callback
@@ -75,3 +80,42 @@ def test_a_run_keeps_its_lanes_with_another_batch_size_and_other_ranks(make_remo
         assert before != resumed.plan.lanes
 
     assert [f"train{i:02d}" for i in range(37)] == sorted(seen)
+
+
+def read_ranks(url, root, world, state=None, steps=None):
+    """Read in one forked process for each rank, with a cache of its own; return global batches and a rank's state."""
+    children = []
+    for rank in range(world):
+        child, answer = os.fork(), root / f"{rank}-of-{world}-{steps}.json"
+        if not child:
+            code = 1
+            with contextlib.suppress(BaseException):
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+                cached = {"train": {"cache_dir": root / f"cache-{world}-{rank}-{steps}"}}
+                data = WebDataModule({"train": url}, None, ["__key__", "x.pyd"], 6, kwargs_wds=cached)
+                data.setup("fit")
+                loader = data.train_dataloader()
+                if state is not None:
+                    loader.load_state_dict(state)
+                batches = [list(keys) for keys, _ in itertools.islice(loader, steps)]
+                answer.write_text(json.dumps([batches, loader.state_dict()]))
+                code = 0
+            os._exit(code)
+        children.append((child, answer))
+    assert [0] * world == [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
+    found = [json.loads(answer.read_text()) for _, answer in children]
+    by_step = zip(*[batches for batches, _ in found], strict=True)
+    return [list(itertools.chain(*shares)) for shares in by_step], found[0][1]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # as workers of loaders are
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+def test_another_number_of_nodes_goes_on_exactly(shards, tmp_path, before, after):
+    """Processes with caches of their own: the global batches after a resume are those of a run that never stopped."""
+    url = f"file://{shards}train"
+    whole, _ = read_ranks(url, tmp_path, before)
+    first, state = read_ranks(url, tmp_path, before, steps=2)
+    rest, _ = read_ranks(url, tmp_path, after, state=state)
+
+    assert whole == first + rest
+    assert [f"train{i:02d}" for i in range(37)] == sorted(itertools.chain(*whole))

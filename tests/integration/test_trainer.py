@@ -409,7 +409,7 @@ def damaged(tmp_path, bad, n=8):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("order", ["global", "shards"])
-def test_samples_left_out_are_counted_and_told_once_an_epoch(tmp_path, caplog, workers, order):
+def test_samples_left_out_are_counted_and_logged_once_an_epoch(tmp_path, caplog, workers, order):
     """By split on the data module, and in one line at the end of the epoch in which they were met."""
     data = WebDataModule(
         {"val": damaged(tmp_path, {2, 5})},

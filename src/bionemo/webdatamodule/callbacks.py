@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
 from bionemo.webdatamodule._engine.log import decided
+from bionemo.webdatamodule._engine.verdict import more_workers, slowest, usable_cpus, waits
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
 
 __all__ = ["DataWaitMonitor", "resume_callbacks"]
 
@@ -15,23 +21,40 @@ _FETCH = ".train_dataloader_next"  # how Lightning's profilers call the wait for
 _MUCH = 0.1  # of the time; beyond it the run would gain by more workers
 
 
-def resume_callbacks() -> list[L.Callback]:
-    """Return the callback that makes resume exact; Lightning asks for it by an entry point, for every ``Trainer``.
+_NAMES = {
+    "store": "the store",
+    "decoding": "decoding",
+    "transport": "transport from the workers",
+    "start": "workers to start",
+}
 
-    It does something only where a train loader of this package is used: passed to ``fit`` by a data module, by itself,
-    or in a ``CombinedLoader``.
+
+def resume_callbacks() -> list[L.Callback]:
+    """Return the callbacks that make resume exact and leave receipts; Lightning asks for them by an entry point.
+
+    Every ``Trainer`` gets them. They do something only where a loader of this package is used: passed to ``fit`` by a
+    data module, by itself, or in a ``CombinedLoader``.
     """
+    from bionemo.webdatamodule._engine.loading.receipts import ReceiptCallback
     from bionemo.webdatamodule._engine.loading.resume import ResumeCallback
 
-    return [ResumeCallback()]
+    return _Quiet([ResumeCallback(), ReceiptCallback()])
+
+
+class _Quiet(list[L.Callback]):
+    """A list that counts as false, of which Lightning does not log that it adds its callbacks to every Trainer."""
+
+    def __bool__(self) -> bool:
+        return False
 
 
 class DataWaitMonitor(L.Callback):
     """Log which share of each training step, and of each epoch, was spent waiting for batches, from 0 to 1.
 
     Near 0 the model is the bottleneck and nothing is to be gained on the data's side.
-    A share of one half says that the run would be twice as fast with data at hand: use more workers, fewer or
-    cheaper stages, and see ``webdatamodule bench`` for which part takes the time.
+    A share of one half says that the run would be twice as fast with data at hand. At the end of each epoch a line of
+    the log says what it waited for: the store, decoding, a stage, the transport from workers or their start; and the
+    one setting to change. For this, workers measure the work on some batches of loaders in global order.
 
     The share of a step is the time that the ``Trainer`` waited for the batch over the time from there to the
     end of the step; validation, checkpoints and other callbacks do not count.
@@ -46,6 +69,7 @@ class DataWaitMonitor(L.Callback):
     Attributes:
         waited: Seconds spent waiting in the current epoch, or the last one.
         total: Seconds of its steps, waiting included.
+        verdict: What was logged of the last epoch.
 
     Example:
         ```python
@@ -61,6 +85,8 @@ class DataWaitMonitor(L.Callback):
         self.total = 0.0
         self._fetch_began = 0.0
         self._fetch_took = 0.0
+        self._started = 0.0
+        self.verdict = ""
         self._profiler: Any = None
 
     @property
@@ -69,7 +95,9 @@ class DataWaitMonitor(L.Callback):
         return self.waited / self.total if self.total else 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002 - Lightning's
-        """Listen to what the trainer reports to its profiler."""
+        """Listen to what the trainer reports to its profiler, and let workers measure what they do."""
+        for loader in _loaders(trainer):
+            loader.measure()
         self._profiler = profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it in a function
         start, stop = profiler.start, profiler.stop
 
@@ -87,7 +115,9 @@ class DataWaitMonitor(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Reset the counters."""
-        self.waited = self.total = 0.0
+        self.waited = self.total = self._started = 0.0
+        for loader in _loaders(trainer):
+            loader.measure()
 
     def on_train_batch_end(
         self,
@@ -100,21 +130,42 @@ class DataWaitMonitor(L.Callback):
         """Log the step's share."""
         took = time.perf_counter() - self._fetch_began
         waited, self._fetch_took = self._fetch_took, 0.0
+        self._started = waited if not self.total else self._started
         self.waited += waited
         self.total += took
         if not trainer.barebones:
             pl_module.log(self.name, waited / took if took else 0.0, prog_bar=self.prog_bar, batch_size=1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the epoch's share, and say so where it is much."""
+        """Log the epoch's share, and what it waited for."""
         if not trainer.barebones:
             pl_module.log(f"{self.name}_epoch", self.share, sync_dist=True)
-        if self.share > _MUCH:
-            decided(
-                "epoch %d waited for data %.0f %% of its time; more num_workers or fewer stages would make it faster",
-                trainer.current_epoch,
-                100 * self.share,
-            )
+        self.verdict = self._judged(trainer)
+        decided("epoch %d waited for data %.0f %% of its time%s", trainer.current_epoch, 100 * self.share, self.verdict)
+
+    def _judged(self, trainer: L.Trainer) -> str:
+        """Return what the epoch waited for, and the setting to change."""
+        if self.share <= _MUCH:
+            return "; nothing is to be gained there"
+        measured = [loader for loader in _loaders(trainer) if loader.work.measured]
+        if not measured:
+            return "; more num_workers or fewer stages would make it faster"
+        loader = max(measured, key=lambda loader: sum(loader.work.seconds().values()))
+        costs = waits(
+            loader.work.seconds(),
+            loader.own_work.seconds(),
+            waited=self.waited,
+            total=self.total,
+            started=self._started,
+            workers=loader.num_workers,
+        )
+        wall, cpu = loader.work.spent.get("store", (0.0, 0.0))
+        cpus = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        part, share, setting = slowest(
+            costs, more=more_workers(loader.num_workers, cpus), checks=cpu > wall / 2 and not loader.reader.is_remote
+        )
+        name = _NAMES.get(part, f"the stage {part}")
+        return f", {share:.0%} of that for {name}; change {setting}"
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Leave the profiler as it was."""
@@ -129,3 +180,10 @@ class DataWaitMonitor(L.Callback):
             vars(self._profiler).pop("start", None)
             vars(self._profiler).pop("stop", None)
             self._profiler = None
+
+
+def _loaders(trainer: L.Trainer) -> Iterator[PlannedLoader]:
+    """Yield the train loaders whose work can be measured."""
+    from bionemo.webdatamodule._engine.loading.receipts import planned_loaders
+
+    return (loader for _, loader in planned_loaders(trainer.fit_loop))

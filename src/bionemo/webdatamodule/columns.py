@@ -17,8 +17,10 @@ samples are made and every stage is called with an iterator of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 
@@ -95,17 +97,18 @@ class ValueColumn:
         return pad_values(self.values())
 
 
-def _is_column(value: object) -> bool:  # as isinstance says, which takes ten times as long
-    return hasattr(value, "stack") and hasattr(value, "pad") and hasattr(value, "values")
+@lru_cache(maxsize=256)
+def _makes_columns(kind: type) -> bool:  # isinstance takes long for a protocol, and this is asked for every share
+    return all(callable(getattr(kind, name, None)) for name in ("values", "stack", "pad"))
 
 
 def is_fields(value: object) -> bool:
     """Return whether a value is a column, or a tuple or dictionary of columns."""
-    if isinstance(value, tuple):
-        return bool(value) and all(_is_column(column) for column in value)
+    parts: Iterable[object] = value if isinstance(value, tuple) else (value,)
     if isinstance(value, dict):
-        return bool(value) and all(_is_column(column) for column in value.values())
-    return _is_column(value)
+        parts = value.values()
+    kinds: list[Any] = list(map(type, parts))
+    return bool(kinds) and all(map(_makes_columns, kinds))
 
 
 def length_of(fields: Fields) -> int:
@@ -154,11 +157,28 @@ def collate_values(values: Sequence[Any]) -> Any:
         TypeError: If there is a masked array, whose mask ``default_collate`` would drop, or what has no tensor.
         RuntimeError: If shapes differ.
     """
-    from torch.utils.data import default_collate
+    if len(values) == 1 and (only := _of_one(values[0])) is not None:
+        return only
+    return _collated(list(values))
 
-    batch = default_collate(list(values))
-    _refuse_masks(values)
-    return batch
+
+def _of_one(value: Any) -> Any:
+    """Return the batch of one large tensor or array, or a dictionary of such, which shows its memory; else ``None``."""
+    if type(value) is dict and any(getattr(part, "nbytes", 0) >= _LARGE for part in value.values()):
+        return {name: collate_values([part]) for name, part in value.items()}
+    if getattr(value, "nbytes", 0) < _LARGE:
+        return None
+    import numpy as np
+    import torch
+
+    if type(value) is np.ndarray and value.flags.c_contiguous and value.flags.writeable and value.dtype.kind in "biufc":
+        value = torch.as_tensor(value)
+    if type(value) is torch.Tensor and value.layout is torch.strided and not value.is_nested:
+        return value.unsqueeze(0)
+    return None
+
+
+_LARGE = 1 << 24  # bytes of a value whose copy would matter
 
 
 def pad_values(values: Sequence[Any]) -> Any:
@@ -180,10 +200,35 @@ def pad_values(values: Sequence[Any]) -> Any:
     return batch
 
 
+def _collated(values: Any) -> Any:
+    """Return what ``default_collate`` does, which takes its time with numbers, text and containers of Python."""
+    import numpy as np
+    import torch
+
+    kinds = set(map(type, values))
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind in (str, bytes):
+        return values
+    if kind in (int, float, bool):
+        with suppress(OverflowError):  # torch's is another error
+            return torch.from_numpy(np.array(values, np.int64 if kind is int else kind))
+    if kind is dict:
+        return {
+            name: _joined(name, lambda name=name: _collated([value[name] for value in values]))  # type: ignore[misc]
+            for name in values[0]
+        }
+    if kind in (list, tuple) and len(set(map(len, values))) == 1:
+        columns = enumerate(zip(*values, strict=True))
+        return [_joined(number, lambda column=column: _collated(column)) for number, column in columns]  # type: ignore[misc]
+    batch = torch.utils.data.default_collate(values)
+    if kind is not torch.Tensor:
+        _refuse_masks(values)
+    return batch
+
+
 def _padded(values: Sequence[Any]) -> Any:
     import numpy as np
     import torch
-    from torch.utils.data import default_collate
 
     first = values[0]
     if isinstance(first, np.ndarray):
@@ -194,7 +239,7 @@ def _padded(values: Sequence[Any]) -> Any:
         return {name: _padded([value[name] for value in values]) for name in first}
     if isinstance(first, tuple | list):
         return [_padded(list(column)) for column in zip(*values, strict=True)]
-    return default_collate(list(values))
+    return _collated(list(values))
 
 
 class _MaskedError(TypeError):

@@ -134,8 +134,10 @@ class EncodingCodec(FieldCodec, Protocol):
 class RecodingCodec(FieldCodec, Protocol):
     """A codec that brings the fields of a source into its canonical form at conversion."""
 
-    def recode(self, data: bytes) -> bytes:
+    def recode(self, data: bytes) -> bytes | Sequence[bytes | memoryview]:
         """Return other bytes of the same value; the same bytes for every equal input.
+
+        A sequence is written part by part, so that large fields need no copy of their own.
 
         Raises:
             DecodeError: If ``data`` cannot be decoded. The conversion lists it and writes nothing.
@@ -173,6 +175,8 @@ class StageFunction(Protocol):
 
     * ``anywhere: bool``: true for a pure function of the share, a rank's part of a global batch. A worker process may
       then run the stage although it stands behind the loader;
+    * ``makes_batches: bool``: true where it joins samples into batches, false where it takes batches apart. What
+      ``pipeline_wds`` has batched is passed on as it is, unless ``pipeline_prebatch_wld`` says otherwise;
     * ``columns(fields: Fields) -> Fields | Any``: see :class:`ColumnStage`;
     * ``size`` and ``plan(sizes, request)``: see :class:`Planner`.
     """
@@ -252,6 +256,9 @@ class Item:
             first sample among the worker's.
         values: In global order one value for each batch; without workers it may be an iterator that makes batches
             when they are asked for, once. In shards order samples; a worker's last item there is empty.
+        delivered: In global order which samples each value was made of, for the receipt of the epoch; it grows as
+            values are made.
+        spent: What the work on the values took, for some items where it is measured: seconds by part.
     """
 
     epoch: int
@@ -259,6 +266,8 @@ class Item:
     worker: int
     number: int = 0
     values: Iterable[Any]
+    delivered: Sequence[Any] = ()
+    spent: Mapping[str, Any] | None = None
 
     def pin_memory(self) -> Item:
         """Return a copy whose tensors are in page-locked memory; lazily, where batches are made lazily."""

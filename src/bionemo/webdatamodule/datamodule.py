@@ -14,15 +14,22 @@ from bionemo.webdatamodule._engine.codecs import find_codecs
 from bionemo.webdatamodule._engine.config import (
     ErrorPolicy,
     error_policy,
+    joined_sources,
     order_of,
     pinned,
+    receipt_path,
     sources,
     suffix_tuple,
 )
 from bionemo.webdatamodule._engine.former import recognises_pickles, recognises_shards
 from bionemo.webdatamodule._engine.loading import assemble as assembly
 from bionemo.webdatamodule._engine.loading.assemble import Settings, SplitSettings
-from bionemo.webdatamodule._engine.loading.placement import default_loader_stages, default_stages, torch_stage
+from bionemo.webdatamodule._engine.loading.placement import (
+    default_loader_stages,
+    default_stages,
+    makes_batches,
+    torch_stage,
+)
 from bionemo.webdatamodule._engine.reading.subset import subset
 from bionemo.webdatamodule._engine.stages import resolve_stages
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, materialised
@@ -69,7 +76,8 @@ class WebDataModule(L.LightningDataModule):
         pipeline_wds: For each split the stages that run in workers: a stage or several, each a name, a
             ``Use("name", option=...)``, or a callable from an iterator to an iterator.
             By default ``untuple`` for one suffix.
-        pipeline_prebatch_wld: For each split the stages that run after the loader; by default ``batch``.
+        pipeline_prebatch_wld: For each split the stages that run after the loader; by default ``batch``, or none
+            where ``pipeline_wds`` makes batches.
             In global order they run on each share, this rank's part of a global batch, and make one batch of it.
         kwargs_wds: For each split arguments of ``webdataset.WebDataset``.
         kwargs_wld: For each split options of the loader, such as ``num_workers``.
@@ -97,10 +105,20 @@ class WebDataModule(L.LightningDataModule):
             :class:`~bionemo.webdatamodule.splits.Fold`, a list of keys, or a pair of a suffix and a predicate of its
             value such as ``("cls", is_rare)``. It is worked out in ``setup``; the plan, its length and ``n_samples``
             are of these samples.
+        join: For each split a directory, or several, whose fields are joined to its samples by key, such as labels
+            that lie apart from images. Each sample's key must be there once, in any order; further keys are no
+            matter. For a field asked for as ``"cls?"`` it may lack.
         expect: For each split the digest that its data must have, as ``webdatamodule info`` prints it; of a mixture
             one for each directory. For data that travelled, or were given to you.
         resume: What a checkpoint of other data means, such as data that grew: ``"exact"``, an error;
             ``"next_epoch"``, that the rest of its epoch is left out and the next one takes the data as they are now.
+        receipt: A file to which rank 0 appends a line of JSON at the end of each epoch: the samples that were
+            delivered, an order-free hash of their numbers over all ranks, and what was skipped and why.
+            ``webdatamodule receipt`` compares two such files.
+        data_ranks: Where this process's data rank comes from: a ``DeviceMesh``, whose dimensions called ``dp``,
+            ``data_parallel``, ``fsdp`` and the like count, or a function that returns one, or a pair of the rank and
+            how many there are. Processes with one data rank, such as tensor-parallel ones, get the same batches.
+            By default the ``Trainer``'s strategy is asked, else ``torch.distributed``.
         plugins: Where names are looked up; by default among the installed plugins.
 
     Raises:
@@ -112,9 +130,9 @@ class WebDataModule(L.LightningDataModule):
     def __init__(
         self,
         dirs_tars_wds: Mapping[Split, Directory | Mixture] | Mapping[str, Directory | Mixture],
-        n_samples: Mapping[Split, int | None] | Mapping[str, int | None] | None,
-        suffix_keys_wds: str | Iterable[str],
-        global_batch_size: int,
+        n_samples: Mapping[Split, int | None] | Mapping[str, int | None] | None = None,
+        suffix_keys_wds: str | Iterable[str] = (),  # has to be given, as the next: LightningCLI takes no null before it
+        global_batch_size: int = 0,
         prefix_tars_wds: str = "wdshards",
         pipeline_wds: Mapping[Split, Pipeline] | Mapping[str, Pipeline] | None = None,
         pipeline_prebatch_wld: Mapping[Split, Pipeline] | Mapping[str, Pipeline] | None = None,
@@ -135,8 +153,13 @@ class WebDataModule(L.LightningDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: int = 100,
         where: Mapping[Split, Any] | Mapping[str, Any] | None = None,
+        join: Mapping[Split, Directory | Sequence[Directory]]
+        | Mapping[str, Directory | Sequence[Directory]]
+        | None = None,
         expect: Mapping[Split, str | Sequence[str]] | Mapping[str, str | Sequence[str]] | None = None,
         resume: Literal["exact", "next_epoch"] = "exact",
+        receipt: Directory | None = None,
+        data_ranks: Any = None,
         plugins: Plugins | None = None,
     ) -> None:
         super().__init__()
@@ -150,6 +173,7 @@ class WebDataModule(L.LightningDataModule):
         loader_calls = by_split("invoke_wld", invoke_wld)
         digests = by_split("expect", expect)
         subsets = by_split("where", where)
+        joins = by_split("join", join)
         one_of("order", order, ("global", "shards", None))
         errors = ErrorPolicy(
             on_error=one_of("on_error", on_error, ("raise", "skip")),
@@ -166,6 +190,7 @@ class WebDataModule(L.LightningDataModule):
             check=one_of("check", check, ("first", "always", "never")),
             shuffle_shards=None if shuffle_shards is None else whole_number("shuffle_shards", shuffle_shards, least=0),
             resume=one_of("resume", resume, ("exact", "next_epoch")),
+            data_ranks=data_ranks,
         )
         self._splits: dict[Split, SplitSettings] = {}
         for split, given in directories.items():
@@ -176,6 +201,9 @@ class WebDataModule(L.LightningDataModule):
             chosen_loader = assembly.resolve_loader(loader, wld_options.get(split) or {}, plugins)
             own = _stages(f"pipeline_wds[{name}]", stages.get(split), plugins)
             behind = _stages(f"pipeline_prebatch_wld[{name}]", loader_stages.get(split), plugins)
+            calls = tuple(dataset_calls.get(split) or ())
+            if behind is None and makes_batches(own or (), calls):
+                behind = ()
             self._splits[split] = SplitSettings(
                 split=name,
                 sources=assembly.with_stores(
@@ -189,12 +217,16 @@ class WebDataModule(L.LightningDataModule):
                 loader_stages=default_loader_stages(chosen_loader, plugins) if behind is None else behind,
                 options=options,
                 loader=chosen_loader,
-                dataset_calls=tuple(dataset_calls.get(split) or ()),
+                dataset_calls=calls,
                 loader_calls=tuple(loader_calls.get(split) or ()),
                 errors=error_policy(options, errors),
+                joins=behind is None and chosen_loader.batch_size is None,
+                joined=assembly.with_stores(joined_sources(f"join[{name}]", joins.get(split)), plugins),
                 where=subset(f"where[{name}]", subsets.get(split)),
             )
             assembly.check_order(self._splits[split])
+        path = receipt_path(receipt, [found.order for found in self._splits.values()])
+        self._settings = replace(self._settings, receipt=path)
         self._dataset: dict[Split, Any] = {}
         self._train_loader: Any = None
         self._resume: dict[str, Any] | None = None
@@ -290,7 +322,8 @@ class WebDataModule(L.LightningDataModule):
 
     def _setup_wds(self, split: Split) -> Any:
         """Return the dataset of a split; subclasses may add to it, as in 1.0.0."""
-        return assembly.make_dataset(self._settings, self._splits[split], assembly.topology_of(self.trainer))
+        place = assembly.topology_of(self.trainer, self._settings.data_ranks)
+        return assembly.make_dataset(self._settings, self._splits[split], place)
 
     def _setup_dataloader(self, split: Split) -> Any:
         """Return the loader of a split; subclasses may add to it, as in 1.0.0."""

@@ -3,7 +3,8 @@
 ```text
 WebDataModuleError
 ├── ConfigError (ValueError)        an argument is wrong, or two do not fit together
-│   └── PlanError                   no plan serves these samples, ranks and workers
+│   ├── PlanError                   no plan serves these samples, ranks and workers
+│   └── PeerMismatchError           processes that must get the same batches got different ones
 ├── UsageError (RuntimeError)       a method was called too early or in the wrong place
 ├── PluginError                     a plugin broke its contract, or two offer one name
 │   └── UnknownNameError (LookupError)   no plugin registers that name
@@ -79,6 +80,17 @@ class PlanError(ConfigError):
     """
 
     code = "plan"
+
+
+class PeerMismatchError(ConfigError):
+    """Processes that must get the same batches got different ones, as those of one tensor-parallel group.
+
+    The first batch of each loader is compared where processes share a data rank.
+    Give all processes the same arguments and data, a data rank by ``data_ranks`` that fits the mesh, and stages that
+    draw random numbers from :mod:`bionemo.webdatamodule.context`.
+    """
+
+    code = "peers"
 
 
 class UsageError(WebDataModuleError, RuntimeError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -46,9 +46,8 @@ def function(argument: str, given: Callable[..., Any] | str) -> Callable[..., An
     """
     if callable(given):
         return given
-    module, _, attribute = str(given).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = pkgutil.resolve_name(str(given))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{argument} is a function or its import path; {given!r} is neither: {error}") from error
     if not callable(found):

@@ -453,7 +453,7 @@ def build(component: Component, options: Mapping[str, Any]) -> Any:
         if signature is not None:
             signature.bind(**options)
     except TypeError as error:
-        raise ConfigError(f"the {what} takes {signature}: {error}") from error
+        raise ConfigError(f"the {what} takes {signature}: {error}{_near_option(options, signature)}") from error
     try:
         product = component.factory(**options)
     except WebDataModuleError:
@@ -518,6 +518,13 @@ def option_names(factory: Callable[..., Any]) -> tuple[str, ...]:
 def kind_name(kind: type[Component]) -> str:
     """Return a component class's name in words: ``KeyEncoder`` is ``key encoder``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
+
+
+def _near_option(options: Mapping[str, Any], signature: inspect.Signature | None) -> str:
+    """Return a hint for an option that is nearly one of a signature; empty where there is none."""
+    names = list(signature.parameters) if signature else []
+    near = {name: difflib.get_close_matches(name, names, n=1) for name in options if name not in names}
+    return "".join(f"; did you mean {found[0]!r} by {name!r}?" for name, found in near.items() if found)
 
 
 def _signature(factory: Callable[..., Any]) -> inspect.Signature | None:

@@ -465,6 +465,19 @@ def test_an_interrupt_while_workers_start_comes_when_they_have():
     assert signal.default_int_handler is signal.getsignal(signal.SIGINT)
 
 
+def frozen(number):
+    """Return how many objects a worker's collector leaves alone."""
+    return [number, gc.get_freeze_count()]
+
+
+def test_workers_do_not_look_for_garbage_in_what_they_began_with():
+    """All that was there when a worker started is frozen, in the worker alone."""
+    before = gc.get_freeze_count()
+    ((_, in_worker),) = list(WebLoader(num_workers=1)(Numbers(1, frozen)))
+    assert in_worker > 100_000
+    assert before == gc.get_freeze_count()
+
+
 def test_workers_take_interrupts_as_ever():
     """A worker that was forked meanwhile does not go on waiting."""
     handlers = list(loader(Numbers(2, lambda _: signal.getsignal(signal.SIGINT) is signal.default_int_handler)))

@@ -10,14 +10,16 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset, Topology
+from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
+from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Untuple
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader
 from bionemo.webdatamodule.columns import ValueColumn
+from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, ResumeError, UsageError
 
 
@@ -31,6 +33,10 @@ class Numbers:
         """Yield what is made of a column of the ids."""
         for number, ids in enumerate(shares):
             yield use(number, (ValueColumn([int(i) for i in ids]),))
+
+    def left_out(self, ids):
+        """Return nothing: no number is left out."""
+        return {}
 
     def log_skipped(self):
         """Do nothing: no number is left out."""
@@ -365,6 +371,18 @@ def test_a_loader_that_loses_items_is_named():
 
     with pytest.raises(UsageError, match="stopped after 6 of 10 batches"):
         batches(make(loader=Lossy))
+
+
+def test_a_loader_that_makes_items_of_its_own_is_named():
+    """What says which samples a batch was made of must cross with it, or no receipt is true."""
+
+    def rebuilt(dataset):
+        for item in dataset:
+            where = {"epoch": item.epoch, "start": item.start, "worker": item.worker, "number": item.number}
+            yield Item(**where, values=item.values)
+
+    with pytest.raises(UsageError, match=r"item 0 without what the dataset put into Item.delivered.*dataclasses.rep"):
+        batches(make(loader=rebuilt))
 
 
 def test_a_plain_torch_loader_will_do():

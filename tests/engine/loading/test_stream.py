@@ -3,13 +3,14 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 import webdataset as wds
 
-from bionemo.webdatamodule._engine.loading.dataset import Topology
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader, interleave
+from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Shuffle, Untuple
@@ -35,9 +36,9 @@ class Reader:
         """Do nothing: no number is left out."""
 
     def shard(self, number):
-        """Yield the samples of a shard."""
-        first = sum(self.sizes[:number])
-        return (((i),) for i in range(first, first + self.sizes[number]))
+        """Yield the samples of a shard, at once."""
+        ids = np.arange(self.sizes[number]) + sum(self.sizes[:number])
+        yield ids, [(i,) for i in ids.tolist()]
 
 
 class HandClock:
@@ -99,7 +100,7 @@ def by_webdataset(sizes, workers, stages=()):
 
     def read(shards):
         for shard in shards:
-            yield from (value for (value,) in reader.shard(int(shard["url"][1:])))
+            yield from (value for _, run in reader.shard(int(shard["url"][1:])) for (value,) in run)
 
     source = wds.DataPipeline(
         wds.SimpleShardList([f"s{i}" for i in range(len(sizes))]), wds.split_by_node, wds.split_by_worker, read, *stages

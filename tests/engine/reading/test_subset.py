@@ -2,11 +2,13 @@
 
 import pickle
 
+import fsspec
 import numpy as np
 import pytest
 from tests.helpers.convert import convert
 
 from bionemo.webdatamodule import WebDataModule
+from bionemo.webdatamodule._engine.reading import reader, subset
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample
@@ -166,3 +168,74 @@ def test_subsets_that_cannot_be_are_refused(shards, where, message):
     with pytest.raises(WebDataModuleError, match=message) as caught:
         WebDataModule({"train": shards}, None, "__key__", 4, where={"train": where}).setup("fit")
     assert "train" in str(caught.value)
+
+
+@pytest.fixture(params=["local", "behind a URL"])
+def place(request, shards):
+    """The directory of the shards, or the URL of a copy."""
+    if request.param == "local":
+        yield shards
+        return
+    memory = fsspec.filesystem("memory")
+    memory.put(shards, "memory://subsets", recursive=True)
+    yield "memory://subsets"
+    memory.rm("memory://subsets", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["fold", "list", "predicate", "stored field"])
+def test_what_a_rule_looks_at_is_read_once_by_all_runs(place, kind, monkeypatch):
+    """Keys and small fields are kept beside the indexes; a process that begins anew reads no sample for them."""
+    where, expected = SUBSETS[kind]
+    subset._remembered.cache_clear()
+    assert expected == [key for batch in keys(module(place, where), "val") for key in batch]
+    subset._remembered.cache_clear()
+    again = module(place, where)
+    with monkeypatch.context() as patch:
+        patch.setattr(reader.ShardReader, "read", None)
+        patch.setattr(reader.ShardReader, "keys", None)
+        again.setup("fit")
+    assert expected == [key for batch in again.val_dataloader() for key in batch]
+    assert expected == sorted(key for batch in again.train_dataloader() for key in batch)
+
+
+def test_another_predicate_of_a_field_that_was_read_is_asked_anew(shards):
+    """What is kept is the field, so no result is out of date."""
+    for wanted in (0, 1):
+        found = keys(module(shards, ("cls", lambda value, wanted=wanted: value == wanted)), "val")
+        assert KEYS[wanted::4] == [key for batch in found for key in batch]
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[:-1], lambda data: b"", lambda data: data + b"x"])
+def test_a_damaged_cache_is_not_believed(shards, harm, tmp_path, monkeypatch):
+    """What has another length is read again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    where, expected = SUBSETS["predicate"]
+    for _ in range(2):
+        subset._remembered.cache_clear()
+        assert expected == [key for batch in keys(module(shards, where), "val") for key in batch]
+        [file] = (tmp_path / "bionemo-webdatamodule/fields").iterdir()
+        file.write_bytes(harm(file.read_bytes()))
+
+
+def test_a_predicate_that_fails_names_the_sample(place):
+    """By its key, also where the field came from the cache."""
+    for _ in range(2):
+        with pytest.raises(WebDataModuleError, match="fails with ZeroDivisionError") as caught:
+            keys(module(place, ("x.pyd", lambda value: 1 // (value - 7))))
+        assert "s07" == caught.value.where["key"]
+
+
+def test_workers_read_a_subset(place):
+    """Setup reads the field in the main process, and workers that are forked later read the samples."""
+    found = keys(module(place, ("cls", is_rare), kwargs_wld={"train": {"num_workers": 2}}))
+    assert KEYS[3::4] == sorted(key for batch in found for key in batch)
+
+
+def test_a_large_field_is_looked_at_without_being_kept(shards, monkeypatch, tmp_path):
+    """More than a bound is read sample by sample, and not into the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subset, "MOST_BYTES", 20)
+    where, expected = SUBSETS["predicate"]
+    subset._remembered.cache_clear()
+    assert expected == [key for batch in keys(module(shards, where), "val") for key in batch]
+    assert not (tmp_path / "bionemo-webdatamodule/fields").exists()

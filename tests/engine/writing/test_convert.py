@@ -201,7 +201,7 @@ def test_unchanged_input_needs_no_right_to_write(source, out, monkeypatch):
     assert first == run(source, out)
 
 
-def test_a_changed_source_is_noticed_and_only_its_shard_made_anew(source, out):
+def test_a_changed_source_is_noticed_and_only_its_shard_is_written_again(source, out):
     """[4] The other shards keep their inodes."""
     run(source, out)
     before = state(out)

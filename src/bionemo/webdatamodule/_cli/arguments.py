@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from bionemo.webdatamodule._cli.output import error_as_json, escaped, print_json
 from bionemo.webdatamodule._engine.format.manifest import manifest_path
-from bionemo.webdatamodule._engine.reading.shard_set import ShardSet, is_url
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule.errors import ConfigError, NoShardsError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
 
@@ -135,7 +135,7 @@ def look_at_each(
     """
     for directory in directories:
         try:
-            prefixes = _prefixes(command, directory, prefix)
+            prefixes = _prefixes(directory, prefix)
         except WebDataModuleError as error:
             yield _failed(command, directory, error)
             continue
@@ -152,14 +152,7 @@ def print_outcomes(outcomes: Sequence[Outcome[Any]]) -> None:
     print_json(rows)
 
 
-_TAKE_URLS = frozenset(("info", "verify"))
-
-
-def _prefixes(command: str, directory: str, prefix: str | None) -> list[str]:
-    if is_url(directory) and command not in _TAKE_URLS:
-        raise ConfigError(
-            f"{directory} is a URL, and {command} takes local directories; `webdatamodule report` takes URLs, too"
-        )
+def _prefixes(directory: str, prefix: str | None) -> list[str]:
     if prefix:
         return [prefix]
     from bionemo.webdatamodule._engine.reading.verify import find_prefixes  # which needs torch

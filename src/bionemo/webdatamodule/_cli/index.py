@@ -7,14 +7,17 @@ import sys
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, look_at_each, prefixes_named, print_outcomes
-from bionemo.webdatamodule._engine.writing.adopt import adopt
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
+from bionemo.webdatamodule._engine.writing.adopt import adopt, adopt_remote
+from bionemo.webdatamodule.errors import ConfigError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split")
+    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split, or its URL")
     parser.add_argument("--prefix", default=USUAL_PREFIX, help="beginning of the shards' names (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="replace a manifest, taking the shards as they are now")
+    parser.add_argument("--output", metavar="DIR", help="of a URL: where indexes and manifest go, if not beside shards")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -22,8 +25,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code: 2 if a directory cannot be adopted."""
 
     def look(directory: str, prefix: str) -> dict[str, Any]:
-        with prefixes_named(directory, prefix):
-            manifest = adopt(directory, prefix, again=args.again, progress=sys.stderr.isatty())
+        progress = sys.stderr.isatty()
+        if is_url(directory):
+            manifest = adopt_remote(directory, prefix, again=args.again, output=args.output, progress=progress)
+        elif args.output is not None:
+            raise ConfigError(
+                f"{directory} is a local directory, whose indexes lie beside the shards; leave out --output"
+            )
+        else:
+            with prefixes_named(directory, prefix):
+                manifest = adopt(directory, prefix, again=args.again, progress=progress)
         return {
             "directory": directory,
             "prefix": prefix,

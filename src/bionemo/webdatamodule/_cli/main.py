@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "say which rank and worker reads what, before a run",
     "bench": "measure how fast this machine reads a data set, part by part and by number of workers",
     "doctor": "check this machine and its settings, and say what would go wrong and what to do",
+    "receipt": "compare what two runs delivered, epoch by epoch, by their receipts",
     "plugins": "list installed plugins and what they offer",
     "new-plugin": "write the package of a new plugin, ready to install and to change",
 }
@@ -53,7 +54,7 @@ class _Terminated(SystemExit):
     """SIGTERM came."""
 
 
-_FOLDERS = ("bench", "doctor", "new-plugin", "plugins", "report")
+_FOLDERS = ("bench", "doctor", "new-plugin", "plugins", "receipt", "report")
 """Commands that have a folder of their own."""
 
 

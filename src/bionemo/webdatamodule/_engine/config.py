@@ -66,6 +66,26 @@ class ErrorPolicy:
     max_skipped: int = 100
 
 
+def receipt_path(given: str | os.PathLike[str] | None, orders: Iterable[str]) -> str | None:
+    """Return the absolute path of the file for receipts, if there is one.
+
+    Args:
+        given: What the user gave.
+        orders: The orders of all splits.
+
+    Raises:
+        ConfigError: If no split has a plan, or it is no path on a disk.
+    """
+    if given is None:
+        return None
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
+    if not path or "://" in path:
+        raise ConfigError(f"receipt is the path of a file on a disk, such as 'receipt.jsonl', not {given!r}")
+    if "global" not in orders:
+        raise ConfigError("receipt needs order='global': in shards order nothing says which samples a batch is made of")
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def suffix_tuple(argument: str, given: object) -> tuple[str, ...]:
     """Return one suffix, or an iterable of them, as a tuple.
 
@@ -118,6 +138,18 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
     if len({source.weight is None for source in found}) > 1:
         raise ConfigError(f"{argument} gives some directories a weight and others none; give all of them one")
     return tuple(found)
+
+
+def joined_sources(argument: str, given: object) -> tuple[Source, ...]:
+    """Return the directories that are joined to those of a split.
+
+    Raises:
+        ConfigError: If they are no directories, or have weights.
+    """
+    found = () if given is None else sources(argument, given)
+    if any(source.weight is not None for source in found):
+        raise ConfigError(f"{argument} is a directory or a list of directories, which have no weights")
+    return found
 
 
 def _changing(argument: str, given: Mapping[Any, Any]) -> tuple[Source, ...]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bionemo.webdatamodule.columns import is_fields, samples_of
 from bionemo.webdatamodule.components import Stage, Use
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
 from bionemo.webdatamodule.plugins import Plugins, resolve
+
+if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.stopwatch import Stopwatch
+
+Where: TypeAlias = Callable[[], Mapping[str, object]]
+
+_ListIterator: type = type(iter([]))
+_log = logging.getLogger("bionemo.webdatamodule")
 
 
 def resolve_stages(argument: str, given: object, plugins: Plugins | None = None) -> tuple[Any, ...]:
@@ -42,34 +53,105 @@ def resolve_stages(argument: str, given: object, plugins: Plugins | None = None)
     return tuple(resolved)
 
 
-def chain(stages: Sequence[Any], samples: Iterable[Any]) -> Iterator[Any]:
+def chain(
+    stages: Sequence[Any], samples: Iterable[Any], where: Where = dict, watch: Stopwatch | None = None
+) -> Iterator[Any]:
     """Run samples through stages, lazily.
+
+    An exception of a stage gets a note that names the stage and where it was.
+
+    Args:
+        stages: The stages.
+        samples: What the first of them gets.
+        where: Returns split, shard, key and the like, at the time of an exception.
+        watch: Measures each stage.
 
     Raises:
         ConfigError: If a stage gives no iterable.
+        StageError: If a stage fails.
     """
+    known: list[Exception] = []
     source = iter(samples)
+    if not isinstance(source, _ListIterator):  # a list raises nothing
+        source = _watched(source, known.append)
     for stage in stages:
-        following = _callable(stage)(source)
+        blame = partial(_blame, stage, where, known)
+        function = partial(_callable(stage), source)
+        try:
+            following = function() if watch is None else watch.call(describe(stage), function)
+        except Exception as error:
+            blame(error)
+            raise
         if not isinstance(following, Iterable):
             raise ConfigError(f"the stage {describe(stage)} gives {following!r:.40}, not an iterable of samples")
-        source = iter(following)
+        made = _watched(iter(following), blame)
+        source = made if watch is None else watch.each(describe(stage), made)
     return source
 
 
-def run_columns(stages: Sequence[Any], fields: Any) -> tuple[list[Any], Sequence[Any]]:
+def _watched(samples: Iterator[Any], blame: Callable[[Exception], None]) -> Iterator[Any]:
+    try:
+        yield from samples
+    except Exception as error:
+        blame(error)
+        raise
+
+
+def _blame(stage: object, where: Where, known: list[Exception], error: Exception) -> None:
+    """Note where an exception is from, unless it is one that a stage before or the source raised."""
+    if not any(error is one for one in known):
+        known.append(error)
+        locate(error, stage=describe(stage), **where())
+
+
+def locate(error: Exception, **where: object) -> None:
+    """Add to an exception of a stage where it was raised: to one of ours as its place, to any other as a note."""
+    if isinstance(error, WebDataModuleError):
+        error.located(**where)
+        return
+    place = ", ".join(f"{name}={value}" for name, value in where.items() if value is not None)
+    last = "; shard and key are those of the sample that it took last" if "key" in where else ""
+    note = f"raised by a stage ({place}){last}"
+    vars(error).setdefault("__notes__", []).append(note)
+    if sys.version_info < (3, 11):  # where tracebacks do not show notes
+        _log.error("%s: %s", note, error)
+
+
+class StageFailedError(Exception):
+    """The columnar form of a stage raised an exception: a bug, a field that cannot be decoded, or unlike samples.
+
+    It does not leave the engine.
+    """
+
+    def __init__(self, stage: object, error: Exception) -> None:
+        super().__init__(str(error))
+        self.stage = describe(stage)
+        self.error = error
+
+
+def run_columns(stages: Sequence[Any], fields: Any, where: Where = dict) -> tuple[list[Any], Sequence[Any]]:
     """Run columns through the leading stages that have a columnar form.
 
     Args:
         stages: A pipeline.
         fields: The columns of one share.
+        where: Returns split, rank and the like, at the time of an exception.
 
     Returns:
         What to call the other stages with: the share's samples, or its batch as the only item; and these stages.
+
+    Raises:
+        StageFailedError: If a stage raises something.
     """
     for number, stage in enumerate(stages):
         columns = getattr(stage, "columns", None)
-        made = NotImplemented if columns is None else columns(fields)
+        try:
+            made = NotImplemented if columns is None else columns(fields)
+        except (MemoryError, ImportError, OSError, WebDataModuleError) as error:
+            locate(error, stage=describe(stage), **where())
+            raise
+        except Exception as error:
+            raise StageFailedError(stage, error) from error
         if made is NotImplemented:
             return samples_of(fields), stages[number:]
         if not is_fields(made):

@@ -7,12 +7,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule.builtins.batching import Collate, collated, collation
+from bionemo.webdatamodule.builtins.batching import Collate, collated, collated_values, collation
 from bionemo.webdatamodule.builtins.packing import pack_plan, pack_stream
 from bionemo.webdatamodule.columns import Fields
 from bionemo.webdatamodule.components import Stage
@@ -56,6 +57,7 @@ class BatchBySize:
     oversize: Oversize = "error"
     collate: Collate = "pad"
     anywhere = True
+    makes_batches = True
 
     def __post_init__(self) -> None:
         if not callable(self.size) and not (isinstance(self.size, str) and self.size):
@@ -90,7 +92,7 @@ class BatchBySize:
 
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches; in global order the planned share is one."""
-        collate = collation(self.collate)
+        collate = partial(collated_values, collate=self.collate)
         if context.current().order == "global":
             return map(collate, filter(None, [list(samples)]))
         if self.total == "sum":

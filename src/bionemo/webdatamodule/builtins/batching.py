@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.columns import Fields, collate_values, length_of, pad_fields, pad_values, stack_fields
 from bionemo.webdatamodule.components import Stage
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, DecodeError
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.options import whole_number
 
@@ -34,6 +34,7 @@ class Batch:
     collate: Collate = "default"
     partial: bool = True
     anywhere = True
+    makes_batches = True
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -54,10 +55,9 @@ class Batch:
         return self.size is None or samples == self.size or (samples < self.size and self.partial)
 
     def _batches(self, samples: Iterator[Any], size: int | None) -> Iterator[Any]:
-        collate = collation(self.collate)
         while batch := list(itertools.islice(samples, size)):
             if size is None or len(batch) == size or self.partial:
-                yield collate(batch)
+                yield collated_values(batch, self.collate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,7 @@ class Unbatch:
     """Turn each batch, any iterable, back into its samples."""
 
     anywhere = True
+    makes_batches = False
 
     def __call__(self, samples: Iterator[Iterable[Any]]) -> Iterator[Any]:
         """Yield the samples of the batches."""
@@ -86,6 +87,24 @@ def collation(collate: Collate) -> Callable[[list[Any]], Any]:
     if not callable(collate):
         raise ConfigError(f"collate is 'default', 'pad', 'list' or a function, not {collate!r}")
     return collate
+
+
+def collated_values(samples: list[Any], collate: Collate) -> Any:
+    """Return the batch of a list of samples.
+
+    Raises:
+        DecodeError: If ``"default"`` or ``"pad"`` cannot make one of them.
+    """
+    made = collation(collate)
+    if callable(collate):
+        return made(samples)
+    try:
+        return made(samples)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise DecodeError(
+            f"these {len(samples)} samples do not fit into one batch: {error}; "
+            "make them alike in a stage, or batch them with a function of your own"
+        ) from error
 
 
 def collated(fields: Fields, collate: Collate) -> Any:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -35,8 +36,8 @@ class Processes:
 
     Args:
         workers: How many; by default one for each core that this process may use.
-        start_method: ``"fork"``, ``"forkserver"`` or ``"spawn"``. The default is ``"fork"`` where the
-            system has it: workers start in milliseconds and scripts need no ``__main__`` guard.
+        start_method: ``"fork"``, ``"forkserver"`` or ``"spawn"``. The default on Linux is ``"fork"``: workers start
+            in milliseconds and scripts need no ``__main__`` guard. Elsewhere it is Python's, ``"spawn"``.
 
     Raises:
         ConfigError: If ``workers`` is no positive number or there is no such start method.
@@ -49,7 +50,7 @@ class Processes:
         if start_method is not None and start_method not in methods:
             raise ConfigError(f"start_method is {start_method!r}; this system has {', '.join(methods)}")
         self.workers = workers
-        self.start_method = start_method or ("fork" if "fork" in methods else "spawn")
+        self.start_method = start_method or ("fork" if sys.platform == "linux" else methods[0])
         self._pool: futures.ProcessPoolExecutor | None = None
         self._stop: connection.Connection | None = None
 
@@ -108,7 +109,7 @@ class _Pool(futures.Executor):
 
     The standard pool pickles what workers are about to take in a thread of its own. Where that fails, it races with
     one that clears up after dead workers, so here it never fails: the worker raises the error.
-    Up to Python 3.12 the latter also stumbles over cancelled tasks.
+    Up to Python 3.12 the latter also fails on cancelled tasks.
     """
 
     def __init__(self, pool: futures.Executor) -> None:
@@ -174,7 +175,7 @@ def _processes(workers: int | None, start_method: str) -> Processes:
 
 def _start_worker(stopped: connection.Connection) -> None:
     """Let a worker ignore Ctrl-C, which is for its parent, and end with its parent or on request."""
-    gc.freeze()  # what a fork inherits is looked through no more, so its memory is not copied for that
+    gc.freeze()  # the garbage collector no longer visits what a fork inherits, so those pages are not copied
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

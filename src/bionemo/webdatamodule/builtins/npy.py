@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+_USUAL = 128
+"""Bytes of the header of most arrays, which NumPy fills up to a multiple of 64."""
+
 _LENGTHS = {b"\x01\x00": slice(8, 10), b"\x02\x00": slice(8, 12)}
 """Where a header says how long it is, by version."""
 
@@ -63,11 +66,11 @@ class NpyCodec:
             DecodeError: If it holds objects, is cut short, or is no ``npy`` file.
         """
         layout = layout_of(view)
-        order: Any = "F" if layout.fortran else "C"
         if not layout.nbytes:
-            return np.empty(layout.shape, layout.dtype, order=order)
-        array: NDArray[Any] = np.ndarray(layout.shape, layout.dtype, bytearray(view[layout.start :]), order=order)
-        return array
+            return np.empty(layout.shape, layout.dtype, order="F" if layout.fortran else "C")
+        memory = bytearray(view[layout.start :])
+        made: NDArray[Any] = np.ndarray(layout.shape, layout.dtype, memory, order="F" if layout.fortran else "C")
+        return made
 
     def column(self, views: Sequence[memoryview]) -> NpyColumn:
         """Return the column of these fields."""
@@ -105,7 +108,7 @@ class NpyColumn:
     def stack(self) -> Any:
         """Return what torch's ``default_collate`` makes of the arrays."""
         layouts = list(map(layout_of, self.views))
-        if _are_alike(layouts) and layouts.count(layouts[0]) == len(layouts):
+        if layouts and layouts.count(layouts[0]) == len(layouts) and _are_alike(layouts[:1]):
             return self._copied(layouts, layouts[0].shape)
         from torch.utils.data import default_collate
 
@@ -114,8 +117,9 @@ class NpyColumn:
     def pad(self) -> Any:
         """Return the same after filling the arrays with zeros to the longest."""
         layouts = list(map(layout_of, self.views))
-        if _are_alike(layouts) and layouts[0].shape and len({layout.shape[1:] for layout in layouts}) == 1:
-            longest = max(layout.shape[0] for layout in layouts)
+        different = list({id(layout): layout for layout in layouts}.values())
+        if _are_alike(different) and layouts[0].shape and len({layout.shape[1:] for layout in different}) == 1:
+            longest = max(layout.shape[0] for layout in different)
             return self._copied(layouts, (longest, *layouts[0].shape[1:]))
         return pad_values(self.values())
 
@@ -155,15 +159,24 @@ def layout_of(view: memoryview) -> Layout:
     Raises:
         DecodeError: If the array holds objects, the file is cut short, or it is no ``npy`` file.
     """
-    length = _LENGTHS.get(bytes(view[6:8]))
-    size = 0 if length is None else length.stop + int.from_bytes(view[length], "little")
-    layout = _parsed(bytes(view[: min(size, 1 << 16)]))
+    layout = _usual(bytes(view[:_USUAL])) or _parsed(bytes(view[: min(_header_size(view), 1 << 16)]))
     if layout.nbytes != len(view) - layout.start:
         raise DecodeError(
             f"an array of shape {layout.shape} and type {layout.dtype} has {layout.nbytes} bytes, "
             f"not {len(view) - layout.start}"
         )
     return layout
+
+
+@functools.lru_cache(maxsize=256)
+def _usual(header: bytes) -> Layout | None:
+    """Return what a header of the usual size says; ``None`` where it is of another size."""
+    return _parsed(header) if _header_size(memoryview(header)) == _USUAL else None
+
+
+def _header_size(view: memoryview) -> int:
+    length = _LENGTHS.get(bytes(view[6:8]))
+    return 0 if length is None else length.stop + int.from_bytes(view[length], "little")
 
 
 @functools.lru_cache(maxsize=256)
@@ -177,7 +190,7 @@ def _parsed(header: bytes) -> Layout:
         raise DecodeError("the array holds Python objects, which are pickles in disguise; store plain numbers")
     count = math.prod(shape)
     if count and not dtype.itemsize:  # numpy gives text of no width a width
-        raise DecodeError(f"an array of shape {shape} has elements of no size")
+        raise DecodeError(f"an array of shape {shape} has elements of size 0")
     return Layout(shape=shape, fortran=bool(fortran), dtype=dtype, start=stream.tell(), nbytes=count * dtype.itemsize)
 
 

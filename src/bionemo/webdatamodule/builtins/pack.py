@@ -53,6 +53,7 @@ class Pack:
     fields: Sequence[str | int] | None = None
     pad_to: Literal["max_total"] | None = None
     window: int = 1024
+    makes_batches = True
 
     def __post_init__(self) -> None:
         if not callable(self.size) and not (isinstance(self.size, str) and self.size):

@@ -46,6 +46,7 @@ class Weighted:
     n_samples: int = 0
     replacement: bool = True
     collate: Collate = "default"
+    makes_batches = True
 
     def __post_init__(self) -> None:
         if not callable(self.by) and not (isinstance(self.by, str) and self.by):

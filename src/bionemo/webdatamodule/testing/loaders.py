@@ -54,7 +54,8 @@ class Numbers(_Dataset):
             if number == self.broken:
                 raise BrokenItemError(f"item {number} is broken")
             values = [(number, worker.count)]
-            yield Item(epoch=epoch, start=start, worker=worker.number, number=number - start, values=values)
+            place = {"epoch": epoch, "start": start, "worker": worker.number, "number": number - start}
+            yield Item(**place, values=values, delivered=[number])
 
 
 class BrokenItemError(RuntimeError):
@@ -201,6 +202,11 @@ class LoaderConformance(ComponentConformance):
             )
         if values := [item for item in got if [value for value, _ in item.values] != [item.number + start]]:
             subject.wrong(f"{what}changes item {values[0].number}", "pass on items as they are")
+        if bare := [item for item in got if list(item.delivered) != [item.number + start]]:
+            subject.wrong(
+                f"{what}passes on item {bare[0].number} with delivered={bare[0].delivered!r:.40}",
+                "make a changed item by dataclasses.replace(item, values=…)",
+            )
 
     @contextlib.contextmanager
     def _closing(self, items: Any) -> Iterator[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of
 from bionemo.webdatamodule._cli.options import reference
 from bionemo.webdatamodule._cli.output import print_json
+from bionemo.webdatamodule._engine.verdict import usable_cpus
 from bionemo.webdatamodule.components import Loader, Stage
 from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         except MissingFieldError as error:
             hint = f"{error.message}; choose fields that all samples have, with --suffix"
             raise MissingFieldError(hint, **error.where) from error
-    result = verdict(parts, pipelines, cpus=_cpus(), training=args.training)
+    result = verdict(parts, pipelines, cpus=usable_cpus(), training=args.training)
     if args.json:
         report = {
             "directory": args.directory,
@@ -92,11 +92,6 @@ def run(args: argparse.Namespace) -> int:
     _print("whole", pipelines)
     print(f"\nverdict: {result}")
     return 0
-
-
-def _cpus() -> int:
-    """Return the number of processors that this process may use, of which only Linux knows a subset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stage(word: str) -> Any:

@@ -19,6 +19,7 @@ from bionemo.webdatamodule._engine.reading.fields import check_fields, field_vie
 from bionemo.webdatamodule._engine.reading.locate import Places
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.stages import chain
+from bionemo.webdatamodule._engine.verdict import more_workers, slowest
 from bionemo.webdatamodule.builtins.webloader.transport import pack
 from bionemo.webdatamodule.columns import stack_fields
 from bionemo.webdatamodule.components import Loader, Use
@@ -263,24 +264,11 @@ def verdict(parts: Sequence[Rate], pipelines: Sequence[Rate], *, cpus: int, trai
     if workers:
         costs = {name: each / min(workers, cpus) for name, each in costs.items()}
         costs["transport"] = cost["transport"]
-    waits_for = max(costs, key=lambda name: costs[name])
-    setting = _SETTINGS[waits_for]
     busy = workers == max(int(rate.name) for rate in pipelines)  # the most that was tried is the fastest
-    if waits_for == "store" and cost.get("check", 0.0) > cost["read"]:
-        setting = 'check, to "never": checksums take longer than reading'
-    elif waits_for != "transport" and busy and workers < (cpus if workers else cpus - 1):
-        setting = f"num_workers in kwargs_wld, to {min(cpus, max(2, 2 * workers))}"
-    return Verdict(
-        waits_for=waits_for, samples=best.samples, share=costs[waits_for] / sum(costs.values()), setting=setting
+    waits_for, share, setting = slowest(
+        costs, more=more_workers(workers, cpus) if busy else 0, checks=cost.get("check", 0.0) > cost["read"]
     )
-
-
-_SETTINGS = {
-    "store": "dirs_tars_wds, to a copy of the shards on a local disk",
-    "decoding": "suffix_keys_wds, to the fields that the model needs, stored as plain arrays or tensors",
-    "stages": "pipeline_wds: what is the same in each epoch belongs into the conversion",
-    "transport": "global_batch_size, to larger batches, which cost less for each sample",
-}
+    return Verdict(waits_for=waits_for, samples=best.samples, share=share, setting=setting)
 
 
 def as_list(samples: Iterator[Any]) -> Iterator[list[Any]]:

@@ -150,9 +150,9 @@ def _files(limits: Limits, open_shards: int, data: Iterable[DataSet]) -> Iterato
         yield _problem(f"a process may have only {limits.open_files} files open (ulimit -n)", do)
     elif open_shards < min(shards, MOST_OPEN):
         yield _problem(
-            f"with {limits.open_files} open files (ulimit -n) a process keeps {open_shards} of {shards} shards open, "
+            f"a process keeps {open_shards} of {shards} shards open, since it may have few maps (vm.max_map_count), "
             "and opens the others again and again",
-            do,
+            f"raise it with sysctl -w vm.max_map_count={3 * min(shards, MOST_OPEN)}",
         )
 
 

@@ -6,14 +6,16 @@ the manual of GNU tar, "Basic Tar Format", for long names and base-256 numbers.
 
 from __future__ import annotations
 
-import mmap
 import re
 import zlib
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from bionemo.webdatamodule.errors import CorruptShardError
 
-Tar: TypeAlias = "mmap.mmap | bytes"
+if TYPE_CHECKING:
+    import mmap
+
+Tar: TypeAlias = "mmap.mmap | memoryview | bytes"
 
 BLOCK = 512
 """Headers and payloads begin at multiples of this many bytes."""
@@ -119,7 +121,7 @@ class Records:
         """Read the header at a position, and return the position behind it."""
         if size > LONGEST_RECORDS:
             fail(f"the header at byte {position} claims a name or PAX records of {size} bytes")
-        body = data[position + BLOCK : position + BLOCK + size]
+        body = bytes(data[position + BLOCK : position + BLOCK + size])
         if len(body) < size:
             fail(f"the PAX or GNU header at byte {position} is cut short", cut=True)
         if self.start < 0:
@@ -163,7 +165,7 @@ def member_name(data: Tar, position: int) -> bytes:
     """
     records = Records()
     while True:
-        header = data[position : position + BLOCK]
+        header = bytes(data[position : position + BLOCK])
         check_header(header, position)
         kind = header[156:157]
         if kind not in EXTENDING:

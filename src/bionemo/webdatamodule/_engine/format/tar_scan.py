@@ -81,7 +81,7 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would do
                 break
             size = -1
         if size < 0:
-            size = tar_headers.number(data[position + 124 : position + 136], position)
+            size = tar_headers.number(bytes(data[position + 124 : position + 136]), position)
         blocks.append(position)
         end = position + BLOCK + ((size + 511) & -512)
         if kind in EXTENDING:
@@ -91,12 +91,13 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would do
             first = position if first < 0 else first
         else:
             if kind == b"1" and not size:
-                header = data[position : position + BLOCK]
+                header = bytes(data[position : position + BLOCK])
                 links[len(mains)] = records.link if records and records.link is not None else tar_headers.link(header)
                 kind = b"0"
             if kind != b"0" and (kind not in b"7\x00" or _is_directory(data, position)):
                 if kind not in b"5V\x00D" or (size and kind != b"D"):
-                    member = (records.name if records else None) or tar_headers.name(data[position : position + BLOCK])
+                    written = bytes(data[position : position + BLOCK])
+                    member = (records.name if records else None) or tar_headers.name(written)
                     tar_headers.refuse_kind(kind, member, position)
             else:
                 if records:
@@ -228,4 +229,4 @@ def _names(grid: NDArray[np.uint8], mains: NDArray[np.int64], recorded: dict[int
 
 def _is_directory(data: Tar, position: int) -> bool:
     """Return whether a header of the time before USTAR stands for a directory."""
-    return tar_headers.name(data[position : position + BLOCK]).endswith(b"/")
+    return tar_headers.name(bytes(data[position : position + BLOCK])).endswith(b"/")

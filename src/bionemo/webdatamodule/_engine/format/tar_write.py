@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class ShardWriter:
         self._path = path
         self._write_some = write
         self._sha256 = hashlib.sha256()
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._gathered = 0  # bytes in parts
         self._position = 0  # bytes in the file and in parts
         self._written = 0  # bytes in the file
@@ -70,12 +70,13 @@ class ShardWriter:
         self._headers = array("q")  # where each sample begins
         self._members = array("q")  # sample, column, offset, size, crc of each member
 
-    def add(self, key: str, fields: Iterable[tuple[str, bytes]]) -> None:
+    def add(self, key: str, fields: Iterable[tuple[str, bytes | Sequence[bytes | memoryview]]]) -> None:
         """Append one sample.
 
         Args:
             key: The sample's key.
-            fields: Suffix and payload of each field, in the order in which they are to be stored.
+            fields: Suffix and payload of each field, in the order in which they are to be stored. A payload may be a
+                sequence of parts.
 
         Raises:
             InputError: If a tar cannot hold the key.
@@ -86,18 +87,23 @@ class ShardWriter:
         path = _encode(key)
         for suffix, payload in fields:
             column, ending = self._suffixes.get(suffix) or self._new_suffix(suffix)
-            size = len(payload)
+            parts = (payload,) if isinstance(payload, bytes) else tuple(payload)
+            size = sum(map(len, parts))
             head = header(path + ending, size)
             padding = _PADDING[size % BLOCK]
             offset = self._position + len(head)
-            self._members.extend((sample, column, offset, size, crc32(payload)))
+            crc = 0
+            for part in parts:
+                crc = crc32(part, crc)
+            self._members.extend((sample, column, offset, size, crc))
             self._parts.append(head)
             if size < _LARGE:
-                self._parts += (payload, padding)
+                self._parts += (*parts, padding)
                 self._gathered += len(head) + size + len(padding)
             else:  # copying it would cost more than two more calls of the system
                 self._flush()
-                self._write(payload)
+                for part in parts:
+                    self._write(part)
                 self._parts.append(padding)
             self._position = offset + size + len(padding)
         if self._gathered >= _FLUSH:
@@ -125,7 +131,7 @@ class ShardWriter:
         self._parts.clear()
         self._gathered = 0
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self._sha256.update(data)
         self._written += len(data)
         if self._written - self._started >= _AHEAD:

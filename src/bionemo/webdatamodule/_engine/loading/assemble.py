@@ -8,10 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from webdataset.shardlists import split_by_node, split_by_worker
 
-from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset, Topology
+from bionemo.webdatamodule._engine.loading.dataset import PlannedDataset
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
 from bionemo.webdatamodule._engine.loading.placement import split_stages
 from bionemo.webdatamodule._engine.loading.plans import Repeated, check_planner, make_plan, planner_of
@@ -26,7 +25,9 @@ from bionemo.webdatamodule._engine.loading.records import (
 from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.reading.reader import ShardReader
+from bionemo.webdatamodule._engine.peers import Peers
+from bionemo.webdatamodule._engine.ranks import Topology, processes, topology_of
+from bionemo.webdatamodule._engine.reading.joined import Reader, open_reader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.subset import chosen
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
@@ -48,21 +49,6 @@ __all__ = [
 ]
 
 
-def topology_of(trainer: L.Trainer | None) -> Topology:
-    """Return this process's place among the data-parallel ones.
-
-    It is asked of the trainer's strategy, else of ``torch.distributed``, else of ``RANK`` and ``WORLD_SIZE``.
-    """
-    if trainer is not None:
-        place = trainer.distributed_sampler_kwargs or {}
-        return Topology(rank=int(place.get("rank", 0)), world_size=max(1, int(place.get("num_replicas", 1))))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return Topology(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size())
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return Topology(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
-    return Topology()
-
-
 def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -> Any:
     """Open a split's shards and make its :class:`PlannedDataset` or :class:`StreamDataset`.
 
@@ -71,27 +57,31 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
         ShardError: If shards are missing or broken.
     """
     cache_dir, cache_size = split.options.get("cache_dir"), split.options.get("cache_size")
-    sets = [
-        ShardSet.open(
-            source.directory,
-            settings.prefix,
-            split=split.split,
-            expect=source.digest,
-            store=source.store,
-            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-            cache_size=None if cache_size is None or cache_size < 0 else int(cache_size),  # webdataset: -1 for no limit
-        )
-        for source in split.sources
-    ]
-    reader = ShardReader(
+    sets, joined = (
+        [
+            ShardSet.open(
+                source.directory,
+                settings.prefix,
+                split=split.split,
+                expect=source.digest,
+                store=source.store,
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+                cache_size=None if cache_size is None or cache_size < 0 else int(cache_size),  # -1 is no limit
+            )
+            for source in sources
+        ]
+        for sources in (split.sources, split.joined)
+    )
+    reader = open_reader(
         sets,
+        joined,
         settings.suffixes,
         codecs=settings.codecs,
         check=settings.check,
         on_error=split.errors.on_error,
         max_skipped=split.errors.max_skipped,
         split=split.split,
-        chosen=None if split.where is None else chosen(split.where, sets, settings.codecs, split=split.split),
+        chosen=None if split.where is None else chosen(split.where, sets, joined, settings.codecs, split=split.split),
     )
     make = _planned if split.order == "global" else _stream
     dataset = make(settings, split, topology, sets, reader)
@@ -121,6 +111,9 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
         )
     clock: Clock = OwnClock() if split.split == "train" else EvaluationClock()
     function = split.loader.function
+    place = (dataset.topology.rank, dataset.topology.world_size)
+    given = settings.data_ranks is not None
+    peers = Peers(split.split, dataset.topology) if processes()[1] > 1 and (given or place != processes()) else None
     if isinstance(dataset, PlannedDataset):
         if not function.in_order:
             raise ConfigError("in_order=False in kwargs_wld breaks the plan of order='global'", split=split.split)
@@ -132,6 +125,8 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             stages=split_stages(split.loader_stages)[1],
             clock=clock,
             cursor=Cursor.of(dataset.plan, dataset.reader.digest),
+            receipt=settings.receipt,
+            peers=peers,
         )
     else:
         dataset.check(function.num_workers)
@@ -143,6 +138,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             loader_name=split.loader.name,
             skips_changed=settings.resume == "next_epoch",
             stages=split.loader_stages,
+            peers=peers,
             n_batches=math.ceil(n_samples / settings.global_batch_size),
             num_workers=function.num_workers,
             clock=clock,
@@ -178,12 +174,14 @@ def check_order(split: SplitSettings) -> None:
 
 
 def add_resume(trainer: L.Trainer) -> None:
-    """Add the callback that applies a checkpoint's cursors, once for a trainer."""
+    """Add the callbacks that apply a checkpoint's cursors and write receipts, once for a trainer."""
+    from bionemo.webdatamodule._engine.loading.receipts import ReceiptCallback
     from bionemo.webdatamodule._engine.loading.resume import ResumeCallback
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
-    if not any(isinstance(callback, ResumeCallback) for callback in callbacks):
-        callbacks.insert(0, ResumeCallback())
+    for kind in (ReceiptCallback, ResumeCallback):  # this one is the first
+        if not any(isinstance(callback, kind) for callback in callbacks):
+            callbacks.insert(0, kind())
 
 
 def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:
@@ -200,7 +198,7 @@ def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:
 
 
 def _planned(
-    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: ShardReader
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: Reader
 ) -> PlannedDataset:
     plan = make_plan(settings, split, sets, reader, training=split.split == "train")
     if split.split != "train" and plan.n_samples < topology.world_size:
@@ -229,6 +227,7 @@ def _planned(
         stages=split.stages,
         ahead=(split.torch_stage, *ahead),
         batches=not left,
+        joins=split.joins,
         topology=topology,
         split=split.split,
         seed=settings.seed,
@@ -237,7 +236,7 @@ def _planned(
 
 
 def _stream(
-    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: ShardReader
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: Reader
 ) -> StreamDataset:
     options = split.options
     shuffle = options.get("shardshuffle")
@@ -255,6 +254,7 @@ def _stream(
         ),
         topology=topology,
         split=split.split,
+        joins=split.joins,
         batch_size=max(1, settings.global_batch_size // topology.world_size),
         sample_bytes=reader.sample_bytes,
     )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 import webdataset as wds
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule import context
+from bionemo.webdatamodule._engine.ranks import Topology
+from bionemo.webdatamodule._engine.reading.locate import process
+from bionemo.webdatamodule._engine.repetition import repeating
 from bionemo.webdatamodule._engine.sampling.partition import (
     CHUNK_BYTES,
     CHUNK_SAMPLES,
@@ -23,26 +28,22 @@ from bionemo.webdatamodule._engine.sampling.partition import (
     mean_share,
 )
 from bionemo.webdatamodule._engine.sampling.plan import Plan
-from bionemo.webdatamodule._engine.stages import chain, names_of, run_columns
+from bionemo.webdatamodule._engine.sampling.tally import Tally, tallies
+from bionemo.webdatamodule._engine.stages import StageFailedError, Where, chain, locate, names_of, run_columns
+from bionemo.webdatamodule._engine.stopwatch import Stopwatch
+from bionemo.webdatamodule.columns import ValueColumn
 from bionemo.webdatamodule.components import Item
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, DecodeError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.reading.reader import ShardReader
+    from bionemo.webdatamodule._engine.reading.joined import Reader
     from bionemo.webdatamodule._engine.sampling.pieces import Piece
     from bionemo.webdatamodule.planning import EpochPlan, Ids
 
 
 _FOLLOWED = 64  # batches whose pieces are found at a time
+MEASURED = 8  # of so many runs of batches one is measured, where the work is measured
 _PLANNED = 1024  # samples that are planned at a time, since numpy's calls cost as much for one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Topology:
-    """This process's place among the data-parallel processes."""
-
-    rank: int = 0
-    world_size: int = 1
 
 
 ALONE = Topology()
@@ -81,6 +82,7 @@ class Position:
 class Placed(Protocol):
     """A dataset that is iterated from a position on."""
 
+    split: str
     position: Position
 
 
@@ -131,12 +133,13 @@ class PlannedDataset(Planned):
         split: The split's name, for messages.
         seed: The data module's seed, for stages that draw random numbers.
         sample_bytes: Mean size of a sample, which decides how many batches cross from a worker at once.
+        joins: Whether ``batch`` stands in ``ahead`` because the user named no stages of the loader.
     """
 
     def __init__(
         self,
         *,
-        reader: ShardReader,
+        reader: Reader,
         plan: EpochPlan,
         stages: Sequence[Any] = (),
         ahead: Sequence[Any] = (),
@@ -145,8 +148,10 @@ class PlannedDataset(Planned):
         split: str = "train",
         seed: int = 0,
         sample_bytes: float = 0,
+        joins: bool = False,
     ) -> None:
         super().__init__()
+        self.joins = joins
         self.reader = reader
         self.plan = plan
         self.stages = tuple(stages)
@@ -157,6 +162,7 @@ class PlannedDataset(Planned):
         self.seed = seed
         self.sample_bytes = sample_bytes
         self.position = Position()
+        self.measures = False  # whether the work on some batches is measured; set before workers start
 
     def __iter__(self) -> Iterator[Any]:
         for item in self.items():
@@ -179,23 +185,33 @@ class PlannedDataset(Planned):
         this = context.worker()
         # Large batches are made when they are asked for: less memory is less time.
         lazy = not this.count and self.sample_bytes * CHUNK_SAMPLES > CHUNK_BYTES
+        far = self.reader.is_remote  # what comes first is to be used first
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
         share = mean_share(self.plan.n_samples, n_batches, place.world_size)
-        most = LAZY_BYTES if lazy else CHUNK_BYTES
+        most = LAZY_BYTES if lazy and not far else CHUNK_BYTES
         length = chunk_length(n_batches, share, this.count, sample_bytes=self.sample_bytes, most_bytes=most)
         together = max(1, _PLANNED // max(1, share * length))
         mine = partial(chunks, n_batches, this.number, this.count, length=length)
-        if self.reader.is_remote:  # what will be read is known, and is fetched in that order
+        if far:  # what will be read is known, and is fetched in that order
             if isinstance(self.plan, Plan) and self.plan.lanes:
-                self.reader.follow_pieces(self._pieces(self.plan, n_batches, epoch, start), epoch)
+                pieces = self._pieces(self.plan, n_batches, epoch, start)
+                self.reader.follow_pieces(pieces, epoch, piece_bytes=self.plan.piece_bytes)
             else:
                 coming = self._runs(mine(), epoch, start, together)
                 self.reader.follow((ids for _, shares in coming for ids in shares), epoch)
-        for batches, shares in self._runs(mine(), epoch, start, together):
-            made = self._made(batches, shares, epoch, start, lazy=lazy)
+        for number, (batches, shares) in enumerate(self._runs(mine(), epoch, start, together)):
+            delivered: list[Tally] = []
+            watch = Stopwatch() if self.measures and number % MEASURED == 0 else None
+            made = self._made(batches, shares, epoch, start, delivered, watch, lazy=lazy)
             yield Item(
-                epoch=epoch, start=start, worker=this.number, number=batches[0], values=made if lazy else list(made)
+                epoch=epoch,
+                start=start,
+                worker=this.number,
+                number=batches[0],
+                values=made if lazy else list(made),
+                delivered=delivered,
+                spent=None if watch is None else watch.spent,
             )
 
     def _pieces(self, plan: Plan, n_batches: int, epoch: int, start: int) -> Iterator[Piece]:
@@ -219,43 +235,114 @@ class PlannedDataset(Planned):
                 yield run, list(itertools.islice(shares, len(run)))
 
     def _made(
-        self, batches: Sequence[int], shares: Sequence[Ids], epoch: int, start: int, *, lazy: bool
+        self,
+        batches: Sequence[int],
+        shares: Sequence[Ids],
+        epoch: int,
+        start: int,
+        delivered: list[Tally],
+        watch: Stopwatch | None,
+        *,
+        lazy: bool,
     ) -> Iterator[Any]:
-        """Yield what the stages make of each share: a batch, or a list of samples."""
+        """Yield what the stages make of each share: a batch, or a list of samples; list what it was made of."""
+        planned = tallies(shares)
         stages = (*self.stages, *self.ahead)
 
         def place(number: int) -> context.Context:
             first = self.plan.consumed(batches[number], self.topology.world_size, start=start, epoch=epoch)
             return self.place(epoch, first)
 
-        def use(number: int, fields: Any) -> tuple[list[Any], Sequence[Any]]:
+        def decoded(number: int, fields: Any) -> tuple[list[Any], Sequence[Any]]:
             with context.at(partial(place, number)):  # most stages never ask
-                return run_columns(stages, fields)
+                return run_columns(stages, fields, self._where)
 
-        for number, (values, rest) in enumerate(self.reader.columns(shares, use, lazily=lazy)):
-            if not rest and self.batches and len(values) == 1 and values[0] is not None:
-                yield values[0]
-                continue
-            with context.at(partial(place, number)):
-                made = self._finished(values, rest, len(shares[number]))
-            yield made
+        def measured(number: int, fields: Any) -> tuple[list[Any], Sequence[Any]]:
+            return watch.call("decoding", lambda: decoded(number, fields)) if watch else decoded(number, fields)
 
-    def _finished(self, values: list[Any], rest: Sequence[Any], n_samples: int) -> Any:
+        found = self.reader.columns(shares, measured if watch else decoded, lazily=lazy)
+        number = 0
+        try:
+            for values, rest in watch.each("store", found) if watch else found:
+                left_out = self.reader.left_out(shares[number])
+                tally = Tally.of(shares[number], left_out) if left_out else planned[number]
+                if not rest and self.batches and len(values) == 1 and values[0] is not None:
+                    made = values.pop()
+                else:
+                    if not (epoch or start or batches[number] or self.topology.rank):
+                        self._look_for_repetition(values, rest)
+                    try:
+                        with context.at(partial(place, number)):
+                            made = self._finished(values, rest, shares[number], watch)
+                    except DecodeError as error:
+                        raise error.located(samples=self.reader.named(shares[number])) from error.__cause__
+                delivered.append(tally)
+                yield made
+                del made, values  # large ones are gone before the next are made
+                number += 1
+        except StageFailedError as failed:
+            blamed = self._blamed(failed, shares[number], partial(decoded, number))
+            raise blamed from blamed.__cause__
+
+    def _blamed(self, failed: StageFailedError, ids: Ids, use: Callable[[Any], Any]) -> Exception:
+        """Return the error of a stage that failed on the columns of a share, whose samples can all be decoded."""
+        for sample in np.split(ids, len(ids)):
+            for values in self.reader.read(sample):  # none if it is left out
+                if alone := _failure(use, tuple(ValueColumn([value]) for value in values)):
+                    locate(alone.error, stage=alone.stage, **self._where(), **self.reader.place(sample, 0, 1))
+                    return alone.error
+        error = DecodeError(
+            f"these {len(ids)} samples do not fit into one batch: {failed.error}; "
+            "make them alike in a stage, or batch them with a function of your own",
+            stage=failed.stage,
+            **self._where(),
+        )
+        error.__cause__ = failed.error
+        return error
+
+    def _where(self) -> dict[str, Any]:
+        """Return split, rank and worker, for errors."""
+        return {"split": self.split, **process(), "rank": self.topology.rank}
+
+    def _taken(self, ids: Ids, n_values: int, left: Iterator[Any]) -> dict[str, Any]:
+        """Return the place of the sample that was taken last of those of a share."""
+        number = n_values - operator.length_hint(left) - 1
+        return {**self._where(), **self.reader.place(ids, number, n_values)}
+
+    def _finished(self, values: list[Any], rest: Sequence[Any], ids: Ids, watch: Stopwatch | None) -> Any:
         """Run the stages without a columnar form, and return the share's batch or samples."""
         within = max(0, len(rest) - len(self.ahead))
+        left = iter(values)
+        taken: Where = partial(self._taken, ids, len(values), left)
         if within:
-            values = list(chain(rest[:within], values))
+            values = list(chain(rest[:within], left, taken, watch))
+            left, taken = iter(values), self._where  # which sample a value is made of is not known any more
+            if self.joins and 0 < len(values) < len(ids) and sum(map(leading, values)) == len(ids):
+                raise batches_joined(self, self.stages)
         if not values:
             raise ConfigError(
                 f"pipeline_wds ({names_of(self.stages)}) left nothing of a share of "
-                f"{n_samples} samples, and every rank must take the same steps; "
+                f"{len(ids)} samples, and every rank must take the same steps; "
                 "leave samples out with where= or when converting, take larger batches, or read in order='shards'",
                 split=self.split,
                 rank=self.topology.rank,
             )
         if not self.batches:
-            return list(chain(rest[within:], values)) if len(rest) > within else values
-        return only_batch(chain(rest[within:], values), self, self.ahead, n_samples)
+            return list(chain(rest[within:], left, taken, watch)) if len(rest) > within else values
+        return only_batch(chain(rest[within:], left, taken, watch), self, self.ahead, len(ids))
+
+    def _look_for_repetition(self, values: list[Any], rest: Sequence[Any]) -> None:
+        """Warn of stages that draw the same random numbers for every share."""
+        within = len(rest) - len(self.ahead)
+        places = [self.place(0, first) for first in (0, 1)]
+        for name in repeating(rest[: max(0, within)], values[:1], places):
+            warnings.warn(
+                f"{self.split}: the stage {name} draws the same random numbers whenever it is called, and in global "
+                "order it is called for every batch; draw them from bionemo.webdatamodule.context.current().rng(), "
+                "or read in order='shards', where it is called once for each worker and pass",
+                DataWarning,
+                stacklevel=2,
+            )
 
     def place(self, epoch: int, first: int) -> context.Context:
         """Return the place of a share for stages that draw random numbers."""
@@ -277,14 +364,45 @@ def only_batch(made: Iterable[Any], dataset: PlannedDataset, stages: Sequence[An
     batches = list(itertools.islice(made, 2))
     if len(batches) != 1 or batches[0] is None:  # Lightning skips the step of a None, on this rank alone
         more = "several batches" if len(batches) > 1 else "no batch"
+        argument = "pipeline_prebatch_wld"
+        if stages is dataset.ahead and len(stages) == 1:  # the loader has none of its own
+            argument, stages = "pipeline_wds", dataset.stages
         raise ConfigError(
-            f"pipeline_prebatch_wld ({names_of(stages)}) makes {more} of a share of "
+            f"{argument} ({names_of(stages)}) makes {more} of a share of "
             f"{n_samples} samples, this rank's part of a global batch; every rank must take the same "
             "steps, so make one batch of at least that size, or read in order='shards'",
             split=dataset.split,
             rank=dataset.topology.rank,
         )
     return batches[0]
+
+
+def _failure(use: Callable[[Any], Any], fields: Any) -> StageFailedError | None:
+    try:
+        use(fields)
+    except StageFailedError as failed:
+        return failed
+    return None
+
+
+def leading(value: Any) -> int:
+    """Return the first dimension of the first tensor or array in a sample or batch; 0 where there is none."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return next(filter(None, map(leading, value)), 0)
+    shape = getattr(value, "shape", ())
+    return int(shape[0]) if shape else 0
+
+
+def batches_joined(dataset: Placed, stages: Sequence[Any]) -> ConfigError:
+    """Return the error of a pipeline that makes batches, which would be joined into batches once more."""
+    return ConfigError(
+        f"pipeline_wds ({names_of(stages)}) makes batches, and by default pipeline_prebatch_wld joins what comes from "
+        f"it into batches; to pass them on as they are, give pipeline_prebatch_wld={{{dataset.split!r}: []}}; "
+        f"if they are samples, give pipeline_prebatch_wld={{{dataset.split!r}: 'batch'}}",
+        split=dataset.split,
+    )
 
 
 _Placed = TypeVar("_Placed", bound="Placed")

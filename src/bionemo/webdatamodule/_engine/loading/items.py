@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import IterableDataset
 
@@ -13,7 +13,8 @@ from bionemo.webdatamodule.components import Closable, Item, ItemLoader
 from bionemo.webdatamodule.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.loading.dataset import Position, Topology
+    from bionemo.webdatamodule._engine.loading.dataset import Position
+    from bionemo.webdatamodule._engine.ranks import Topology
     from bionemo.webdatamodule.components import ItemDataset, LoaderFunction
 
 _ATTRIBUTES = ("num_workers", "keeps_workers", "in_order")
@@ -49,7 +50,7 @@ class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is gene
 
 @dataclass(frozen=True, kw_only=True)
 class InMainProcess:
-    """A plain function as a loader: it has no workers, as far as anybody knows.
+    """A plain function as a loader: it is taken to have no workers.
 
     Args:
         function: Returns an iterable of a dataset's items.
@@ -160,6 +161,20 @@ class LoaderItems:
                 f"passed on item {item.number}{of} where item {due} is due, "
                 + ("which was passed on before" if item.number < due else "which is lost or comes later")
             )
+
+    def delivered(self, item: Item, number: int) -> Any:
+        """Return what says which samples a value of an item was made of.
+
+        Raises:
+            UsageError: If the loader passed on the item without it.
+        """
+        if number >= len(item.delivered):
+            raise UsageError(
+                f"the loader {self.name} passed on item {item.number} without what the dataset put into "
+                "Item.delivered; pass items on as they are, or change them by dataclasses.replace(item, values=…)",
+                **self._where,
+            )
+        return item.delivered[number]
 
     def out_of_turn(self, what: str) -> UsageError:
         """Return the error of a loader that loses, repeats or reorders items."""

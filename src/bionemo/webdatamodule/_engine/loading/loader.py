@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 import webdataset as wds
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import Planned, PlannedDataset, apart, only_batch
+from bionemo.webdatamodule._engine.loading.dataset import MEASURED, Planned, PlannedDataset, apart, only_batch
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
+from bionemo.webdatamodule._engine.peers import Peers
+from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.stages import chain
+from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
 
 if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.reading.joined import Reader
     from bionemo.webdatamodule.components import LoaderFunction
     from bionemo.webdatamodule.planning import EpochPlan
 
@@ -34,6 +38,8 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         loader: Makes an iterable of the dataset's items, from worker processes or not.
         loader_name: What it is called, for messages.
         skips_changed: Whether a state of other data means the next epoch, rather than an error.
+        receipt: The file that the receipt of each epoch is appended to, if any.
+        peers: Compares the first batch with those of other processes, where some must get the same.
         stages: Run on the samples of each share, in this process; empty where the workers make batches.
         clock: Of the run that takes the batches.
         cursor: A cursor at the start of the data, with the identity of data and plan.
@@ -49,14 +55,20 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         cursor: Cursor,
         loader_name: str = "",
         skips_changed: bool = False,
+        receipt: str | None = None,
+        peers: Peers | None = None,
     ) -> None:
         dataset = apart(dataset)
         self._items = LoaderItems(dataset, loader, loader_name)
         wds.DataPipeline.__init__(self, self._items)  # WebLoader's own makes a torch DataLoader
         self.split = dataset.split
+        self.receipt = receipt
         self.stages = tuple(stages)
         self._data = dataset
-        self._progress = Progress(cursor, clock, skips_changed=skips_changed)
+        self._peers = peers
+        self.num_workers: int = getattr(loader, "num_workers", 0)
+        self.work, self.own_work = Work(), Work()  # on batches since :meth:`measure`: in workers, and here
+        self.progress = Progress(cursor, clock, skips_changed=skips_changed)
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, the same on every rank."""
@@ -89,24 +101,26 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         """The number of data-parallel processes."""
         return self._data.topology.world_size
 
-    def follow(self, clock: Clock) -> None:
-        """Take epochs and steps from the clock of a run."""
-        self._progress.clock = clock
+    @property
+    def topology(self) -> Topology:
+        """This process's place among the data-parallel processes."""
+        return self._data.topology
 
     @property
-    def changed(self) -> bool:
-        """Whether a state was loaded that is of other data, so that the next epoch begins."""
-        return self._progress.changed
+    def reader(self) -> Reader:
+        """What reads the samples."""
+        return self._data.reader
 
-    def restart(self) -> None:
-        """Begin the next iteration at the start of the run's epoch."""
-        self._progress.restart()
+    def measure(self) -> None:
+        """Measure the work on some batches from now on, in workers that start from now on."""
+        self._data.measures = True
+        self.work, self.own_work = Work(), Work()
 
     @property
     def cursor(self) -> Cursor:
         """The place in the data after the last batch whose step ran."""
-        began = self._progress.cursor
-        return replace(began, samples=self._consumed(self._progress.stepped, began))
+        began = self.progress.cursor
+        return replace(began, samples=self._consumed(self.progress.stepped, began))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cursor as plain numbers and strings: the same on every rank, with any number of workers."""
@@ -119,20 +133,20 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
             ResumeError: If the state is of other data, of another seed or of a newer version.
         """
         cursor = Cursor.from_state(state)
-        if self._progress.fits(cursor, lambda: self._start(self._continued(cursor)), self.split):
+        if self.progress.fits(cursor, lambda: self._start(self._continued(cursor)), self.split):
             self._data.plan = self._continued(cursor)
-            self._progress.cursor = self._start(self.plan)
+            self.progress.cursor = self._start(self.plan)
             self.seek(cursor)
 
     def _continued(self, cursor: Cursor) -> EpochPlan:
         return self.plan.continued(cursor.order) if isinstance(self.plan, Plan) else self.plan
 
     def _start(self, plan: EpochPlan) -> Cursor:
-        return replace(self._progress.cursor, digest=Cursor.of(plan, self._data.reader.digest).digest)
+        return replace(self.progress.cursor, digest=Cursor.of(plan, self._data.reader.digest).digest)
 
     def seek(self, cursor: Cursor) -> None:
         """Begin the next iteration at a cursor, which may have been made with another global batch size."""
-        self._progress.seek(replace(self._progress.cursor, epoch=cursor.epoch, samples=cursor.samples))
+        self.progress.seek(replace(self.progress.cursor, epoch=cursor.epoch, samples=cursor.samples))
 
     def finished(self, cursor: Cursor) -> bool:
         """Return whether nothing is left of the epoch at a cursor."""
@@ -147,7 +161,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         self._items.close()
 
     def _epoch(self) -> Iterator[Any]:
-        cursor = self._progress.begin(self.finished)
+        cursor = self.progress.begin(self.finished)
         if cursor is None:
             return
         place = self._data.topology
@@ -158,23 +172,36 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         with contextlib.closing(self._items.begin(cursor.epoch, cursor.samples)) as items:
             for item in items:
                 self._items.check(item, index)
-                for value in item.values:
-                    batch = value if self._data.batches and not self.stages else self._batch(value, cursor, index)
+                for number, value in enumerate(item.values):
+                    watch = Stopwatch() if self._data.measures and index % MEASURED == 0 else None
+                    done = self._data.batches and not self.stages
+                    batch = value if done else self._batch(value, cursor, index, watch)
+                    self.own_work.add(1, None if watch is None else watch.spent)
+                    tally = self._items.delivered(item, number)
+                    if self._peers is not None:
+                        self._peers.check(batch, f"{tally.hash:016x}")
                     index += 1
-                    self._progress.deliver()
+                    self.progress.deliver(tally)
                     if index == shares:
+                        self.work.add(len(item.delivered), item.spent)
                         self._data.reader.log_skipped()
                         items.close()  # before the last batch: a Ctrl-C while a generator is collected would be lost
                         yield batch
                         return
                     yield batch
+                    del value, batch  # a large one is gone before the next is made
+                self.work.add(len(item.delivered), item.spent)
         raise self._items.out_of_turn(f"stopped after {index} of {shares} batches")
 
-    def _batch(self, value: Any, cursor: Cursor, index: int) -> Any:
+    def _batch(self, value: Any, cursor: Cursor, index: int, watch: Stopwatch | None) -> Any:
         """Run the stages on the samples of one share, or on the batch of it, which must give one batch."""
         samples = [value] if self._data.batches else value
         with context.at(self._data.place(cursor.epoch, self._consumed(index, cursor))):
-            return only_batch(chain(self.stages, samples), self._data, self.stages, len(samples))
+            return only_batch(chain(self.stages, samples, self._where, watch), self._data, self.stages, len(samples))
+
+    def _where(self) -> dict[str, object]:
+        """Return split and rank, for errors of stages."""
+        return {"split": self.split, "rank": self._data.topology.rank}
 
     def _consumed(self, batches: int, cursor: Cursor) -> int:
         if not batches:

@@ -15,10 +15,24 @@ from bionemo.webdatamodule.columns import Column, Fields
 from bionemo.webdatamodule.components import Stage, Use
 from bionemo.webdatamodule.plugins import Plugins, resolve
 
+_BATCHING = {"batched": True, "listed": True, "unbatched": False, "unlisted": False}
+"""Stages of webdataset that join samples or take batches apart."""
+
 
 def default_stages(n_suffixes: int, plugins: Plugins | None) -> tuple[Any, ...]:
     """Return ``pipeline_wds`` where the user gave none: ``untuple`` for one suffix."""
     return (resolve(Stage, "untuple", plugins),) if n_suffixes == 1 else ()
+
+
+def makes_batches(stages: Sequence[Any], calls: Sequence[tuple[str, Any]]) -> bool:
+    """Return whether stages of ``pipeline_wds``, or calls of ``invoke_wds`` behind them, join samples into batches."""
+    made = False
+    for stage in stages:
+        name = getattr(getattr(stage, "f", None), "__name__", None)  # of a stage of webdataset
+        made = getattr(stage, "makes_batches", _BATCHING.get(str(name).lstrip("_"), made))
+    for name, _ in calls:
+        made = _BATCHING.get(name, made)
+    return made
 
 
 def default_loader_stages(loader: LoaderChoice, plugins: Plugins | None) -> tuple[Any, ...]:
@@ -114,9 +128,11 @@ def converted(sample: Any) -> Any:
     kind = type(sample)
     if kind in _KEPT or (kind is dict and _KEPT.issuperset(map(type, sample.values()))):
         return sample
+    if kind is dict:
+        return {name: converted(value) for name, value in sample.items()}
+    if kind is list or kind is tuple:  # torch makes lists of tuples, too
+        return list(sample) if _KEPT.issuperset(map(type, sample)) else list(map(converted, sample))
     try:
         return default_convert(sample)
     except TypeError:  # arrays of times and records have no tensor, and are kept
-        if kind is dict:
-            return {name: converted(value) for name, value in sample.items()}
-        return kind(map(converted, sample)) if kind in (list, tuple) else sample
+        return sample

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
+from bionemo.webdatamodule._engine.sampling.tally import Tally
 from bionemo.webdatamodule.errors import ResumeError
 
 _log = logging.getLogger("bionemo.webdatamodule")
@@ -118,6 +120,10 @@ class Progress:
         self._delivered = 0  # batches handed out since
         self._steps = 0  # steps that had run when the iteration began, or when a batch was handed out
         self._used = 0  # batches handed out before those of the step that runs
+        self._before: tuple[tuple[int, int], Tally] | None = None  # what came before an iteration that begins there
+        self._cycles = False  # whether an iteration that begins is one more of the same epoch
+        self._tally = Tally()  # of the batches whose step ran, but for the latest of them
+        self._open: deque[Tally] = deque()  # of the batches handed out since
 
     def fits(self, saved: Cursor, now: Callable[[], Cursor], split: str) -> bool:
         """Return whether a run may go on from a cursor; if not, and that is no error, the next epoch begins.
@@ -146,10 +152,26 @@ class Progress:
         self.cursor = cursor
         self._begun = False
         self._delivered = self._used = 0
+        self._open.clear()
+        self._tally = Tally(since=cursor.samples)
+        if self._before is not None and self._before[0] == (cursor.epoch, cursor.samples):
+            self._tally = self._before[1]
+
+    def came_before(self, tally: Tally) -> None:
+        """Say what was delivered of the epoch before the place where the next iteration begins."""
+        self._before = (self.cursor.epoch, self.cursor.samples), tally
+        self._tally = tally
+
+    @property
+    def tally(self) -> Tally:
+        """What was delivered in this epoch by the batches whose step ran."""
+        self._close()
+        return self._tally
 
     def restart(self) -> None:
         """Begin the next iteration at the start of the run's epoch."""
         self._begun = True
+        self._cycles = False
 
     def begin(self, finished: Callable[[Cursor], bool]) -> Cursor | None:
         """Begin an iteration.
@@ -170,16 +192,26 @@ class Progress:
         elif finished(cursor):
             self._begun = True  # where a CombinedLoader cycles, the epoch begins again
             return None
+        before = self.tally if self._cycles else None
         self.seek(cursor)
+        self._tally = before or self._tally
         self._begun = True
+        self._cycles = self.clock.steps() is not None
         self._any_number = self.clock.takes_any_number()
         self._steps = self.clock.steps() or 0
         return cursor
 
-    def deliver(self) -> None:
-        """Count a batch, before it is handed out: Lightning may never ask again."""
+    def deliver(self, tally: Tally | None = None) -> None:
+        """Count a batch, before it is handed out: Lightning may never ask again.
+
+        Args:
+            tally: Its samples, where they are known.
+        """
         self._settle()
         self._delivered += 1
+        if tally is not None:
+            self._open.append(tally)
+            self._close()
 
     @property
     def stepped(self) -> int:
@@ -195,6 +227,11 @@ class Progress:
             self._settle()
             return self._used
         return min(self._delivered, max(0, steps - self._steps))
+
+    def _close(self) -> None:
+        """Add the batches whose step ran to the tally of the epoch."""
+        while len(self._open) > self._delivered - self.stepped:
+            self._tally = self._tally.plus(self._open.popleft())
 
     def _settle(self) -> None:
         """Count the batches handed out as used if their step ran."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.config import ErrorPolicy, Source
 from bionemo.webdatamodule._engine.loading.items import as_loader
+from bionemo.webdatamodule._engine.ranks import DataRanks
 from bionemo.webdatamodule._engine.reading.subset import Subset
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule._engine.storage.remote.directory import find_store
@@ -32,6 +33,8 @@ class Settings:
     check: Literal["first", "always", "never"]
     shuffle_shards: int | None
     resume: Literal["exact", "next_epoch"] = "exact"
+    receipt: str | None = None
+    data_ranks: DataRanks = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,9 @@ class SplitSettings:
     Attributes:
         stages: The user's ``pipeline_wds``, or the default.
         torch_stage: What workers do to its samples before ``loader_stages``, in place of torch's ``DataLoader``.
+        joined: Directories whose fields are joined to the samples of ``sources``, by key.
         loader_stages: The user's ``pipeline_prebatch_wld``, or the default.
+        joins: Whether ``loader_stages`` is the default.
     """
 
     split: str
@@ -69,6 +74,8 @@ class SplitSettings:
     loader_calls: tuple[tuple[str, Mapping[str, Any]], ...]
     errors: ErrorPolicy
     where: Subset | None = None
+    joined: tuple[Source, ...] = ()
+    joins: bool = False
 
 
 def with_stores(sources: Iterable[Source], plugins: Plugins | None) -> tuple[Source, ...]:

@@ -127,10 +127,10 @@ class ResumeCallback(pl.Callback):
         if not loaders or saved is None:
             return
         batches = seek(trainer, loaders, saved, state)
-        if saved.over or any(loader.changed for loader in loaders):
+        if saved.over or any(loader.progress.changed for loader in loaders):
             begin_epoch(trainer, saved.epoch + (not saved.over and saved.batches > 0), saved.total)
             for loader in loaders:
-                loader.restart()
+                loader.progress.restart()
         else:
             fetched = max(map(done, loaders)) if saved.batches else 0
             go_on(trainer, saved, batches, fetched=fetched)
@@ -147,7 +147,7 @@ class ResumeCallback(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Begin an epoch; some loaders may have been made for it."""
         for loader in follow(trainer):
-            loader.restart()
+            loader.progress.restart()
 
 
 def follow(trainer: pl.Trainer) -> list[OurLoader]:
@@ -155,7 +155,7 @@ def follow(trainer: pl.Trainer) -> list[OurLoader]:
     combined = trainer.fit_loop._combined_loader  # noqa: SLF001 - nothing public
     found = [] if combined is None else [loader for loader in combined.flattened if isinstance(loader, OurLoader)]
     for loader in found:
-        loader.follow(TrainerClock(trainer))
+        loader.progress.clock = TrainerClock(trainer)
     return found
 
 
@@ -194,10 +194,10 @@ def seek(trainer: pl.Trainer, loaders: Sequence[OurLoader], saved: Saved, state:
         loader.load_state_dict(found)
         if saved.over or not saved.batches:
             _check_epoch(loader, (epoch - 1, epoch))
-            loader.restart()
+            loader.progress.restart()
         else:
             _check_epoch(loader, (epoch,))
-    if saved.over or not saved.batches or any(loader.changed for loader in loaders):
+    if saved.over or not saved.batches or any(loader.progress.changed for loader in loaders):
         return 0
     if not states:
         return _seek_without_state(loaders, saved)

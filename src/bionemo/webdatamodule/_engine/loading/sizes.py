@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import operator
 import os
 import pathlib
+import pickle
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs
-from bionemo.webdatamodule._engine.reading.reader import ShardReader
+from bionemo.webdatamodule._engine.reading.joined import Reader
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule._engine.storage.index_cache import cache_directory, write_atomically
-from bionemo.webdatamodule.components import Planner
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule._engine.verdict import usable_cpus
+from bionemo.webdatamodule.components import Executor, Planner
+from bionemo.webdatamodule.errors import PlanError, UnknownNameError, WebDataModuleError
 from bionemo.webdatamodule.planning import Ids, size_of
+from bionemo.webdatamodule.plugins import resolve
 
 _TOGETHER = 1024  # samples that are read at a time
+_APART = 20_000  # samples from which on several processes read them; they start in some tens of milliseconds
 
 
-def measure(stage: Planner, reader: ShardReader, *, codecs: Codecs, split: str) -> Ids:
+def measure(stage: Planner, reader: Reader, *, codecs: Codecs) -> Ids:
     """Return the size of each sample of a split.
 
     Args:
         stage: Says what the size of a sample is.
         reader: Reads the split.
         codecs: What decodes its fields.
-        split: Name of the split, for messages.
 
     Raises:
         PlanError: If a sample has no size; the message names its key.
     """
     suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
-    fields = ShardReader(reader.sets, suffixes, codecs=codecs, check="never", split=split)
+    fields = reader.only(suffixes, codecs=codecs, check="never", on_error="raise")
     cache = _cache(stage, fields)
     if cache is not None and (known := _cached(cache, fields.n_samples)) is not None:
         return known
-    sizes = np.empty(fields.n_samples, dtype=np.int64)
-    number = 0
-    try:
-        for first in range(0, len(sizes), _TOGETHER):
-            for sample in fields.read(np.arange(first, min(first + _TOGETHER, len(sizes)))):
-                sizes[number] = _size(stage, sample if len(suffixes) > 1 else sample[0])
-                number += 1
-    except PlanError as error:
-        raise error.located(split=split, key=_key(fields, number)) from error.__cause__
+    sizes = _all(stage, fields)
     if cache is not None:
         with contextlib.suppress(OSError):  # a cache that cannot be written is none
             os.makedirs(os.path.dirname(cache), mode=0o700, exist_ok=True)
@@ -55,7 +52,48 @@ def measure(stage: Planner, reader: ShardReader, *, codecs: Codecs, split: str) 
     return sizes
 
 
-def _cache(stage: Planner, fields: ShardReader) -> str | None:
+def _all(stage: Planner, fields: Reader) -> Ids:
+    """Return the sizes of all samples, which several processes read where there are many."""
+    n = fields.n_samples
+    cpus = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks do it side by side
+    # What fetches must not be forked, and fetches several pieces at a time by itself.
+    if n >= _APART and cpus > 1 and not fields.is_remote and _pickles(stage):
+        with contextlib.suppress(UnknownNameError, BrokenExecutor):  # then without
+            executor: Any = resolve(Executor, "processes")
+            sized = getattr(executor, "for_tasks", None)
+            edges = [n * number // cpus for number in range(cpus + 1)]
+            with executor if sized is None else sized(cpus) as pool:
+                parts = [pool.submit(_part, stage, fields, first, stop) for first, stop in itertools.pairwise(edges)]
+                return np.concatenate([part.result() for part in parts])
+    return _part(stage, fields, 0, n)
+
+
+def _part(stage: Planner, fields: Reader, first: int, stop: int) -> Ids:
+    """Return the sizes of some samples."""
+    sizes = np.empty(stop - first, dtype=np.int64)
+    runs = [np.arange(begin, min(begin + _TOGETHER, stop)) for begin in range(first, stop, _TOGETHER)]
+    if fields.is_remote:
+        fields.follow(runs)
+    number = first
+    try:
+        for run in runs:
+            for sample in fields.read(run):
+                sizes[number - first] = _size(stage, sample if len(fields.suffixes) > 1 else sample[0])
+                number += 1
+    except PlanError as error:
+        raise error.located(split=fields.split, key=_key(fields, number)) from error.__cause__
+    return sizes
+
+
+def _pickles(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - pickling runs the object's own code
+        return False
+    return True
+
+
+def _cache(stage: Planner, fields: Reader) -> str | None:
     """Return the file of the cache that holds these sizes; ``None`` where nothing says that they are the same.
 
     Shards with a manifest are known by its digest. A function cannot be compared with that of an earlier run.
@@ -79,7 +117,15 @@ def _size(stage: Planner, sample: Any) -> int:
     measure = getattr(stage, "measure", None)
     if not callable(stage.size):
         return size_of(sample, f"the field {stage.size!r}") if measure is None else int(measure(sample))
-    given = stage.size(sample) if measure is None else measure(stage.size(sample))
+    try:
+        given = stage.size(sample)
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"the function {describe(stage.size)} for the size of a sample fails with {type(error).__name__}: {error}"
+        ) from error
+    given = given if measure is None else measure(given)
     try:
         size = operator.index(given)
     except TypeError:
@@ -92,6 +138,5 @@ def _size(stage: Planner, sample: Any) -> int:
     return size
 
 
-def _key(fields: ShardReader, number: int) -> str:
-    named = ShardReader(fields.sets, ("__key__",), check="never", split=fields.split)
-    return str(named.read(np.array([number]))[0][0])
+def _key(fields: Reader, number: int) -> str:
+    return fields.keys(np.array([number]))[0]

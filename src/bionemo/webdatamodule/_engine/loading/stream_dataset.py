@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import webdataset as wds
 from webdataset.compat import FluidInterface
 from webdataset.shardlists import split_by_node, split_by_worker
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import ALONE, Position, Topology
+from bionemo.webdatamodule._engine.loading.dataset import ALONE, Position, batches_joined, leading
+from bionemo.webdatamodule._engine.ranks import Topology
+from bionemo.webdatamodule._engine.reading.locate import process
 from bionemo.webdatamodule._engine.sampling.partition import CHUNK_BYTES
 from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule.components import Item
@@ -20,7 +25,8 @@ from bionemo.webdatamodule.context import shuffled
 from bionemo.webdatamodule.errors import PlanError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.reading.reader import ShardReader
+    from bionemo.webdatamodule._engine.reading.joined import Reader
+    from bionemo.webdatamodule.planning import Ids
 
 Splitter = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -54,6 +60,21 @@ class Dealing:
     seed: int = 0
 
 
+@dataclass
+class _Taken:
+    """How far samples that were read together are taken.
+
+    Attributes:
+        ids: Their numbers.
+        n_samples: How many there are, but for those left out.
+        left: The samples that are not taken yet.
+    """
+
+    ids: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    n_samples: int = 0
+    left: Iterator[Any] = field(default_factory=lambda: iter(()))
+
+
 PLAIN = Dealing()
 """Shards in their order, dealt to ranks and workers in turn."""
 
@@ -70,12 +91,13 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         split: The split's name, for messages.
         batch_size: Samples of a batch of this rank, for the ``batch`` stage.
         sample_bytes: Mean size of a sample, which decides how many cross from a worker at once.
+        joins: Whether the user named no stages of the loader, so that ``batch`` stands behind it.
     """
 
     def __init__(
         self,
         *,
-        reader: ShardReader,
+        reader: Reader,
         shards: Sequence[str],
         stages: Sequence[Any] = (),
         dealing: Dealing = PLAIN,
@@ -83,6 +105,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         split: str = "train",
         batch_size: int = 1,
         sample_bytes: float = 0,
+        joins: bool = False,
     ) -> None:
         super().__init__(_source, *stages)
         self.reader = reader
@@ -91,6 +114,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         self.topology = topology
         self.split = split
         self.batch_size = batch_size
+        self.joins = joins
         self.sample_bytes = sample_bytes
         self.position = Position()
 
@@ -161,10 +185,32 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         """Return one pass over this worker's samples, after all stages."""
         epoch, passed = self.position.get()
         place = self.place(epoch, passed * _REPETITIONS + repetition, _worker()[0])
+        taken = _Taken()
         with context.at(place):
-            return chain(self.pipeline[1:], self._samples(place))
+            where = partial(self._where, taken)
+            if not self.joins:
+                return chain(self.pipeline[1:], self._samples(place, taken), where)
+            counter = itertools.count()
+            counted = (sample for sample, _ in zip(self._samples(place, taken), counter, strict=False))
+            return self._checked(chain(self.pipeline[1:], counted, where), counter)
 
-    def _samples(self, place: context.Context) -> Iterator[Any]:
+    def _checked(self, made: Iterator[Any], counter: itertools.count[int]) -> Iterator[Any]:
+        """Pass on what the stages make, unless the first two are batches of all samples that they took until then."""
+        first = list(itertools.islice(made, 1))
+        taken = next(counter)
+        more = list(itertools.islice(made, 1))
+        sizes = list(map(leading, first + more))
+        if len(sizes) == 2 and sizes[0] > 1 and (sizes[0], sum(sizes)) == (taken, next(counter) - 1):
+            raise batches_joined(self, self.pipeline[1:-1])
+        return itertools.chain(first, more, made)
+
+    def _where(self, taken: _Taken) -> dict[str, Any]:
+        """Return split, rank, worker, and the shard and key of the sample that was taken last, for errors."""
+        number = taken.n_samples - operator.length_hint(taken.left) - 1
+        found = self.reader.place(taken.ids, number, taken.n_samples)
+        return {"split": self.split, **process(), "rank": self.topology.rank, **found}
+
+    def _samples(self, place: context.Context, taken: _Taken) -> Iterator[Any]:
         """Yield the samples of the shards dealt to this worker."""
         numbers = {path: number for number, path in enumerate(self.shards)}
         dealt = 0
@@ -172,7 +218,9 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             self.reader.follow_shards((numbers[shard["url"]] for shard in self._dealt(place)), place.epoch)
         for shard in self._dealt(place):
             dealt += 1
-            yield from self.reader.shard(numbers[shard["url"]])
+            for ids, samples in self.reader.shard(numbers[shard["url"]]):
+                taken.ids, taken.n_samples, taken.left = ids, len(samples), iter(samples)
+                yield from taken.left
         if not dealt and self.dealing.empty_check:
             worker, workers = _worker()
             raise PlanError(

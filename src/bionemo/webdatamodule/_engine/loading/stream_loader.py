@@ -15,6 +15,7 @@ from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import apart
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
+from bionemo.webdatamodule._engine.peers import Peers
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule.components import Item
@@ -39,6 +40,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         loader_name: What it is called, for messages.
         skips_changed: Whether a state of other data means the next epoch, rather than an error.
         stages: Run on the stream of samples, in this process.
+        peers: Compares the first batch with those of other processes, where some must get the same.
         n_batches: Batches of an epoch on this rank.
         num_workers: Worker processes, which the order of samples depends on.
         clock: Of the run that takes the batches.
@@ -57,13 +59,15 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         cursor: Cursor,
         loader_name: str = "",
         skips_changed: bool = False,
+        peers: Peers | None = None,
     ) -> None:
         dataset = apart(dataset)
         self._items = LoaderItems(dataset, loader, loader_name)
         wds.DataPipeline.__init__(self, self._items, *stages)  # WebLoader's own makes a torch DataLoader
         self._data = dataset
         self._num_workers = num_workers
-        self._progress = Progress(cursor, clock, skips_changed=skips_changed)
+        self._peers = peers
+        self.progress = Progress(cursor, clock, skips_changed=skips_changed)
         self.n_batches = 0
         self.with_epoch(nbatches=n_batches)
 
@@ -84,8 +88,8 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         if batches < 1:
             raise ConfigError(f"with_epoch takes a number of batches from 1 on, not {batches}", split=self._data.split)
         self.n_batches = batches
-        cursor = self._progress.cursor
-        self._progress.cursor = replace(cursor, n_samples=self.n_batches * cursor.global_batch_size)
+        cursor = self.progress.cursor
+        self.progress.cursor = replace(cursor, n_samples=self.n_batches * cursor.global_batch_size)
         return self
 
     def with_length(self, n: int, silent: bool = False) -> StreamLoader:  # noqa: ARG002 - webdataset's signature
@@ -106,24 +110,11 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         """Set the number of batches in an epoch if one is given; the data are always begun again."""
         return self.with_epoch(nbatches) if nbatches > 0 else self
 
-    def follow(self, clock: Clock) -> None:
-        """Take epochs and steps from the clock of a run."""
-        self._progress.clock = clock
-
-    @property
-    def changed(self) -> bool:
-        """Whether a state was loaded that is of other data, so that the next epoch begins."""
-        return self._progress.changed
-
-    def restart(self) -> None:
-        """Begin the next iteration at the start of the run's epoch."""
-        self._progress.restart()
-
     @property
     def cursor(self) -> Cursor:
         """The place in the epoch after the last batch whose step ran."""
-        began = self._progress.cursor
-        return replace(began, samples=began.samples + self._progress.stepped * began.global_batch_size)
+        began = self.progress.cursor
+        return replace(began, samples=began.samples + self.progress.stepped * began.global_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cursor, and the ranks and workers that the order depends on."""
@@ -136,7 +127,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             ResumeError: If the state is of other data or another seed, or of other ranks or workers.
         """
         cursor = Cursor.from_state(state)
-        if not self._progress.fits(cursor, lambda: self._progress.cursor, self._data.split):
+        if not self.progress.fits(cursor, lambda: self.progress.cursor, self._data.split):
             return
         order = {name: state.get(name) for name in self._order()}
         if order != self._order():
@@ -145,10 +136,10 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
                 f"with {order}, not {self._order()}; take the same, or read in order='global'",
                 split=self._data.split,
             )
-        if cursor.global_batch_size != self._progress.cursor.global_batch_size:
+        if cursor.global_batch_size != self.progress.cursor.global_batch_size:
             raise ResumeError(
                 "in shards order a run cannot go on with another global batch size: the checkpoint was written with "
-                f"{cursor.global_batch_size}, not {self._progress.cursor.global_batch_size}",
+                f"{cursor.global_batch_size}, not {self.progress.cursor.global_batch_size}",
                 split=self._data.split,
             )
         foreign = [stage for stage in (*self._data.pipeline[1:], *self.pipeline[1:]) if not _seeded(stage)]
@@ -163,7 +154,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
     def seek(self, cursor: Cursor) -> None:
         """Begin the next iteration at a cursor."""
-        self._progress.seek(cursor)
+        self.progress.seek(cursor)
 
     @property
     def _iterator(self) -> None:
@@ -177,13 +168,15 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         return {"order": "shards", "ranks": self._data.topology.world_size, "workers": self._num_workers}
 
     def _epoch(self) -> Iterator[Any]:
-        size = self._progress.cursor.global_batch_size
-        cursor = self._progress.begin(lambda cursor: cursor.samples >= cursor.n_samples)
+        size = self.progress.cursor.global_batch_size
+        cursor = self.progress.begin(lambda cursor: cursor.samples >= cursor.n_samples)
         if cursor is None:
             return
         done = cursor.samples // size
         for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), done, self.n_batches)):
-            self._progress.deliver()
+            if self._peers is not None:
+                self._peers.check(batch)
+            self.progress.deliver()
             if done + index + 1 == self.n_batches:
                 self._data.reader.log_skipped()
             yield batch
@@ -193,7 +186,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         for passed in itertools.count():
             place = self._data.place(epoch, passed, -1)
             with context.at(place):
-                batches = chain(self.pipeline[1:], self._samples(epoch, passed))
+                batches = chain(self.pipeline[1:], self._samples(epoch, passed), self._where)
             empty = True
             for batch in batches:
                 empty = False
@@ -204,6 +197,10 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
                     split=self._data.split,
                     rank=self._data.topology.rank,
                 )
+
+    def _where(self) -> dict[str, object]:
+        """Return split and rank, for errors of stages."""
+        return {"split": self._data.split, "rank": self._data.topology.rank}
 
     def _samples(self, epoch: int, passed: int) -> Iterator[Any]:
         with contextlib.closing(self._items.begin(epoch, passed)) as items:

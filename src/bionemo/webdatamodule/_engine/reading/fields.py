@@ -82,7 +82,7 @@ def _compare(shard: OpenShard, row: int, columns: Iterable[int]) -> None:
         _, sizes, crcs = found
         if crcs is not None and crc32(shard.data[start : start + sizes[row]]) != crcs[row]:
             raise CorruptShardError("the field was changed: its checksum is wrong; restore the shard")
-        header = shard.map[start - BLOCK : start]
+        header = bytes(shard.data[start - BLOCK : start])
         check_header(header, start - BLOCK)
         if crcs is None and (header[124:135] != b"%011o" % sizes[row] or header[156:157] in EXTENDING):
             _check_size(shard, row, start - BLOCK, sizes[row])
@@ -95,7 +95,7 @@ def key_of(place: Place) -> str:
         CorruptShardError: If the header is damaged.
     """
     shard, row = place
-    parts = split_member(member_name(shard.map, int(shard.index.headers[row])))
+    parts = split_member(member_name(shard.data, int(shard.index.headers[row])))
     if parts is None:
         raise CorruptShardError("the sample's name has no key; restore the shard")
     return decode_key(parts[0])
@@ -119,11 +119,11 @@ def _check_size(shard: OpenShard, row: int, header: int, size: int) -> None:
     position = min(header, int(shard.index.headers[row]))  # what a hard link leads to lies before the sample
     records = Records()
     while position <= header:
-        block = shard.map[position : position + BLOCK]
+        block = bytes(shard.data[position : position + BLOCK])
         check_header(block, position)
         kind, written = block[156:157], number(block[124:136], position)
         if kind in EXTENDING:
-            position = records.take(shard.map, position, kind, written)
+            position = records.take(shard.data, position, kind, written)
             continue
         if records.size is not None:
             written = records.size

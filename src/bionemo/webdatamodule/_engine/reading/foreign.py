@@ -33,7 +33,7 @@ def index_foreign(directory: str, prefix: str) -> Foreign:
 
     Raises:
         NoShardsError: If there are none.
-        CorruptShardError: If one is no good tar.
+        CorruptShardError: If one is not a valid tar.
         ChangedDataError: If one changed meanwhile.
     """
     paths = find_shards(directory, prefix)

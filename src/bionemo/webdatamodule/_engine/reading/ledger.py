@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 SOUND, BAD = 1, 2
+"""States of a sample; those from ``BAD`` on say why it is left out."""
 
 
 class Ledger:
@@ -29,7 +30,7 @@ class Ledger:
     @property
     def n_bad(self) -> int:
         """Number of samples found bad, by this process and all that share the ledger."""
-        return int(np.count_nonzero(self.states == BAD))
+        return int(np.count_nonzero(self.states >= BAD))
 
     def __getstate__(self) -> Any:
         # A worker process gets the same memory; a pickle that goes elsewhere knows nothing of the data there.

@@ -11,9 +11,12 @@ from torch import distributed
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.reading.fields import Place
+from bionemo.webdatamodule._engine.reading.ledger import SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.open_pieces import OpenPieces, needs_of
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, most_open, open_shard
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.storage.remote.counters import Counters
+from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES, Cut
 from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
 
 if TYPE_CHECKING:
@@ -63,9 +66,10 @@ class Places:
         self._split = split
         self.is_remote = any(found.remote is not None for found in sets)
         self._open = OpenShards()
-        self._lengths = np.array(  # samples of a piece; 0 for shards of this machine
-            [found.remote.samples_per_piece(place) if found.remote else 0 for found, place in self._shards], np.int64
-        )
+        self._counters = Counters() if self.is_remote else None
+        self.ledger: Ledger | None = None
+        self._piece_bytes = PIECE_BYTES
+        self._cuts: Sequence[Cut | None] = ()
         self._pieces: OpenPieces | None = None
         self.at_once = self._at_once()
 
@@ -87,9 +91,8 @@ class Places:
             return self._locate_pieces(numbers, ids - self._stored_starts[numbers])
         rows = (ids - self._stored_starts[numbers]).tolist()
         shards = numbers.tolist()
-        needed = dict.fromkeys(shards)
         try:
-            opened = {number: self._open.get(number) or self._open.open(number, self._open_shard) for number in needed}
+            opened = self._open.get_all(dict.fromkeys(shards), self._open_shard)
         except ChangedDataError as error:
             raise error.located(split=self._split, **process()) from error.__cause__
         if opened:
@@ -97,23 +100,36 @@ class Places:
             context.worker().note(f"reading {opened[shards[0]].path}{others}")
         return [(opened[number], row) for number, row in zip(shards, rows, strict=True)]
 
-    def follow(self, runs: Iterable[NDArray[np.int64] | range], epoch: int = 0) -> None:
+    def follow(
+        self,
+        runs: Iterable[NDArray[np.int64] | range],
+        epoch: int = 0,
+        *,
+        piece_bytes: int = PIECE_BYTES,
+        divided: bool = False,
+    ) -> None:
         """Fetch remote samples before they are read, in the background; it returns at once.
 
         Args:
             runs: What will be read, in order: numbers of samples, whose pieces are fetched whole, or ranges of them.
                 They are taken as needed.
             epoch: Number of the epoch.
+            piece_bytes: Bytes of a piece.
+            divided: Whether all workers follow the same runs.
         """
         if self.is_remote:
+            if piece_bytes != self._piece_bytes:
+                self._piece_bytes, self._pieces, self._open = piece_bytes, None, OpenShards()
+                self.at_once = self._at_once()
             if self._chosen is not None:
                 runs = (
                     self._chosen[run.start : run.stop] if isinstance(run, range) else self._chosen[run] for run in runs
                 )
-            self._here().follow(needs_of(runs, self._stored_starts, self._stored_ends, self._lengths), epoch)
+            needs = needs_of(runs, self._stored_starts, self._stored_ends, self._cuts)
+            self._here().fetcher.follow(needs, epoch, divided=divided)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": None, "_pieces": None}
+        return {**vars(self), "_open": None, "_pieces": None, "_cuts": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -122,22 +138,42 @@ class Places:
 
     def _at_once(self) -> int:
         most = most_open()
-        lengths = np.where(self._lengths > 0, self._lengths, max(1, self.n_samples))
-        n_open = int((-(-(self._stored_ends - self._stored_starts) // lengths)).sum())
+        self._cuts = [  # None for shards of this machine
+            None if found.remote is None else found.remote.cut(place, self._piece_bytes)
+            for found, place in self._shards
+        ]
+        n_open = sum(1 if cut is None else cut.pieces for cut in self._cuts)
         return self.n_samples if n_open <= most else most
 
     def _here(self) -> OpenPieces:
         """Return the pieces of this process; a forked one opens its own."""
         if self._pieces is None or self._pieces.pid != os.getpid():
-            self._pieces = OpenPieces(self._shards, self._suffixes, self._open)
+            self._pieces = OpenPieces(
+                self._shards,
+                self._suffixes,
+                self._open,
+                piece_bytes=self._piece_bytes,
+                arrived=self._arrived,
+                counters=self._counters,
+            )
         return self._pieces
+
+    def _arrived(self, shard: int, first: int, stop: int) -> None:
+        """Note that samples of a shard came and are sound."""
+        if self.ledger is not None:
+            bounds = np.array([first, stop]) + self._stored_starts[shard]
+            first, stop = (bounds if self._chosen is None else np.searchsorted(self._chosen, bounds)).tolist()
+            states = self.ledger.states[first:stop]
+            states[states == 0] = SOUND
 
     def _locate_pieces(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Place]:
         """Return where samples are, some of them in pieces of remote shards."""
-        lengths = self._lengths[shards]
-        places = np.where(lengths > 0, rows // np.maximum(lengths, 1), -1)
-        in_piece = (rows - np.maximum(places, 0) * lengths).tolist()
-        keys = list(zip(shards.tolist(), places.tolist(), strict=True))
+        keys, in_piece = [], []
+        for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
+            cut = self._cuts[shard]
+            place = -1 if cut is None else cut.place(row)
+            keys.append((shard, place))
+            in_piece.append(row if cut is None else row - cut.bounds(place)[0])
         groups: dict[tuple[int, int], list[int]] = {}
         for key, row in zip(keys, in_piece, strict=True):
             groups.setdefault(key, []).append(row)

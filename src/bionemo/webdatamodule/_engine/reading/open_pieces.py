@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, opened
+from bionemo.webdatamodule._engine.format.mapping import mapped
+from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, mapped_file, opened
 from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
-from bionemo.webdatamodule._engine.storage.remote.pieces import Piece
+from bionemo.webdatamodule._engine.storage.remote.pieces import Cut, Piece
 from bionemo.webdatamodule.errors import ChangedDataError, RemoteError
 
 if TYPE_CHECKING:
@@ -31,11 +31,15 @@ class OpenPieces:
         shards: The set of each shard and its number there.
         suffixes: The fields that will be read.
         opened: Where the reader keeps what is open.
+        more: More of :class:`.Fetcher`.
     """
 
-    def __init__(self, shards: Sequence[tuple[ShardSet, int]], suffixes: Sequence[str], opened: OpenShards) -> None:
+    def __init__(
+        self, shards: Sequence[tuple[ShardSet, int]], suffixes: Sequence[str], opened: OpenShards, **more: Any
+    ) -> None:
         found = [None if held.remote is None else (held.remote, number) for held, number in shards]
-        self.fetcher = Fetcher(found, suffixes=suffixes, workers=context.worker().count)
+        worker = context.worker()
+        self.fetcher = Fetcher(found, suffixes=suffixes, worker=worker.number, workers=worker.count, **more)
         self.pid = os.getpid()
         self._suffixes = suffixes
         self._open = opened
@@ -64,8 +68,8 @@ class OpenPieces:
             if not missing:
                 break
             self.fetcher.load({shard for shard, _ in missing})
+            self.fetcher.fetch(list(missing.items()))
             pieces = {key: self.fetcher.piece(*key) for key in missing}
-            self.fetcher.fetch([(pieces[key], rows) for key, rows in missing.items()])
             for key, piece in pieces.items():
                 with contextlib.suppress(FileNotFoundError, ValueError):  # removed by another process
                     ready_one = self._open.open(key, lambda _, piece=piece: self._map(piece))  # type: ignore[misc]
@@ -78,24 +82,20 @@ class OpenPieces:
             )
         for key, rows in wanted.items():
             ready[key].mark(rows, self.fetcher.mark)
-            self.fetcher.reached(*key)
+        self.fetcher.reached(wanted)
         return ready
-
-    def follow(self, needs: Iterable[Need], epoch: int) -> None:
-        """See :meth:`.Fetcher.follow`."""
-        self.fetcher.follow(needs, epoch)
 
     def _map(self, piece: Piece) -> OpenShard:
         with open(piece.path, "rb") as file:
             if os.fstat(file.fileno()).st_size != piece.file_bytes:
                 raise FileNotFoundError(piece.path)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        states: memoryview | mmap.mmap = memoryview(data)[piece.states_at :]
+            data, own = mapped_file(file.fileno())
+        states = data[piece.states_at :]
         with (
             contextlib.suppress(OSError),
             open(piece.path, "r+b") as writable,
         ):  # a cache that is read-only has no marks
-            states = mmap.mmap(writable.fileno(), piece.n_samples, offset=piece.states_at)
+            states = mapped(writable.fileno(), size=piece.n_samples, offset=piece.states_at, writable=True)
             os.utime(piece.path)
 
         def restore(row: int) -> None:
@@ -103,7 +103,9 @@ class OpenPieces:
 
         return opened(
             path=self.fetcher.name(piece),
+            place=piece.path,
             data=data,
+            file=own,
             index=piece.index,
             suffixes=self._suffixes,
             states=np.frombuffer(states, np.uint8),
@@ -115,7 +117,7 @@ def needs_of(
     runs: Iterable[NDArray[np.int64] | range],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    cuts: Sequence[Cut | None],
 ) -> Iterable[Need]:
     """Yield what must be fetched for samples that will be read, in the order of need.
 
@@ -124,7 +126,7 @@ def needs_of(
             order the pieces that hold them, once.
         starts: Number of the first sample of each shard.
         ends: One more than that of its last.
-        lengths: Samples of a piece of each shard; 0 for shards of this machine.
+        cuts: How each shard is cut into pieces; ``None`` for shards of this machine.
     """
     known: set[tuple[int, int]] = set()
     for run in runs:
@@ -133,15 +135,15 @@ def needs_of(
             while first < run.stop:
                 shard = int(np.searchsorted(ends, first, side="right"))
                 last = min(run.stop, int(ends[shard]))
-                if lengths[shard]:
+                if cuts[shard] is not None:
                     yield Need(shard=shard, first=first - int(starts[shard]), last=last - int(starts[shard]))
                 first = last
             continue
         shards = np.searchsorted(ends, run, side="right")
-        there = lengths[shards] > 0
-        shards, rows = shards[there], (run - starts[shards])[there]
-        for shard, place in dict.fromkeys(zip(shards.tolist(), (rows // lengths[shards]).tolist(), strict=True)):
-            if (shard, place) not in known:
+        for shard, row in zip(shards.tolist(), (run - starts[shards]).tolist(), strict=True):
+            cut = cuts[shard]
+            place = -1 if cut is None else cut.place(row)
+            if cut is not None and (shard, place) not in known:
                 known.add((shard, place))
-                length, size = int(lengths[shard]), int(ends[shard] - starts[shard])
-                yield Need(shard=shard, first=place * length, last=min(size, (place + 1) * length))
+                begin, stop = cut.bounds(place)
+                yield Need(shard=shard, first=begin, last=stop)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
+import os
 import resource
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -15,17 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
+from bionemo.webdatamodule._engine.format.mapping import mapped, release
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, check_stamp
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 
 Column: TypeAlias = tuple[memoryview, memoryview, "memoryview | None"]
 """Offsets, sizes and checksums of one suffix, whose items are Python integers."""
 
-MOST_OPEN = 1024
-"""Shards that a process has open at a time, at most; fewer where the limit on open files is low."""
+MOST_OPEN = 100_000
+"""Shards that a process has open at a time, at most; fewer where the kernel allows a process few maps."""
+
+MAPS = "/proc/sys/vm/max_map_count"
+"""What says how many maps the kernel allows a process."""
+
+LARGE = 1 << 24
+"""Bytes of a field whose memory is not kept beside its value."""
 
 _N = TypeVar("_N", bound=Hashable)
 _END = 1024  # bytes of the end of an archive
+_LOOKUPS = 1000  # sizes of files without a descriptor that are looked up in a second, at most
+_USUAL_MAPS = 65530  # the kernel's default
 
 _recent: OrderedDict[OpenShard, tuple[dict[Hashable, OpenShard], Hashable]] = OrderedDict()
 """All open shards of this process, least recently used first, each with where its reader keeps it.
@@ -37,27 +49,33 @@ _held: dict[object, int] = {}
 """How many shards each reader holds that is in the middle of its batches."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class OpenShard:
     """One shard in memory, or a piece of one that is behind a URL.
 
     Attributes:
-        path: The tar.
-        map: The tar as a memory map.
-        data: The same as a view, which slices without copying.
+        path: What messages call it.
+        place: The file.
+        data: The tar as a memory map, which slices without copying.
+        file: The same with a descriptor of its own, which gives the size of the file at any time; ``None`` where
+            many shards are open. Then the size is looked up by the path, and not every time, since that takes longer
+            than reading a small sample.
         index: Where its members lie.
         columns: For each suffix asked for its part of the index, ``None`` where no sample of the shard has it.
         states: Of a piece, uint8 for each sample: 0 where it is not there, see the module ``pieces``.
         restore: Of a piece, fetches a sample again whose bytes are damaged, by its number.
+        checked: When the size was last looked up by the path.
     """
 
     path: str
-    map: mmap.mmap
+    place: str
     data: memoryview
+    file: mmap.mmap | None
     index: ShardIndex
     columns: tuple[Column | None, ...]
     states: NDArray[np.uint8] | None = None
     restore: Callable[[int], None] | None = None
+    checked: float = 0.0
 
     def has(self, rows: NDArray[np.int64]) -> bool:
         """Return whether samples are there."""
@@ -68,16 +86,31 @@ class OpenShard:
         if self.states is not None and self.states.flags.writeable:
             self.states[rows] = state
 
+    def release(self, row: int) -> None:
+        """Let the memory of a sample's large fields go; it is read from the file again where it is needed."""
+        for column in self.columns:
+            if column is not None and column[1][row] >= LARGE and column[0][row] >= 0:
+                release(self.data[column[0][row] : column[0][row] + column[1][row]])
+
     def check(self) -> None:
         """Check that the file still has all its bytes, since reading beyond its end would kill the process.
 
         Raises:
             ChangedDataError: If its size changed.
         """
-        now = self.map.size()
-        if now != len(self.data):
+        if self.file is not None:
+            found = self.file.size()
+        elif (now := time.monotonic()) < self.checked + _trusted():
+            return
+        else:
+            self.checked = now
+            try:
+                found = os.stat(self.place).st_size
+            except FileNotFoundError:  # what is mapped stays
+                return
+        if found != len(self.data):
             raise ChangedDataError(
-                f"{self.path} was changed while it was read: it has {now} bytes, had {len(self.data)}; start again",
+                f"{self.path} was changed while it was read: it has {found} bytes, had {len(self.data)}; start again",
                 shard=self.path,
             )
 
@@ -98,27 +131,33 @@ def open_shard(path: str, stamp: Stamp, index: ShardIndex, suffixes: Sequence[st
     try:
         with open(path, "rb") as file:
             check_stamp(path, stamp, file.fileno())
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data, own = mapped_file(file.fileno())
     except FileNotFoundError as error:
         raise ChangedDataError(f"{path} is gone since the data were set up; start again", shard=path) from error
-    shard = opened(path=path, data=data, index=index, suffixes=suffixes)
+    shard = opened(path=path, place=path, data=data, file=own, index=index, suffixes=suffixes)
     if any(data[-_END:]):
         raise CorruptShardError(f"the end of the archive {path} is damaged; restore the shard", shard=path)
     return shard
 
 
-def opened(*, path: str, data: mmap.mmap, index: ShardIndex, suffixes: Sequence[str], **more: Any) -> OpenShard:
+def opened(*, index: ShardIndex, suffixes: Sequence[str], **more: Any) -> OpenShard:
     """Return an open shard or piece.
 
     Args:
-        path: What messages call it.
-        data: Its map.
         index: Where its members lie.
         suffixes: Those that will be asked for.
-        more: Further attributes.
+        more: All other attributes.
     """
     columns = tuple(_column(index, suffix) for suffix in suffixes)
-    return OpenShard(path=path, map=data, data=memoryview(data), index=index, columns=columns, **more)
+    return OpenShard(index=index, columns=columns, **more)
+
+
+def mapped_file(descriptor: int) -> tuple[memoryview, mmap.mmap | None]:
+    """Map an open file, and return the map, with a descriptor of its own while few shards are open."""
+    if len(_recent) < most_descriptors():
+        file = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return memoryview(file), file
+    return mapped(descriptor), None
 
 
 class OpenShards:
@@ -140,16 +179,30 @@ class OpenShards:
         """
         shard = self._shards.get(number)
         if shard is not None:
-            try:
-                shard.check()
-                _recent.move_to_end(shard)
-            except ChangedDataError:
-                self._shards.pop(number, None)
-                _recent.pop(shard, None)
-                raise
-            except KeyError:  # another thread closed it just now
-                pass
+            self._use(number, shard)
         return shard
+
+    def get_all(self, numbers: Iterable[_N], open_one: Callable[[_N], OpenShard]) -> dict[_N, OpenShard]:
+        """Return shards by their numbers, after opening those that are not open.
+
+        Args:
+            numbers: Numbers of shards.
+            open_one: Opens one.
+
+        Raises:
+            ChangedDataError: If the size of one changed.
+        """
+        # With many shards most samples are alone in theirs, so what is done here counts.
+        shards, trusted, any_closes = self._shards, time.monotonic() - _trusted(), 2 * len(_recent) > most_open()
+        found: dict[_N, OpenShard] = {}
+        for number in numbers:
+            shard = shards.get(number)
+            if shard is None:
+                shard = self.open(number, open_one)
+            elif any_closes or shard.file is not None or shard.checked < trusted:
+                self._use(number, shard)
+            found[number] = shard
+        return found
 
     def open(self, number: _N, open_one: Callable[[_N], OpenShard]) -> OpenShard:
         """Open a shard, after closing others where there would be too many.
@@ -166,6 +219,17 @@ class OpenShards:
         _recent[shard] = self._shards, number
         return shard
 
+    def _use(self, number: Hashable, shard: OpenShard) -> None:
+        try:
+            shard.check()
+            _recent.move_to_end(shard)
+        except ChangedDataError:
+            self._shards.pop(number, None)
+            _recent.pop(shard, None)
+            raise
+        except KeyError:  # another thread closed it just now
+            pass
+
     def __contains__(self, number: object) -> bool:
         return number in self._shards
 
@@ -181,10 +245,29 @@ def _close_all(shards: dict[Hashable, OpenShard]) -> None:
 def most_open() -> int:
     """Return how many shards this process may have open.
 
-    Each takes two descriptors, its own and its index's, and half of all descriptors are left to others.
+    Each takes two maps, its own and its index's, and a fifth of all maps is left to others.
     """
+    return min(MOST_OPEN, max(1, _most_maps() * 2 // 5))
+
+
+def _trusted() -> float:
+    """Return for how many seconds the size of a file without a descriptor is taken as known."""
+    return len(_recent) / _LOOKUPS
+
+
+def most_descriptors() -> int:
+    """Return for how many shards this process may keep a descriptor; half of all are left to others."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, (soft - 32) // 4))
+    return MOST_OPEN if soft == resource.RLIM_INFINITY else max(0, (soft - 32) // 2)
+
+
+@functools.cache
+def _most_maps() -> int:
+    try:
+        with open(MAPS, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return _USUAL_MAPS
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, To
 from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, key_of
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
-from bionemo.webdatamodule._engine.reading.open_shards import hold
+from bionemo.webdatamodule._engine.reading.open_shards import LARGE, hold
 from bionemo.webdatamodule._engine.reading.selection import KEY, Selected, select
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES
 from bionemo.webdatamodule.columns import Column, ValueColumn, samples_of
 from bionemo.webdatamodule.errors import (
     ConfigError,
@@ -27,6 +28,7 @@ from bionemo.webdatamodule.errors import (
     DecodeError,
     MissingFieldError,
     RemoteError,
+    ShardError,
     WebDataModuleError,
 )
 
@@ -97,6 +99,7 @@ class ShardReader:
         self.on_error = on_error
         self.max_skipped = max_skipped
         self.split = split
+        self.chosen = chosen
         if not self.sets or not self.suffixes:
             raise ConfigError("a reader needs at least one set of shards and one suffix", split=split)
         stored = {suffix for found in self.sets for suffix in found.suffixes}
@@ -113,6 +116,8 @@ class ShardReader:
         if chosen is not None:
             self.digest = hashlib.sha256(self.digest.encode() + chosen.astype("<i8").tobytes()).hexdigest()
         self._ledger = Ledger(self.n_samples)
+        if check == "first":  # what was compared when it came need not be compared when it is read
+            self._places.ledger = self._ledger
         self._logged = 0  # samples left out, as last logged
         self._fields = [_field(each, opened, self.sets, codecs, split) for each in selected]
 
@@ -120,6 +125,16 @@ class ShardReader:
     def skipped(self) -> int:
         """Number of different samples left out so far, by all processes that share this reader."""
         return self._ledger.n_bad
+
+    def only(self, suffixes: Sequence[str], **changed: Any) -> ShardReader:
+        """Return a reader of other fields of the same samples.
+
+        Args:
+            suffixes: The fields.
+            changed: Other arguments than this reader's.
+        """
+        kept = ("codecs", "check", "on_error", "max_skipped", "split", "chosen")
+        return ShardReader(self.sets, suffixes, **{name: getattr(self, name) for name in kept} | changed)
 
     def read(self, ids: NDArray[np.int64]) -> list[tuple[Any, ...]]:
         """Return samples as tuples of their fields.
@@ -151,7 +166,7 @@ class ShardReader:
         Args:
             shares: Numbers of the samples of each share, none of them empty.
             use: Takes the number of the share, and a column for each suffix, at least one sample long. It may be
-                called again with other columns after it failed.
+                called again with other columns after it failed. It does not return ``None``.
             lazily: Time may pass from one share to the next, and memory should hold the values of one share only.
 
         Raises:
@@ -166,24 +181,34 @@ class ShardReader:
             stop = 0
             for number, share in enumerate(shares):
                 where = slice(stop, stop := stop + len(share))
-                found: list[_T] = []
-                if together:
-                    with suppress(Exception):  # the share alone says what is wrong, and where
-                        if lazily:
-                            _look_again(together, where)
-                        found.append(use(number, tuple(ShareColumn(column, where, lazily) for column in together)))
-                yield found[0] if found else self._alone(share, partial(use, number))
+                made = _attempt(use, number, together, where, lazily=lazily) if together else None
+                yield self._alone(share, partial(use, number)) if made is None else made
+                del made
+                if together and self.sample_bytes >= LARGE:
+                    for shard, row in together[0].places[where]:
+                        shard.release(row)
+
+    def left_out(self, ids: NDArray[np.int64]) -> dict[int, str]:
+        """Return which of some samples are left out so far, each with the code of its error."""
+        if self.on_error == "raise":
+            return {}
+        states = self._ledger.states[ids]
+        bad = np.flatnonzero(states >= BAD).tolist()
+        return {int(ids[place]): _OF_A_SAMPLE[states[place] - BAD].code for place in bad}
 
     def nothing_left(self, ids: NDArray[np.int64]) -> DecodeError:
         """Return the error of a share whose samples are all left out, when every rank must take the same steps."""
-        keys = self.keys(ids[:_NAMED])
-        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
         return DecodeError(
-            f"every sample of this batch is left out: {', '.join(keys)}{more}, and a batch needs one; "
+            f"every sample of this batch is left out: {self.named(ids)}, and a batch needs one; "
             "restore them, convert without them, or take a larger global_batch_size",
             split=self.split,
             **process(),
         )
+
+    def named(self, ids: NDArray[np.int64]) -> str:
+        """Return the keys of the first samples and the number of the others, for messages."""
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        return ", ".join(self.keys(ids[:_NAMED])) + more
 
     def log_skipped(self) -> None:
         """Log how many samples are left out, if there are more than last time."""
@@ -196,16 +221,36 @@ class ShardReader:
         """Return the keys of samples, in the order of ``ids``."""
         return list(map(key_of, self._places.locate(np.asarray(ids, np.int64))))
 
-    def shard(self, number: int) -> Iterator[tuple[Any, ...]]:
-        """Yield all samples of one shard, in the order of its tar.
+    def place(self, ids: NDArray[np.int64], number: int, n_left: int) -> dict[str, str]:
+        """Return shard and key of a sample, for messages; nothing where that is not known.
+
+        Args:
+            ids: The samples that were read together.
+            number: Number of the sample among those that were not left out.
+            n_left: How many were not left out.
+        """
+        with suppress(ShardError):
+            left = ids[self._ledger.states[ids] != BAD]
+            if len(left) == n_left and 0 <= number < n_left:
+                (found,) = self._places.locate(left[number : number + 1])
+                return {"shard": found[0].path, "key": key_of(found)}
+        return {}
+
+    def shard(self, number: int) -> Iterator[tuple[NDArray[np.int64], list[tuple[Any, ...]]]]:
+        """Yield all samples of one shard with their numbers, some at a time, in the order of its tar.
 
         Args:
             number: Number of the shard, counted over all sets.
         """
+        for ids in self.runs(number):
+            yield ids, self.read(ids)
+
+    def runs(self, number: int) -> Iterator[NDArray[np.int64]]:
+        """Yield the numbers of the samples of one shard, as many at a time as are read together."""
         start, end = int(self._places.starts[number]), int(self._places.ends[number])
         chunk = max(1, min(_CHUNK_SAMPLES, int(_CHUNK_BYTES / max(1.0, self.sample_bytes))))
         for first in range(start, end, chunk):
-            yield from self.read(np.arange(first, min(first + chunk, end)))
+            yield np.arange(first, min(first + chunk, end))
 
     @property
     def is_remote(self) -> bool:
@@ -222,17 +267,20 @@ class ShardReader:
         """
         self._places.follow(runs, epoch)
 
-    def follow_pieces(self, pieces: Iterable[tuple[int, int, int, int]], epoch: int = 0) -> None:
+    def follow_pieces(
+        self, pieces: Iterable[tuple[int, int, int, int]], epoch: int = 0, *, piece_bytes: int = 0
+    ) -> None:
         """Fetch pieces behind URLs before they are read, in the background; it returns at once.
 
         Args:
             pieces: Number of a shard, its first sample, the sample behind the last and anything else, in the order in
-                which they will be read; they are taken as needed.
+                which they will be read, the same for all workers; they are taken as needed.
             epoch: Number of the epoch.
+            piece_bytes: Bytes of a piece, by which shards are cut into files of the cache; 0 for the usual ones.
         """
         starts = self._places.starts
         runs = (range(int(starts[shard]) + first, int(starts[shard]) + stop) for shard, first, stop, _ in pieces)
-        self._places.follow(runs, epoch)
+        self._places.follow(runs, epoch, piece_bytes=piece_bytes or PIECE_BYTES, divided=True)
 
     def follow_shards(self, numbers: Iterable[int], epoch: int = 0) -> None:
         """Fetch shards behind URLs before they are read, in the background; it returns at once.
@@ -246,7 +294,7 @@ class ShardReader:
 
     def _together(self, ids: NDArray[np.int64]) -> tuple[Together, ...] | None:
         """Return the columns of samples; ``None`` where only reading one by one says what is wrong."""
-        if len(ids) > self._places.at_once or (self._ledger.states[ids] == BAD).any():
+        if len(ids) > self._places.at_once or (self._ledger.states[ids] >= BAD).any():
             return None
         try:
             places = self._places.locate(ids)
@@ -269,7 +317,7 @@ class ShardReader:
         if not samples:
             raise self.nothing_left(share)
         columns = tuple(ValueColumn(list(column)) for column in zip(*samples, strict=True))
-        return self._fitting(len(samples), use, columns)
+        return self.fitting(len(samples), use, columns)
 
     def _blaming(self, ids: NDArray[np.int64], use: Callable[[tuple[Column, ...]], _T], *, wanted: bool = False) -> _T:
         """Return what a function makes of the columns of samples; where that fails, find the samples to blame.
@@ -281,7 +329,7 @@ class ShardReader:
         """
         given, places = ids, self._places.locate(ids)
         if self.on_error == "skip":
-            ids, places = _picked(ids, places, self._ledger.states[ids] != BAD)
+            ids, places = _picked(ids, places, self._ledger.states[ids] < BAD)
         if places or not wanted:
             try:
                 return use(self._columns(ids, places))
@@ -297,14 +345,14 @@ class ShardReader:
             cause = None
         if wanted and not places:
             raise self.nothing_left(given) from cause
-        return self._fitting(len(places), use, self._columns(ids, places))
+        return self.fitting(len(places), use, self._columns(ids, places))
 
     def _columns(self, ids: NDArray[np.int64], places: Sequence[Place]) -> tuple[Column, ...]:
         columns = tuple(field.column(places) for field in self._fields)
         self._check(ids, places)
         return columns
 
-    def _fitting(self, n_samples: int, use: Callable[[tuple[Column, ...]], _T], columns: tuple[Column, ...]) -> _T:
+    def fitting(self, n_samples: int, use: Callable[[tuple[Column, ...]], _T], columns: tuple[Column, ...]) -> _T:
         """Call a function with columns whose samples decode one by one."""
         try:
             return use(columns)
@@ -354,12 +402,13 @@ class ShardReader:
         return False
 
     def _leave_out(self, sample: int, error: WebDataModuleError) -> None:
-        if self.skipped >= self.max_skipped and self._ledger.states[sample] != BAD:
+        if self.skipped >= self.max_skipped and self._ledger.states[sample] < BAD:
             raise type(error)(
                 f"{self.skipped} samples are left out already, which is max_skipped; the next: {error.message}",
                 **error.where,
             ) from error
-        self._ledger.states[sample] = BAD
+        kind = next(number for number, kind in enumerate(_OF_A_SAMPLE) if isinstance(error, kind))
+        self._ledger.states[sample] = BAD + kind
         _log.warning("left out a sample (%d of at most %d): %s", self.skipped, self.max_skipped, error)
 
 
@@ -367,6 +416,16 @@ def _picked(
     ids: NDArray[np.int64], places: list[Place], wanted: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], list[Place]]:
     return (ids, places) if wanted.all() else (ids[wanted], list(itertools.compress(places, wanted)))
+
+
+def _attempt(use: Use[_T], number: int, together: Sequence[Together], where: slice, *, lazily: bool) -> _T | None:
+    """Return what a function makes of the columns of one share; ``None`` where it fails."""
+    try:
+        if lazily:
+            _look_again(together, where)
+        return use(number, tuple([ShareColumn(column, where, lazily) for column in together]))
+    except Exception:  # noqa: BLE001 - the share alone says what is wrong, and where
+        return None
 
 
 def _n_shards(together: Sequence[Together]) -> int:

@@ -124,7 +124,7 @@ class ShardSet:
         Raises:
             NoShardsError: If there are none.
             ManifestError: If the manifest cannot be used, or a conversion never finished.
-            CorruptShardError: If shards are missing, or are not what the manifest says, or no good tars.
+            CorruptShardError: If shards are missing, or are not what the manifest says, or are not valid tars.
             ChangedDataError: If the digest is not the expected one.
             RemoteError: If a URL cannot be read.
         """
@@ -159,7 +159,7 @@ class ShardSet:
             stamp: The state in which it must be.
 
         Raises:
-            CorruptShardError: If the shard is not what the manifest says, or no good tar.
+            CorruptShardError: If the shard is not what the manifest says, or is not a valid tar.
             ChangedDataError: If it was changed or removed since the set was opened.
         """
         path = self.paths[number]

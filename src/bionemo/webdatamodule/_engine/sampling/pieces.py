@@ -14,7 +14,7 @@ from bionemo.webdatamodule._engine.sampling.permutation import Ids
 PIECE_BYTES = 4 << 20  # of a piece at most: at usual latencies a connection still works most of the time
 OPEN_BYTES = 2 << 30  # of one piece for each lane, at most
 MOST_PIECES = 1 << 22  # of a data set, about; some bytes of memory each
-PASSES = 512  # pieces of a data set at least, if it has as many samples
+PASSES = 256  # pieces of a data set at least, if it has as many samples
 MOST_LANES = 2048
 USUAL_LANES = 64
 PIECES_IN_LANE = 4
@@ -39,6 +39,9 @@ class Piece(NamedTuple):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pieces:
     """Where the pieces of a data set begin, and the end.
+
+    Shards are cut as the cache of remote shards cuts them
+    (:class:`~bionemo.webdatamodule._engine.storage.remote.pieces.Cut`), so that each piece is a file there.
 
     Attributes:
         firsts: First sample of each piece, ``(p + 1,)``, rising; the last is the number of samples.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 import struct
 import tempfile
@@ -12,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
+from bionemo.webdatamodule._engine.format.mapping import mapped
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 
 _STAMP = struct.Struct("<8sqqq32x")  # magic, size and times of the tar; 64 bytes keep arrays aligned
@@ -84,11 +84,11 @@ def cached_index(path: str, stamp: Stamp) -> ShardIndex | None:
     """
     try:
         with open(_index_path(path), "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = mapped(file.fileno())
         *known, changed = _STAMP.unpack_from(data)
         if known != [_MAGIC, stamp.size, stamp.mtime_ns]:
             return None
-        index = ShardIndex.from_buffer(memoryview(data)[_STAMP.size :])
+        index = ShardIndex.from_buffer(data[_STAMP.size :])
         if index.crcs is None and changed != Stamp.of(path).ctime_ns:
             return None
     except (OSError, ValueError, struct.error, CorruptShardError):

@@ -29,8 +29,8 @@ class Lease:
     """The right to change a directory, as a context manager that waits until it is free.
 
     The lease is a symbolic link whose target names the owner, since a link is made with its content in one step.
-    An owner that died on this machine is recognised by its process, and one on another machine by the link's
-    age, measured with the file system's own clock.
+    An owner that died on this machine is recognised by its process, where the system has ``/proc``. One on another
+    machine, or without ``/proc``, is recognised by the link's age, measured with the file system's own clock.
 
     Args:
         path: The link. Its directory exists.
@@ -95,7 +95,7 @@ class Lease:
     def _is_abandoned(self, owner: str) -> bool:
         facts = _facts(owner)
         mine = _identity()
-        if all(facts.get(name) == mine[name] for name in ("host", "boot", "namespace")):
+        if mine["started"] and all(facts.get(name) == mine[name] for name in ("host", "boot", "namespace")):
             return _started(facts.get("pid")) != facts.get("started")
         try:
             filesystem.make_private_directory(self._probe)
@@ -120,7 +120,7 @@ def _waiting(owner: str, path: str) -> str:
     facts = _facts(owner)
     return (
         f"another conversion holds {path}: process {facts.get('pid', 'unknown')} on {facts.get('host', 'unknown')}; "
-        "waiting until it ends. Should it die, this one goes on at once if both are on one machine, "
+        "waiting until it ends. If it dies, this one continues at once if both are on one machine, "
         f"else {EXPIRY:.0f} seconds after its last sign of life"
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index, index_name
+from bionemo.webdatamodule._engine.format.mapping import mapped
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, store_index
 from bionemo.webdatamodule.errors import CorruptShardError
@@ -41,7 +42,7 @@ def _sidecar(path: str, entry: ShardEntry) -> ShardIndex | None:
     """Return the index beside a shard, if it is the one that the manifest knows."""
     try:
         with open(index_name(path), "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = mapped(file.fileno())
     except (OSError, ValueError):  # missing, not readable, or empty
         return None
     return ShardIndex.from_buffer(data) if hashlib.sha256(data).hexdigest() == entry.index_sha256 else None

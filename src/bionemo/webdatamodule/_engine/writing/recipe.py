@@ -46,7 +46,7 @@ class Recipe:
         """Return the name of a suffix's codec: what the reader declares, else by the suffix's last part."""
         return self.declared.get(suffix) or ("pickle" if suffix.rpartition(".")[2].lower() in PICKLES else "bytes")
 
-    def recode(self, suffix: str) -> Callable[[bytes], bytes] | None:
+    def recode(self, suffix: str) -> Callable[[bytes], Any] | None:
         """Return what brings the fields of a suffix into their canonical form; ``None`` if they are stored as given."""
         name = self.codec(suffix)
         return None if name == PLAIN else getattr(self.codecs.of(suffix, name).codec, "recode", None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from tqdm import tqdm
@@ -18,6 +21,7 @@ from bionemo.webdatamodule._engine.writing.tasks import Result, ShardTask
 from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginError, WebDataModuleError
 
 _REFRESH = 0.5  # seconds between two updates of the progress bar
+_AT_ONCE = 256  # tasks that may be under way, which are the first that have not finished
 
 
 def run_tasks(
@@ -77,12 +81,14 @@ def _enter(executor: AbstractContextManager[futures.Executor], n_tasks: int, ent
 
 def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> None:
     """Wait for all tasks, raising the first error that stops the conversion."""
-    waiting = set(running)
-    done = 0
+    finished: SimpleQueue[futures.Future[Result]] = SimpleQueue()  # wait() would look at all of them every time
+    waiting, done, shown = dict(running), 0, 0.0
+    for future in running:
+        future.add_done_callback(finished.put)
     while waiting:
-        finished, waiting = futures.wait(waiting, timeout=_REFRESH, return_when=futures.FIRST_COMPLETED)
-        for future in finished:
-            done += len(running[future].names)
+        with contextlib.suppress(Empty):
+            future = finished.get(timeout=_REFRESH)
+            done += len(waiting.pop(future).names)
             if future.cancelled():
                 raise ConversionError("the executor cancelled a shard; run it again, finished shards are kept")
             error = future.exception()
@@ -90,7 +96,9 @@ def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> 
                 raise error
             if error is not None:
                 raise _failure(error, running[future]) from error
-        bar.update(done + sum(_noted(running[future]) for future in waiting) - bar.n)
+        if not waiting or (not bar.disable and time.monotonic() > shown + _REFRESH):
+            shown = time.monotonic()
+            bar.update(done + sum(map(_noted, itertools.islice(waiting.values(), _AT_ONCE))) - bar.n)
 
 
 def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:

@@ -22,7 +22,8 @@ from bionemo.webdatamodule.errors import (
 )
 from bionemo.webdatamodule.names import suffix_problem
 
-Recode: TypeAlias = "Callable[[bytes], bytes]"
+Stored: TypeAlias = "bytes | Sequence[bytes | memoryview]"
+Recode: TypeAlias = "Callable[[bytes], Stored]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class ShardTask:
                 for name, found in self._samples(position):
                     suffixes = tuple(found)
                     layout = layouts.get(suffixes) or layouts.setdefault(suffixes, self._layout(name, found))
-                    fields = []
+                    fields: list[tuple[str, Stored]] = []
                     for suffix, recode in layout:
                         data = found[suffix]
                         if not isinstance(data, bytes):
@@ -129,6 +130,7 @@ class ShardTask:
                         writer.add(encode(name), fields)
                     position += 1
                     progress.note(position)
+                    del found, data, fields  # a large sample is gone before the next is read
             except (InputError, DecodeError, OSError) as error:  # noqa: PERF203 - the loop goes on behind a bad sample
                 problems.add(names[position], error)
                 position += 1
@@ -150,6 +152,7 @@ class ShardTask:
             if not isinstance(found, Mapping):
                 raise self._breach(f"gives {type(found).__name__} instead of a mapping from suffix to bytes", name)
             yield name, found
+            del sample, found
         missing = next(expected, None)
         if missing is not None:
             raise self._breach("ends before this sample", missing)
@@ -158,8 +161,10 @@ class ShardTask:
         """Yield what the reader yields; errors that are no fault of a sample are the reader's own."""
         done = 0
         try:
-            for done, sample in enumerate(self.recipe.reader(names), 1):  # noqa: B007 - asked for below
+            for sample in self.recipe.reader(names):
+                done += 1
                 yield sample
+                del sample
         except (OSError, WebDataModuleError):
             raise
         except (Exception, SystemExit) as error:

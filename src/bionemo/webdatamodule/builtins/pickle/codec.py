@@ -29,6 +29,7 @@ import numpy as np
 from bionemo.webdatamodule.builtins.pickle.fast.collate import DiffersError, Match, collate
 from bionemo.webdatamodule.builtins.pickle.fast.template import compile_template, memories, signature
 from bionemo.webdatamodule.builtins.pickle.fast.trace import trace
+from bionemo.webdatamodule.builtins.pickle.write.canonical import pieces
 from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
 from bionemo.webdatamodule.columns import collate_values, pad_values
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _TRIES: Final = 32
 """Pickles that one codec may trace: data of no common kind should not pay for it forever."""
 
-_LARGEST: Final = 1 << 28
+_LARGEST: Final = 1 << 26
 """Bytes of a pickle that may be traced: larger ones gain little, and tracing holds a few copies."""
 
 _MISSES: Final = (DiffersError, ValueError, KeyError, OverflowError)
@@ -94,12 +95,16 @@ class PickleCodec:
         """Return the canonical pickle of a value, see :func:`~bionemo.webdatamodule.pickles.dumps`."""
         return dumps(value)
 
-    def recode(self, data: bytes) -> bytes:
+    def recode(self, data: bytes) -> bytes | Sequence[bytes | memoryview]:
         """Return the canonical form of a pickle, without decoding it where others of its kind were recoded before.
+
+        That of a large one is in parts, so that there is no copy of the data of its arrays.
 
         Raises:
             RefusedPickleError, DecodeError: As :func:`~bionemo.webdatamodule.pickles.loads`.
         """
+        if len(data) > _LARGEST:
+            return pieces(loads(data, policy=self.policy))
         return recoder(self.policy)(data)
 
     def compare(self, views: Sequence[memoryview], indices: NDArray[np.intp]) -> tuple[list[Match], NDArray[np.intp]]:

@@ -91,6 +91,7 @@ class PickleReader:
             files = {suffix: _read(f"{self.directory}/{name}.{suffix}", guess) for suffix in self.suffixes}
             guess = max(_SMALL, 1 + max(map(len, files.values())))  # the next sample is often as large
             yield Sample(name, files)
+            del files  # a large sample is gone before the next is read
 
     def _fingerprint(self, name: str) -> str:
         if not _stays_inside(name):
@@ -185,11 +186,10 @@ def _read(path: str, guess: int) -> bytes:
         data = os.read(descriptor, guess)
         if len(data) < guess <= _MOST_READ:
             return data
-        parts = [data]
-        while data:
-            data = os.read(descriptor, max(os.fstat(descriptor).st_size - sum(map(len, parts)), 0) + 1)
-            parts.append(data)
-        return b"".join(parts)
+        del data
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.read()  # of the size that it has, without a copy
     finally:
         os.close(descriptor)
 

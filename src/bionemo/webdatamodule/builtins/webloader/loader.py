@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -95,6 +96,7 @@ class _Init:
         note("starting")
         if self.then is not None:
             self.then(number)
+        gc.freeze()  # what a worker begins with lives as long as it does, so no collection needs to look through it
 
 
 class _Sending(IterableDataset):  # type: ignore[type-arg]  # torch's class is generic in its stub alone

@@ -65,13 +65,16 @@ class StatusTable:
 def writer(table: StatusTable, worker: int) -> Callable[[str], None]:
     """Return a function that writes what this process, a worker, is doing.
 
-    ``SIGUSR1`` from then on writes the stacks to a file of its own. Schedulers send that signal to every process of
-    a job; in a worker it would otherwise run the trainer's handler, or end the process.
+    ``SIGUSR1`` from then on writes the stacks to a file of its own, or does nothing where the system has no files in
+    memory. Schedulers send that signal to every process of a job; in a worker it would otherwise run the trainer's
+    handler, or end the process.
     """
     stacks_fd = -1
     if hasattr(os, "memfd_create"):
         stacks_fd = os.memfd_create("webdatamodule-stacks", os.MFD_CLOEXEC)
         faulthandler.register(signal.SIGUSR1, file=stacks_fd, all_threads=True)
+    else:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def note(text: str) -> None:
         table.write(worker, text, stacks_fd)

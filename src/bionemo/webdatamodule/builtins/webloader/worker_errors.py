@@ -23,7 +23,7 @@ _HINTS = {
     signal.SIGTERM: "the scheduler or the user stopped it",
     signal.SIGBUS: "a file it read was cut short, or a disk is full or failing",
     signal.SIGSEGV: "a compiled library crashed: try num_workers=0, and multiprocessing_context='spawn' if the "
-    "library does not bear being forked",
+    "library cannot be forked",
 }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
+from bionemo.webdatamodule._engine.format.mapping import mapped
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache, UnusableCacheError, remove
 from bionemo.webdatamodule.errors import CorruptShardError
@@ -33,7 +33,7 @@ def cached_bytes(path: str) -> memoryview | None:
     """Return a map of a file of the cache, or ``None`` where it cannot be read or is empty."""
     try:
         with open(path, "rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return mapped(file.fileno())
     except (OSError, ValueError):
         return None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import mmap
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field, replace
 
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.log import decided
+from bionemo.webdatamodule._engine.storage.remote.counters import Counters
 from bionemo.webdatamodule._engine.storage.remote.pieces import (
     ABSENT,
+    PIECE_BYTES,
     PRESENT,
     WORTH_A_REQUEST,
+    Cut,
     Piece,
     all_read,
     extents,
@@ -31,6 +35,7 @@ from bionemo.webdatamodule._engine.storage.remote.pieces import (
     runs_of,
     write_at,
 )
+from bionemo.webdatamodule._engine.storage.remote.retry import one_thread
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote
 from bionemo.webdatamodule._engine.storage.shard_cache import FULL, lock, try_lock, unlock
 from bionemo.webdatamodule.errors import RemoteError
@@ -44,6 +49,7 @@ AHEAD = 256 << 20
 """Bytes that one process fetches before they are needed, at most."""
 
 _PART = 8 << 20  # bytes of one request, at most
+_TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
 _REPORT = 30.0  # seconds between two lines of the log
 
 
@@ -56,40 +62,36 @@ class Need:
     last: int
 
 
-@dataclass(kw_only=True)
-class Progress:
-    """What one process fetched so far.
-
-    Attributes:
-        n_bytes: Bytes that came.
-        n_requests: Requests for them.
-        waited: Seconds for which reading waited for them.
-        again: Pieces that were fetched again since their bytes were damaged.
-        started: When it began, by ``time.monotonic``.
-    """
-
-    n_bytes: int = 0
-    n_requests: int = 0
-    waited: float = 0.0
-    again: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def __str__(self) -> str:
-        seconds = max(1e-9, time.monotonic() - self.started)
-        return (
-            f"{self.n_bytes / 1e6:.1f} MB in {self.n_requests} requests, "
-            f"{self.n_bytes / 1e6 / seconds:.1f} MB/s, waited {self.waited:.1f} of {seconds:.1f} s"
-        )
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Task:
-    """Samples of a piece to fetch; ``done`` is set where a reader waits for them."""
+    """Samples of a piece to fetch.
+
+    Attributes:
+        shard: Number of the shard.
+        place: Number of the piece in it.
+        rows: Numbers of the samples in the piece.
+        number: Its place in the plan; -1 where a reader waits for what no plan announced.
+        n_bytes: Bytes of the samples, about.
+        behind: Bytes of the plan before it.
+        done: Is set when they are there, or cannot be fetched.
+    """
 
     shard: int
     place: int
     rows: range | NDArray[np.int64]
-    done: futures.Future[None] | None = None
+    number: int = -1
+    n_bytes: int = 0
+    behind: int = 0
+    done: futures.Future[None] = field(default_factory=futures.Future)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The piece."""
+        return self.shard, self.place
+
+    def holds(self, rows: NDArray[np.int64]) -> bool:
+        """Return whether it fetches any of some samples, where it is of a plan."""
+        return isinstance(self.rows, range) and bool(((rows >= self.rows.start) & (rows < self.rows.stop)).any())
 
 
 class Fetcher:
@@ -100,30 +102,47 @@ class Fetcher:
     Args:
         shards: For each shard its set and its number there; ``None`` for shards of this machine.
         suffixes: The fields that will be read.
-        workers: Processes among which the connections are divided.
-
-    Attributes:
-        progress: What was fetched.
+        worker: This process's number among those that follow the same plan.
+        workers: Processes among which the connections, and the pieces of a plan that all follow, are divided.
+        piece_bytes: Bytes of a piece.
+        arrived: Is called when samples of a shard came and have their checksums: with the shard, the first, and the one
+            behind the last.
+        counters: Count what is fetched.
     """
 
     def __init__(
-        self, shards: Sequence[tuple[Remote, int] | None], *, suffixes: Sequence[str], workers: int = 1
+        self,
+        shards: Sequence[tuple[Remote, int] | None],
+        *,
+        suffixes: Sequence[str],
+        worker: int = 0,
+        workers: int = 1,
+        piece_bytes: int = PIECE_BYTES,
+        arrived: Callable[[int, int, int], None] | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self._shards = shards
-        self.progress = Progress()
+        self._counters = Counters() if counters is None else counters
         self.mark = PRESENT
         self._suffixes = frozenset(suffixes)
-        self._most = max(2, CONNECTIONS // max(1, workers))
+        self._worker, self._workers = worker, max(1, workers)
+        self._piece_bytes = piece_bytes
+        self._arrived = arrived
+        self._most = max(2, CONNECTIONS // self._workers)
         room = min((found[0].cache.size for found in shards if found is not None), default=0)
         self._ahead_limit = max(1, min(AHEAD, room // 4))
         self._lock = threading.Lock()
         self._indexes: dict[int, futures.Future[tuple[ShardIndex, list[int]]]] = {}
         self._urgent: deque[_Task] = deque()
         self._planned: Iterator[_Task] = iter(())
+        self._divided = False  # whether other workers follow the same plan
+        self._queue: deque[_Task] = deque()  # of the plan, taken and not begun
+        self._taken: deque[_Task] = deque()  # of the plan, taken and not reached by the reader
+        self._known: dict[tuple[int, int], list[_Task]] = {}  # the same by piece
+        self._running: Counter[tuple[int, int]] = Counter()
         self._n_threads = 0
-        self._ahead = 0  # bytes that were planned and not reached yet
-        self._waiting: dict[tuple[int, int], int] = {}  # bytes planned of pieces that were not reached yet
-        self._reported = time.monotonic()
+        self._ahead = 0  # bytes that were taken and not reached yet
+        self._started = self._reported = time.monotonic()
 
     def load(self, shards: Iterable[int]) -> None:
         """Read the indexes of several shards at the same time."""
@@ -136,44 +155,54 @@ class Fetcher:
         """Return a piece of a shard."""
         index, columns = self._index(shard)
         remote, number = self._remote(shard)
-        return replace(remote.piece(number, place, index, columns), shard=shard)
+        first, stop = self._pieces(shard).bounds(place)
+        return replace(remote.piece(number, first, stop, index, columns), shard=shard)
 
-    def follow(self, needs: Iterable[Need], epoch: int) -> None:
+    def follow(self, needs: Iterable[Need], epoch: int, *, divided: bool = False) -> None:
         """Fetch ahead what will be needed, in this order, instead of what was said before.
 
         Args:
             needs: Runs of samples; they are taken one after the other, as bytes and connections permit.
             epoch: Number of the epoch, which decides what the cache needs no more.
+            divided: Whether all workers follow the same needs, so that each fetches its part of them.
         """
         with self._lock:
             self._planned = self._tasks(needs)
+            self._divided = divided
             self.mark = mark_of(epoch)
             self._ahead = 0
-            self._waiting = {}
+            self._known = {}
+            self._taken.clear()
+            self._queue.clear()
         self._work()
 
-    def fetch(self, wanted: Sequence[tuple[Piece, NDArray[np.int64]]]) -> None:
-        """Return when samples of pieces are there.
+    def fetch(self, wanted: Sequence[tuple[tuple[int, int], NDArray[np.int64]]]) -> None:
+        """Return when samples of pieces are there, or another process removed them again.
+
+        Args:
+            wanted: Pieces, each by the numbers of its shard and of the piece there, and numbers of samples in them.
 
         Raises:
             RemoteError: If they cannot be fetched, or kept.
         """
         started = time.monotonic()
-        tasks: dict[_Task, futures.Future[None]] = {}
-        for piece, rows in wanted:
-            done: futures.Future[None] = futures.Future()
-            place = piece.first // self._length(piece.shard)
-            tasks[_Task(shard=piece.shard, place=place, rows=rows, done=done)] = done
         with self._lock:
-            self._urgent.extend(tasks)
+            for _ in range(self._workers * (len(wanted) + 1)):  # what is needed first is what the plan has first
+                far = self._ahead >= 2 * self._ahead_limit
+                if far or all(key in self._known for key, _ in wanted) or not self._take():
+                    break
+            tasks = {task for key, rows in wanted for task in self._serving(key, rows)}
+            new = [task for task in tasks if task.number < 0]
+            self._urgent.extend(new)
         self._work()
         try:
-            for done in tasks.values():
-                done.result()
+            for task in tasks:
+                task.done.result()
         finally:
             with self._lock:
-                self._urgent = deque(task for task in self._urgent if task not in tasks)
-                self.progress.waited += time.monotonic() - started
+                if new:
+                    self._urgent = deque(task for task in self._urgent if task not in tasks)
+                self._counters.add(self._worker, waited=time.monotonic() - started)
         self._report()
 
     def restore(self, piece: Piece, row: int) -> None:
@@ -187,13 +216,32 @@ class Fetcher:
             if descriptor is not None:
                 self._fill(descriptor, piece, range(row, row + 1), again=True)
 
-    def reached(self, shard: int, place: int) -> None:
-        """Note that a piece is being read now, so that further ones may be fetched."""
+    def reached(self, wanted: Mapping[tuple[int, int], NDArray[np.int64]]) -> None:
+        """Note that samples of pieces are being read now, so that what comes behind them may be fetched."""
         with self._lock:
-            n_bytes = self._waiting.pop((shard, place), 0)
-            self._ahead -= n_bytes
-        if n_bytes:
+            numbers = [
+                task.number for key, rows in wanted.items() for task in self._known.get(key, ()) if task.holds(rows)
+            ]
+            while numbers and self._taken and self._taken[0].number <= max(numbers):
+                task = self._taken.popleft()
+                self._ahead -= task.n_bytes
+                self._known[task.key].remove(task)
+                if not self._known[task.key]:
+                    del self._known[task.key]
+        if numbers:
             self._work()
+
+    def _serving(self, key: tuple[int, int], rows: NDArray[np.int64]) -> list[_Task]:
+        """Return what to wait for until samples are there; called with the lock held."""
+        known = [task for task in self._known.get(key, ()) if task.holds(rows)]
+        own = [task for task in known if self._is_own(task) and not task.done.done()]
+        if own:
+            return own
+        others = [task for task in known if not task.done.done()]  # another worker fetches it, or will
+        return [replace(task, number=-1) for task in others] or [_Task(shard=key[0], place=key[1], rows=rows)]
+
+    def _is_own(self, task: _Task) -> bool:
+        return not self._divided or task.number % self._workers == self._worker
 
     def _index(self, shard: int) -> tuple[ShardIndex, list[int]]:
         """Return the index of a shard and the columns that its pieces keep; it is read once."""
@@ -218,9 +266,9 @@ class Fetcher:
         assert found is not None  # noqa: S101 - for the type checker: pieces are of remote shards
         return found
 
-    def _length(self, shard: int) -> int:
+    def _pieces(self, shard: int) -> Cut:
         remote, number = self._remote(shard)
-        return remote.samples_per_piece(number)
+        return remote.cut(number, self._piece_bytes)
 
     def name(self, piece: Piece) -> str:
         """Return what messages call the shard of a piece."""
@@ -229,61 +277,93 @@ class Fetcher:
 
     def _tasks(self, needs: Iterable[Need]) -> Iterator[_Task]:
         """Yield the pieces that hold what is needed."""
+        numbers, behind = itertools.count(), 0
         for need in needs:
-            length = self._length(need.shard)
-            for place in range(need.first // length, (need.last - 1) // length + 1):
-                first, last = max(0, need.first - place * length), min(length, need.last - place * length)
-                yield _Task(shard=need.shard, place=place, rows=range(first, last))
+            remote, number = self._remote(need.shard)
+            shard, cut = remote.shards[number], self._pieces(need.shard)
+            for place in range(cut.place(need.first), cut.place(need.last - 1) + 1):
+                first, stop = cut.bounds(place)
+                rows = range(max(0, need.first - first), min(stop, need.last) - first)
+                n_bytes = shard.bytes * len(rows) // max(1, shard.samples)
+                yield _Task(
+                    shard=need.shard,
+                    place=place,
+                    rows=rows,
+                    number=next(numbers),
+                    n_bytes=n_bytes,
+                    behind=behind,
+                )
+                behind += n_bytes
 
     def _work(self) -> None:
         """Start threads, as many as may be of use."""
         while True:
             with self._lock:
-                task = self._next() if self._n_threads < self._most else None
-                if task is None:
+                tasks = self._next() if self._n_threads < self._most else []
+                if not tasks:
                     return
                 self._n_threads += 1
-            threading.Thread(target=self._run, args=(task,), name="webdatamodule-fetch", daemon=True).start()
+            threading.Thread(target=self._run, args=(tasks,), name="webdatamodule-fetch", daemon=True).start()
 
-    def _next(self) -> _Task | None:
-        """Return what to fetch next; called with the lock held."""
+    def _next(self) -> list[_Task]:
+        """Return what to fetch next, parts of one piece that lie side by side; called with the lock held."""
         if self._urgent:
-            return self._urgent.popleft()
-        if self._ahead >= self._ahead_limit:
-            return None
+            return [self._urgent.popleft()]
+        while not self._queue and self._ahead < self._ahead_limit:
+            if not self._take():
+                break
+        if not self._queue:
+            return []
+        together = [first] = [self._queue.popleft()]
+        end = first.behind + min(first.behind // 2, _TOGETHER)  # the first batch is not to wait for later ones
+        while self._ahead < self._ahead_limit and self._taken and self._taken[-1].behind < end and self._take():
+            pass
+        for task in self._known.get(first.key, ()):
+            if task.number > first.number and task.behind < end and task.rows[0] == together[-1].rows[-1] + 1:
+                with contextlib.suppress(ValueError):  # it was begun before
+                    self._queue.remove(task)
+                    together.append(task)
+        return together
+
+    def _take(self) -> bool:
+        """Take what comes next in the plan, and return whether there is more; called with the lock held."""
         try:
             task = next(self._planned, None)
         except Exception as error:  # noqa: BLE001 - the plan raises where it is read as well
             _log.debug("fetching ahead: %s: %s", type(error).__name__, error)
             task = None
-        if task is not None:
-            remote, number = self._remote(task.shard)
-            shard = remote.shards[number]
-            n_bytes = shard.bytes * len(task.rows) // max(1, shard.samples)
-            key = task.shard, task.place
-            self._waiting[key] = self._waiting.get(key, 0) + n_bytes
-            self._ahead += n_bytes
-        return task
+        if task is None:
+            return False
+        self._ahead += task.n_bytes
+        self._taken.append(task)
+        self._known.setdefault(task.key, []).append(task)
+        if self._is_own(task):
+            self._queue.append(task)
+        return True
 
-    def _run(self, task: _Task | None) -> None:
-        while task is not None:
-            try:
-                self._do(task)
-                if task.done is not None:
-                    task.done.set_result(None)
-            except BaseException as error:  # noqa: BLE001 - the caller that waits gets it
-                if task.done is not None:
-                    task.done.set_exception(error)
-                else:  # the reader that needs it tries again, and raises
-                    _log.debug("fetching ahead: %s: %s", type(error).__name__, error)
-            with self._lock:
-                task = self._next()
-                if task is None:
-                    self._n_threads -= 1
+    def _run(self, tasks: list[_Task]) -> None:
+        with one_thread():
+            while tasks:
+                error: BaseException | None = None
+                try:
+                    self._do(
+                        replace(tasks[0], rows=range(tasks[0].rows[0], tasks[-1].rows[-1] + 1))
+                        if tasks[1:]
+                        else tasks[0]
+                    )
+                except BaseException as raised:  # noqa: BLE001 - raised again where it is waited for
+                    error = raised
+                for task in tasks:
+                    with contextlib.suppress(futures.InvalidStateError):  # two wait for what another worker fetches
+                        task.done.set_result(None) if error is None else task.done.set_exception(error)
+                with self._lock:
+                    tasks = self._next()
+                    if not tasks:
+                        self._n_threads -= 1
 
     def _do(self, task: _Task) -> None:
         """Fetch what of a task is not there."""
-        piece = self.piece(task.shard, task.place)
+        piece = self.piece(*task.key)
         if _is_there(piece, task.rows):
             return
         try:
@@ -295,9 +375,18 @@ class Fetcher:
             self._fetch(piece, task)
 
     def _fetch(self, piece: Piece, task: _Task) -> None:
-        with self._locked(piece, wait=task.done is not None) as descriptor:
-            if descriptor is not None:
-                self._fill(descriptor, piece, task.rows)
+        with self._lock:
+            wait = task.number < 0 or self._running[task.key] > 0  # else another process fetches it
+            self._running[task.key] += 1
+        try:
+            with self._locked(piece, wait=wait) as descriptor:
+                if descriptor is not None:
+                    self._fill(descriptor, piece, task.rows)
+        finally:
+            with self._lock:
+                self._running[task.key] -= 1
+                if not self._running[task.key]:
+                    del self._running[task.key]
 
     @contextlib.contextmanager
     def _locked(self, piece: Piece, *, wait: bool) -> Iterator[int | None]:
@@ -340,6 +429,8 @@ class Fetcher:
                     )
                 self._damaged(piece, "came damaged")
             write_at(descriptor, bytes([PRESENT]) * (last - first), piece.states_at + first)
+            if self._arrived is not None and piece.index.crcs is not None:
+                self._arrived(piece.shard, piece.first + first, piece.first + last)
 
     def _copy(self, descriptor: int, piece: Piece, found: Sequence[tuple[int, int]]) -> None:
         """Fetch byte ranges of a piece into its file."""
@@ -354,13 +445,11 @@ class Fetcher:
                 for (begin, _), data in zip(together, memory, strict=True):
                     write_at(descriptor, data, begin)
                 with self._lock:
-                    self.progress.n_bytes += sum(end - begin for begin, end in together)
-                    self.progress.n_requests += len(together)
+                    n_bytes = sum(end - begin for begin, end in together)
+                    self._counters.add(self._worker, n_bytes=n_bytes, n_requests=len(together))
                 together = []
 
     def _damaged(self, piece: Piece, what: str) -> None:
-        with self._lock:
-            self.progress.again += 1
         _log.warning("a piece of %s %s and is fetched again", self.name(piece), what)
 
     def _is_done(self, path: str) -> bool:
@@ -374,7 +463,11 @@ class Fetcher:
         now = time.monotonic()
         if now - self._reported >= _REPORT:
             self._reported = now
-            decided("remote shards: %s", self.progress)
+            found, seconds = self._counters.total(), max(1e-9, now - self._started)
+            decided(
+                "remote shards: %.1f MB in %d requests, %.1f MB/s, waited %.1f of %.1f s",
+                *(found.n_bytes / 1e6, found.n_requests, found.n_bytes / 1e6 / seconds, found.waited, seconds),
+            )
 
 
 def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:

@@ -47,21 +47,44 @@ def open_remote(
     Raises:
         NoShardsError: If there are none.
         ManifestError: If the manifest cannot be used, or a conversion is being published.
-        CorruptShardError: If a shard without a manifest is no good tar.
+        CorruptShardError: If a shard without a manifest is not a valid tar.
         RemoteError: If it cannot be fetched.
         ConfigError: If no store serves the URL, or it cannot list.
     """
-    parent, _, last = url.rpartition("/")
-    names = expanded(last)
-    directory = RemoteDirectory.at(parent if names else url, store)
+    directory, names = _parsed(url, store)
     manifest = None if names else read_manifest(directory, prefix)
     if manifest is None:
-        files = [directory.stat(name) for name in names] if names else _listed(directory, prefix)
-        return _unlisted(directory, files, cache_dir, cache_size)
+        return _unlisted(directory, _files(directory, names, prefix), cache_dir, cache_size)
     cache = Cache.of(f"{url.rstrip('/')}\0{manifest.digest}", root=cache_dir, size=cache_size)
     decided("pieces of %s are kept in %s, which may take %d bytes", directory, cache.root, cache.size)
     remote = Remote(directory=directory, shards=_shards(manifest.shards), cache=cache, manifest=manifest)
     return remote, manifest.digest, manifest.suffixes
+
+
+def find_remote_shards(url: str, prefix: str) -> tuple[RemoteDirectory, list[StoredFile]]:
+    """Return the directory of a URL and the shards in it, whether there is a manifest or not.
+
+    Raises:
+        NoShardsError: If there are none.
+        RemoteError: If they cannot be asked for.
+        ConfigError: If no store serves the URL.
+    """
+    directory, names = _parsed(url, None)
+    return directory, _files(directory, names, prefix)
+
+
+def _parsed(url: str, store: Store | None) -> tuple[RemoteDirectory, list[str]]:
+    """Return the directory, and the names of the shards where the URL is a pattern of them."""
+    parent, _, last = url.rpartition("/")
+    names = expanded(last)
+    return RemoteDirectory.at(parent if names else url, store), names
+
+
+def _files(directory: RemoteDirectory, names: Sequence[str], prefix: str) -> list[StoredFile]:
+    if not names:
+        return _listed(directory, prefix)
+    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(directory.stat, names))
 
 
 def read_manifest(directory: RemoteDirectory, prefix: str) -> Manifest | None:

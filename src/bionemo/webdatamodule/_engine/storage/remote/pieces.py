@@ -79,9 +79,37 @@ class Piece:
         return int(headers[first]), int(headers[last]) if last < self.n_samples else self.n_bytes
 
 
-def samples_per_piece(samples: int, n_bytes: int) -> int:
-    """Return how many samples of a shard make a piece."""
-    return max(1, -(-samples * PIECE_BYTES // max(1, n_bytes)))
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a shard is cut into pieces, whose numbers of samples differ by one at most.
+
+    The plan of an epoch cuts shards in the same way
+    (:class:`~bionemo.webdatamodule._engine.sampling.pieces.Pieces`).
+
+    Attributes:
+        samples: Samples of the shard.
+        pieces: Number of pieces.
+    """
+
+    samples: int
+    pieces: int
+
+    @classmethod
+    def of(cls, samples: int, n_bytes: int, piece_bytes: int = PIECE_BYTES) -> Cut:
+        """Return pieces of about so many bytes."""
+        return cls(samples=samples, pieces=max(1, min(-(-n_bytes // piece_bytes), samples)))
+
+    def bounds(self, place: int) -> tuple[int, int]:
+        """Return the first sample of a piece and the one behind its last."""
+        each, more = divmod(self.samples, self.pieces)
+        first = place * each + min(place, more)
+        return first, first + each + (place < more)
+
+    def place(self, row: int) -> int:
+        """Return the piece of a sample."""
+        each, more = divmod(self.samples, self.pieces)
+        longer = more * (each + 1)
+        return row // (each + 1) if row < longer else more + (row - longer) // each
 
 
 def cut(index: ShardIndex, first: int, last: int) -> tuple[int, ShardIndex]:

@@ -28,7 +28,7 @@ def walked_index(directory: RemoteDirectory, cache: Cache, name: str, size: int)
         size: The shard's size in bytes.
 
     Raises:
-        CorruptShardError: If it is no good tar.
+        CorruptShardError: If it is not a valid tar.
         RemoteError: If it cannot be read.
     """
     data = fetched(cache, index_name(name), lambda: _walked(directory, name, size), is_index)
@@ -46,7 +46,7 @@ def _walked(directory: RemoteDirectory, name: str, size: int) -> bytes:
             error.where["shard"] = url
             raise
         except (struct.error, ValueError) as error:
-            raise CorruptShardError(f"{url} is no good tar: {error}", shard=url) from error
+            raise CorruptShardError(f"{url} cannot be read as a tar: {error}", shard=url) from error
         except OSError as error:
             if isinstance(error, RemoteError):
                 raise

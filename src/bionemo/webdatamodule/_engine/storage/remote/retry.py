@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from typing import TypeVar
@@ -85,27 +87,73 @@ def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Cal
             time.sleep(wait)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let the attempts of this thread run in one other thread, rather than each in one of its own.
+
+    It ends with the context. An attempt that takes too long keeps it, and the next gets another one.
+    """
+    _own.thread = _Attempts()
+    try:
+        yield
+    finally:
+        _own.thread.end()
+        del _own.thread
+
+
+class _Attempts:
+    """A thread that makes attempts, one after the other."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="webdatamodule-attempt", daemon=True).start()
+
+    def run(self, attempt: Callable[[], _T]) -> futures.Future[_T]:
+        """Make an attempt."""
+        result: futures.Future[_T] = futures.Future()
+
+        def call() -> None:
+            try:
+                result.set_result(attempt())
+            except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
+                result.set_exception(error)
+
+        self._calls.put(call)
+        return result
+
+    def end(self) -> None:
+        """End after what it was asked for."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+_own = threading.local()
+
+
 def _within(attempt: Callable[[], _T], seconds: float) -> _T:
     """Return what a call returns in time.
 
     Raises:
         TimeoutError: If it takes longer.
     """
-    result: futures.Future[_T] = futures.Future()
-
-    def run() -> None:
-        try:
-            result.set_result(attempt())
-        except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
-            result.set_exception(error)
-
-    threading.Thread(target=run, name="webdatamodule-attempt", daemon=True).start()
+    shared = getattr(_own, "thread", None)
+    thread = shared or _Attempts()
+    result = thread.run(attempt)
     try:
         return result.result(seconds)
     except futures.TimeoutError as error:
         if result.done():  # the attempt itself raised it
             raise
         raise TimeoutError(f"no answer within {seconds:.0f} s") from error
+    finally:
+        if shared is None:
+            thread.end()
+        elif not result.done():
+            shared.end()
+            _own.thread = _Attempts()
 
 
 def _because(error: BaseException, url: str) -> str:

@@ -13,7 +13,7 @@ from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, is_within
 from bionemo.webdatamodule._engine.storage.remote.cached_files import fetched, read_index
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
-from bionemo.webdatamodule._engine.storage.remote.pieces import Piece, cut, file_name, samples_per_piece
+from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES, Cut, Piece, cut, file_name
 from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache, remove
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
@@ -66,10 +66,10 @@ class Remote:
         """Return the name of a shard for messages."""
         return f"{self.directory}/{self.shards[number].name}"
 
-    def samples_per_piece(self, number: int) -> int:
-        """Return how many samples of a shard make a piece."""
+    def cut(self, number: int, piece_bytes: int = PIECE_BYTES) -> Cut:
+        """Return how a shard is cut into pieces of about so many bytes."""
         shard = self.shards[number]
-        return samples_per_piece(shard.samples, shard.bytes)
+        return Cut.of(shard.samples, shard.bytes, piece_bytes)
 
     def index(self, number: int) -> ShardIndex:
         """Return the index of a shard, which is fetched where it is not in the cache.
@@ -91,18 +91,18 @@ class Remote:
             )
         return index
 
-    def piece(self, number: int, place: int, index: ShardIndex, columns: Sequence[int]) -> Piece:
+    def piece(self, number: int, first: int, stop: int, index: ShardIndex, columns: Sequence[int]) -> Piece:
         """Return a piece of a shard.
 
         Args:
             number: The shard.
-            place: Number of the piece in the shard.
+            first: First sample of the piece.
+            stop: The sample behind its last.
             index: The shard's index.
             columns: Numbers of the suffixes that it is to keep.
         """
-        shard, length = self.shards[number], self.samples_per_piece(number)
-        first = place * length
-        begin, part = cut(index, first, min(first + length, index.n_samples))
+        shard = self.shards[number]
+        begin, part = cut(index, first, stop)
         fields = ""
         if len(columns) < len(index.suffixes):
             fields = f"-{zlib.crc32(','.join(index.suffixes[column] for column in columns).encode()):08x}"

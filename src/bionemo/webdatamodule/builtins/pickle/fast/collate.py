@@ -90,26 +90,42 @@ def _collated(number: int, matches: Sequence[Match], views: Sequence[memoryview]
 
 
 def _stacked(number: int, matches: Sequence[Match], views: Sequence[memoryview], dtype: torch.dtype) -> Collate:
-    import torch
 
     slots = [match.template.slots[number] for match in matches]
     if any(len(slot.shape) != len(slots[0].shape) for slot in slots):
         raise DiffersError
     shapes = _in_order([slot.shapes(match.rows) for slot, match in zip(slots, matches, strict=True)], matches)
-    copy = _copier(slots, matches, views)
+    copy, in_bytes = _copier(slots, matches, views), _bytes_of(dtype)
+    common = shapes[0].tolist() if (shapes == shapes[0]).all() else None
 
     def batch(where: slice, pad: bool) -> torch.Tensor:
-        here = shapes[where]
-        shape = here[0].tolist()
-        if not (here == here[0]).all():
-            if not pad or (here[:, 1:] != here[0, 1:]).any():
-                raise DiffersError
-            shape[0] = int(here[:, 0].max())
-        made = context.worker().empty((len(here), *shape), dtype)
-        copy(where, made.view(-1).view(torch.uint8).numpy().reshape(len(here), -1))
+        shape = _shape(shapes[where], pad=pad) if common is None else common
+        made = context.worker().empty((where.stop - where.start, *shape), dtype)
+        copy(where, in_bytes(made))
         return made
 
     return batch
+
+
+def _shape(shapes: NDArray[np.int64], *, pad: bool) -> list[int]:
+    """Return the shape of each sample in a batch of samples of these shapes."""
+    shape: list[int] = shapes[0].tolist()
+    if not (shapes == shapes[0]).all():
+        if not pad or (shapes[:, 1:] != shapes[0, 1:]).any():
+            raise DiffersError
+        shape[0] = int(shapes[:, 0].max())
+    return shape
+
+
+def _bytes_of(dtype: torch.dtype) -> Callable[[torch.Tensor], NDArray[np.uint8]]:
+    """Return what gives the memory of a contiguous tensor, a row for each sample."""
+    import torch
+
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except TypeError:  # NumPy has no bfloat16
+        return lambda made: made.view(-1).view(torch.uint8).numpy().reshape(len(made), -1)
+    return lambda made: made.numpy().reshape(len(made), -1).view(np.uint8)
 
 
 def _copier(

@@ -48,7 +48,16 @@ SEQUENCES: Final = frozenset((list, tuple, set, frozenset, deque))
 
 _CALL: Final = 320  # bytes of an object, with what is noted of it
 _OBJECTS: Final[dict[Any, int]] = {dict: 64, list: 56, set: 216, frozenset: 216, deque: 640}
-_ITEMS: Final[dict[Any, int]] = {bytes: 1, bytearray: 1, str: 4, list: 64, tuple: 64, dict: 128}  # bytes of an item
+_ITEMS: Final[dict[Any, int]] = {  # bytes of an item
+    bytes: 1,
+    bytearray: 1,
+    memoryview: 1,
+    str: 4,
+    list: 64,
+    tuple: 64,
+    dict: 128,
+}
+_BUFFERS: Final = frozenset((bytes, bytearray, memoryview))
 _PRIME: Final = (1 << 61) - 1  # integers between it and its negative have hashes of their own
 _RANDOM: Final = frozenset((str, bytes))  # types whose hash a file cannot predict
 _CHEAP: Final = frozenset((float, bool, type(None)))
@@ -104,7 +113,7 @@ class Budget:
                 steps += (bits >> 9) ** 2
             elif kind in _ITEMS:
                 self.take(len(arg) * _ITEMS[kind])
-                steps += len(arg) * 4 if kind is str else len(arg) >> 4 if kind in (bytes, bytearray) else len(arg)
+                steps += len(arg) * 4 if kind is str else len(arg) >> 4 if kind in _BUFFERS else len(arg)
         self.spend(steps)
 
     def charge_object(self, made: Any) -> None:

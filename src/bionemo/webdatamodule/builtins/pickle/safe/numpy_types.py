@@ -45,7 +45,7 @@ def check_dtype(dtype: Any, *, objects: bool = False) -> np.dtype[Any]:
 def check_shape(shape: Any) -> int:
     """Return the number of elements of a shape: a tuple of plain integers, none negative."""
     expect(type(shape) is tuple and len(shape) <= 32, "a shape that is no short tuple")
-    expect(all(map(is_size, shape)), "a shape of no sizes")
+    expect(all(map(is_size, shape)), "a shape with an invalid size")
     expect(math.prod(filter(None, shape)) <= MAX_EMPTY or 0 not in shape, "an empty array of absurd shape")
     return math.prod(shape)
 
@@ -176,9 +176,22 @@ def _array_state(made: np.ndarray[Any, Any], state: Any) -> None:
         check_dtype(dtype, objects=type(data) is list)
         expect(len(data) == check_shape(shape), "an array of objects with more or fewer than its shape says")
     else:
-        expect(type(data) is bytes, "an array without data")
+        expect(type(data) in (bytes, memoryview), "an array without data")
         _check_extent(shape, dtype, data)
+        if type(data) is memoryview:
+            if not fortran and dtype.isnative:  # numpy brings others into the order of this machine
+                _fill(made, shape, dtype, data)
+                return
+            data = bytes(data)
     made.__setstate__((1, shape, dtype, fortran, data))
+
+
+def _fill(made: np.ndarray[Any, Any], shape: Any, dtype: np.dtype[Any], data: memoryview) -> None:
+    """Make an empty array of bytes one of other elements, without another copy of them."""
+    made.resize(len(data), refcheck=False)
+    made[:] = np.frombuffer(data, np.int8)
+    made.dtype = dtype  # type: ignore[misc]  # the pickle refers to this object, so it cannot be a view
+    made.resize(shape, refcheck=False)
 
 
 def _masked(cls: Any, base: Any, shape: Any, code: Any) -> Fresh:
@@ -209,9 +222,10 @@ def _masked_state(made: np.ma.MaskedArray[Any, Any], state: Any) -> None:
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> Any:
     # numpy with protocol 5; the copy makes the array writable whatever the pickle holds
     check_dtype(dtype)
-    expect(type(data) in (bytes, bytearray), "an array without data")
+    expect(type(data) in (bytes, bytearray, memoryview), "an array without data")
     _check_extent(shape, dtype, data)
-    flat = np.frombuffer(bytearray(data), dtype) if data else np.empty(0, dtype)
+    own = data if type(data) is bytearray else bytearray(data)
+    flat = np.frombuffer(own, dtype) if data else np.empty(0, dtype)
     if type(order) is str and order == "K":
         expect(type(axes) is tuple and all(map(is_size, axes)), "axes that are none")
         expect(sorted(axes) == list(range(len(shape))), "axes that are none")

@@ -74,6 +74,18 @@ def _counted(width: int, read: Callable[[memoryview], Any]) -> Handler:
     return handler
 
 
+def _lent(width: int) -> Handler:
+    """The operand is bytes, of which a view is enough where a constructor copies them."""
+
+    def handler(unpickler: Unpickler, position: int) -> int:
+        size = int.from_bytes(unpickler.take(position, width), "little")
+        position += width
+        unpickler.stack.append(unpickler.data_of(unpickler.take(position, size)))
+        return position + size
+
+    return handler
+
+
 def _line(use: Callable[[Unpickler, memoryview], None]) -> Handler:
     """The operand ends with a newline."""
 
@@ -308,8 +320,8 @@ _TABLE: Final[dict[bytes, Handler]] = {
     pickle.BINSTRING: _counted(4, _old_text),
     pickle.SHORT_BINSTRING: _counted(1, _old_text),
     pickle.SHORT_BINBYTES: _counted(1, bytes),
-    pickle.BINBYTES: _counted(4, bytes),
-    pickle.BINBYTES8: _counted(8, bytes),
+    pickle.BINBYTES: _lent(4),
+    pickle.BINBYTES8: _lent(8),
     pickle.BYTEARRAY8: _counted(8, bytearray),
     pickle.SHORT_BINUNICODE: _counted(1, _text),
     pickle.BINUNICODE: _counted(4, _text),

@@ -59,13 +59,13 @@ def _bytearray(data: Any = b"", encoding: str = "latin-1") -> bytearray:
     # bytearray(10**12) is an allocation that costs the file ten bytes
     expect(type(encoding) is str and encoding in ("latin1", "latin-1"), "bytes in an unknown encoding")
     data = as_bytes(data)
-    expect(type(data) is bytes, "a bytearray made of no bytes")
+    expect(type(data) is bytes, "a bytearray not made of bytes")
     return bytearray(data)
 
 
 def _items(items: Any) -> Any:
     # a range would be 100 bytes in the file and any number of items in memory
-    expect(type(items) in (list, tuple), "a set or sequence made of no list")
+    expect(type(items) in (list, tuple), "a set or sequence not made of a list")
     return items
 
 
@@ -80,12 +80,12 @@ def _frozenset(budget: Budget, items: Any = ()) -> frozenset[Any]:
 
 
 def _complex(real: float, imag: float) -> complex:
-    expect({type(real), type(imag)} <= {int, float}, "a complex made of no numbers")
+    expect({type(real), type(imag)} <= {int, float}, "a complex not made of numbers")
     return complex(real, imag)
 
 
 def _range(start: int, stop: int, step: int) -> range:
-    expect(type(start) is type(stop) is type(step) is int, "a range of no integers")
+    expect(type(start) is type(stop) is type(step) is int, "a range of other things than integers")
     return range(start, stop, step)
 
 
@@ -122,7 +122,7 @@ def _defaultdict(factory: Any = None) -> defaultdict[Any, Any]:
 
 
 def _counter(budget: Budget, counts: Any = None) -> Counter[Any]:
-    expect(counts is None or type(counts) is dict, "a Counter made of no dict")
+    expect(counts is None or type(counts) is dict, "a Counter not made of a dict")
     budget.charge_keys(counts or ())
     return Counter(counts)
 
@@ -169,7 +169,7 @@ def _fraction(numerator: Any, denominator: Any = 1) -> Fraction:
         expect(len(numerator) <= MAX_INTEGER >> 4, "a Fraction of large numbers")
         expect(bool(re.fullmatch(r"[+-]?\d+(/\d+)?", numerator)), "a bad Fraction")
         return Fraction(numerator)
-    expect(type(numerator) is type(denominator) is int, "a Fraction of no integers")
+    expect(type(numerator) is type(denominator) is int, "a Fraction of other things than integers")
     return Fraction(numerator, denominator)
 
 
@@ -204,7 +204,7 @@ def _time(data: bytes, zone: Any = None) -> dt.time:
 
 
 def _timedelta(days: int, seconds: int, microseconds: int) -> dt.timedelta:
-    expect(type(days) is type(seconds) is type(microseconds) is int, "a timedelta of no integers")
+    expect(type(days) is type(seconds) is type(microseconds) is int, "a timedelta of other things than integers")
     return dt.timedelta(days, seconds, microseconds)
 
 
@@ -226,7 +226,7 @@ def _uuid_state(made: uuid.UUID, state: Any) -> None:
 
 def _path(cls: type[pathlib.PurePath]) -> Callable[..., pathlib.PurePath]:
     def make(*parts: str) -> pathlib.PurePath:
-        expect(all(type(part) is str for part in parts), "a path of no text")
+        expect(all(type(part) is str for part in parts), "a path of other things than text")
         return cls(*parts)
 
     return make
@@ -251,7 +251,7 @@ def _newobj(cls: Any, *args: Any) -> Any:
 def _newobj_ex(cls: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(cls, type):  # the user allowed it
         return Owned(cls.__new__(cls, *map(real, args), **kwargs))
-    expect(type(cls) is Global and type(args) is tuple and type(kwargs) is dict, "an object of no class")
+    expect(type(cls) is Global and type(args) is tuple and type(kwargs) is dict, "an object without a class")
     if cls.new is None or kwargs:
         raise RefusedPickleError(f"the pickle makes a {cls.name} in a way that the safe codec does not know")
     return cls.new(*args)

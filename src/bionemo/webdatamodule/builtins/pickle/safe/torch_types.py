@@ -110,7 +110,7 @@ def load_storage(budget: Budget, data: Any) -> torch.storage.TypedStorage | torc
         data: The five pickles and the elements.
     """
     data = as_bytes(data)
-    expect(type(data) is bytes, "a storage without data")
+    expect(type(data) in (bytes, memoryview), "a storage without data")
     view = memoryview(data)
     unpickler = Unpickler(view, find_storage, budget=budget)
     position = 0
@@ -139,7 +139,7 @@ def _check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:
     """Check that a view stays within the elements that are there; the budget is charged for strides of 0."""
     check_shape(size)
     expect(type(stride) is tuple and len(stride) == len(size), "a tensor without strides")
-    expect(all(map(is_size, stride)), "a tensor of no strides")
+    expect(all(map(is_size, stride)), "a tensor with invalid strides")
     expect(is_size(offset), "a tensor without an offset")
     last = sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     inside = offset <= numel if 0 in size else offset + last < numel
@@ -216,18 +216,18 @@ def _device(kind: Any, *index: Any) -> torch.device:
 def _from_numpy(array: Any) -> Fresh:
     # An array that numpy rebuilt owns its memory and may free it for a second state. One that numpy.ndarray
     # made over a bytearray never does.
-    expect(type(array) is np.ndarray and not array.flags.owndata, "a tensor made of no canonical array")
+    expect(type(array) is np.ndarray and not array.flags.owndata, "a tensor not made of a canonical array")
     return Fresh(torch.from_numpy(array), _grad_state)
 
 
 def _view_copy(tensor: Any, dtype: Any) -> Fresh:
-    expect(type(tensor) is torch.Tensor and isinstance(dtype, torch.dtype), "a view of no tensor")
+    expect(type(tensor) is torch.Tensor and isinstance(dtype, torch.dtype), "a view of something other than a tensor")
     expect(dtype not in _QUANTIZED and not tensor.requires_grad, "a view of an unknown dtype")
     return Fresh(tensor.view(dtype), _grad_state)
 
 
 def _as_strided(tensor: Any, size: Any, stride: Any, offset: Any) -> Fresh:
-    expect(type(tensor) is torch.Tensor and not tensor.requires_grad, "a view of no tensor")
+    expect(type(tensor) is torch.Tensor and not tensor.requires_grad, "a view of something other than a tensor")
     expect(tensor.is_contiguous() and tensor.storage_offset() == 0, "a view of a view")
     _check_view(tensor.numel(), offset, size, stride)
     return Fresh(torch.as_strided(tensor, size, stride, offset), _grad_state)

@@ -19,8 +19,9 @@ Here every opcode is a few lines of Python (:mod:`.opcodes`), and these rules ho
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+LARGE: Final = 1 << 20
+"""Bytes from which on a copy costs more than looking whether it is needed."""
+
+
 class Unpickler:
     """Reads pickles from a buffer, one after the other, with :func:`.opcodes.run`.
 
@@ -40,6 +45,7 @@ class Unpickler:
         find: ``(module, name)`` to a ``Global`` or a harmless constant; raises for anything else.
         persistent: What to make of a persistent id; without it they are refused.
         budget: What the pickles may ask for; by default what their bytes allow.
+        lends: Whether constructors may get views of large bytes, see :meth:`lost`.
     """
 
     def __init__(
@@ -49,7 +55,10 @@ class Unpickler:
         *,
         persistent: Callable[[Any], Any] | None = None,
         budget: Budget | None = None,
+        lends: bool = False,
     ) -> None:
+        self._lends = lends
+        self._lent: list[weakref.ref[memoryview]] = []
         self.data = data
         self.find = find
         self.persistent = persistent
@@ -75,6 +84,18 @@ class Unpickler:
         if position + size > len(self.data):
             raise DecodeError(f"the pickle ends in the middle: {size} bytes wanted at {position}")
         return self.data[position : position + size]
+
+    def data_of(self, view: memoryview) -> bytes | memoryview:
+        """Return bytes of the pickle: a copy, or where they are many and may be lent the view."""
+        if not self._lends or len(view) < LARGE:
+            return bytes(view)
+        self._lent.append(weakref.ref(view))
+        return view
+
+    def lost(self) -> bool:
+        """Return whether a view that was lent has not come back: the value holds it instead of bytes."""
+        self.clear()
+        return any(view() is not None for view in self._lent)
 
     # -- the stack and the memo
 

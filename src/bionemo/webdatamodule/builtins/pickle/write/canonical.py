@@ -17,7 +17,6 @@ object arrays, objects of any class (a set inside which keeps the order of its h
 
 from __future__ import annotations
 
-import io
 import itertools
 import pickle
 import sys
@@ -53,27 +52,54 @@ def dumps(value: Any) -> bytes:
         DecodeError: The value is nested too deeply for any pickler.
         Exception: Whatever its classes raise while they are pickled.
     """
+    return b"".join(pieces(value))
+
+
+def pieces(value: Any) -> list[bytes | memoryview]:
+    """Return a canonical pickle in pieces; those that are views show the memory of the value's large arrays.
+
+    Raises:
+        DecodeError: The value is nested too deeply for any pickler.
+        Exception: Whatever its classes raise while they are pickled.
+    """
     try:
-        return _dumps(value, {})
+        return _pieces(value, {})
     except RecursionError as error:
         raise DecodeError("the value is nested too deeply to be pickled") from error
 
 
 def _dumps(value: Any, known: _Known) -> bytes:
+    return b"".join(_pieces(value, known))
+
+
+def _pieces(value: Any, known: _Known) -> list[bytes | memoryview]:
     pickler = _CarefulPickler if _has_set(value) else _QuickPickler
     data, spans = _dump(pickler, value, {}, known)
     # Only now is it known which tensors share memory.
     return _dump(pickler, value, spans, known)[0] if spans else data
 
 
-def _dump(pickler: type[_Pickler], value: Any, spans: _Spans, known: _Known) -> tuple[bytes, _Spans]:
-    stream = io.BytesIO()
+def _dump(pickler: type[_Pickler], value: Any, spans: _Spans, known: _Known) -> tuple[list[bytes | memoryview], _Spans]:
+    stream = _Stream()
     reducer = _Reducer(spans)
     instance: Any = pickler(stream, protocol=PROTOCOL)
     instance.reducer_override = reducer
     instance.known = known
     instance.dump(value)
-    return stream.getvalue(), reducer.shared()
+    return stream.pieces, reducer.shared()
+
+
+class _Stream:
+    """What a pickler writes, in pieces; the memory of large arrays is not copied."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes | memoryview] = []
+
+    def write(self, data: Any) -> int:
+        """Take what the pickler writes; large buffers come as they are."""
+        piece = data.raw() if type(data) is pickle.PickleBuffer else bytes(data)
+        self.pieces.append(piece)
+        return len(piece)
 
 
 def _has_set(value: Any) -> bool:

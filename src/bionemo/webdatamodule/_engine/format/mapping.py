@@ -1,0 +1,65 @@
+"""Files as memory, for which no descriptor is kept: Python's own ``mmap`` keeps one for as long as the map lives."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap, _munmap = _libc.mmap, _libc.munmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+class _Map:
+    """Memory of a file, unmapped when nothing views it any more."""
+
+    def __init__(self, descriptor: int, size: int, offset: int, *, writable: bool) -> None:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        address = _mmap(None, size, protection, mmap.MAP_SHARED, descriptor, offset)
+        if address == _FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._place = address, size
+        self.__array_interface__ = {"version": 3, "data": (address, not writable), "shape": (size,), "typestr": "|u1"}
+
+    def __del__(self, unmap: Any = _munmap) -> None:
+        if hasattr(self, "_place"):
+            unmap(*self._place)
+
+
+def mapped(descriptor: int, *, size: int | None = None, offset: int = 0, writable: bool = False) -> memoryview:
+    """Return a file as memory that stays when the file is closed.
+
+    Args:
+        descriptor: The open file.
+        size: Bytes to map; by default all from the offset on.
+        offset: Where they begin, a multiple of ``mmap.ALLOCATIONGRANULARITY``.
+        writable: Whether what is written goes to the file, which must be open for writing.
+
+    Raises:
+        OSError: If it cannot be mapped.
+        ValueError: If there is nothing to map.
+    """
+    size = os.fstat(descriptor).st_size - offset if size is None else size
+    if size <= 0:
+        raise ValueError("an empty file cannot be mapped")
+    return memoryview(np.asarray(_Map(descriptor, size, offset, writable=writable)))  # type: ignore[arg-type]
+
+
+def release(memory: memoryview) -> None:
+    """Let the pages of part of a mapped file go; they are read from the file again where they are needed.
+
+    Args:
+        memory: The part; pages that are only partly in it stay.
+    """
+    address = np.frombuffer(memory, np.uint8).ctypes.data
+    start, stop = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + len(memory)) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < stop:
+        _libc.madvise(start, stop - start, mmap.MADV_DONTNEED)

@@ -1,0 +1,189 @@
+"""Errors of stages say which stage it was, and at which sample."""
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers.convert import convert
+
+from bionemo.webdatamodule import Sample, Use, WebDataModule
+from bionemo.webdatamodule.builtins.executors import Serial
+from bionemo.webdatamodule.columns import ValueColumn, stack_fields
+from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, DecodeError
+
+SHARDS = {"kwargs_wds": {"train": {"shardshuffle": False}}}  # shards order
+ORDERS = pytest.mark.parametrize("options", [{}, SHARDS], ids=["global", "shards"])
+WORKERS = pytest.mark.parametrize("workers", [0, 2])
+
+
+class Numbers:
+    """Reads a number for each name."""
+
+    def __call__(self, names):
+        for name in names:
+            yield Sample(name, {"n.cls": name.encode()})
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Return a directory of four shards of ten numbers."""
+    convert(
+        reader=Numbers(),
+        names={"train": [str(number) for number in range(40)]},
+        directories={"train": str(tmp_path)},
+        prefix="wdshards",
+        key_encoder=str,
+        executor=Serial(),
+        n_shards=4,
+    )
+    return tmp_path
+
+
+def epoch(directory, *stages, workers=0, suffixes="n.cls", **options):
+    """Return the batches of an epoch."""
+    loader = {"train": {"num_workers": workers}}
+    module = WebDataModule(
+        {"train": directory},
+        None,
+        suffixes,
+        4,
+        pipeline_wds={"train": ["untuple", *stages]},
+        kwargs_wld=loader,
+        **options,
+    )
+    module.setup("fit")
+    return list(module.train_dataloader())
+
+
+def fails_at_17(samples):
+    """Fail, in a way that a user might catch, at one sample."""
+    for sample in samples:
+        if sample == 17:
+            raise KeyError("no such protein")
+        yield sample
+
+
+def refuses_17(samples):
+    """Raise an error of this package at one sample."""
+    for sample in samples:
+        if sample == 17:
+            raise ConfigError("no such protein")
+        yield sample
+
+
+class Columnar:
+    """A third party's stage that fails on the column of one number, in the columnar form alone."""
+
+    anywhere = True
+
+    def __call__(self, samples):
+        return samples
+
+    def columns(self, fields):
+        return ValueColumn([1 // (17 - number) for number in fields.values()])
+
+
+class Ragged:
+    """A third party's stage that makes tensors of different lengths, in the columnar form."""
+
+    anywhere = True
+
+    def __call__(self, samples):
+        return samples
+
+    def columns(self, fields):
+        return stack_fields(ValueColumn([torch.zeros(number) for number in fields.values()]))
+
+
+def unlike(sample):
+    """Return an array of another length for each number."""
+    return np.zeros(sample)
+
+
+@ORDERS
+@WORKERS
+def test_an_exception_keeps_its_class_and_gets_stage_shard_and_key(directory, options, workers):
+    """A note says where it was; the message and the class are the user's."""
+    with pytest.raises(KeyError, match=r"^'no such protein'") as caught:
+        epoch(directory, fails_at_17, workers=workers, **options)
+    (note,) = caught.value.__notes__
+    assert "fails_at_17, split=train, " in note
+    assert "rank=0" in note
+    assert f"shard={directory}/wdshards-000001.tar, key=17)" in note
+    assert ("worker=" in note) == bool(workers)
+
+
+@ORDERS
+@WORKERS
+def test_an_error_of_this_package_gets_them_as_its_place(directory, options, workers):
+    """They are in ``where``, and in the message behind the sentence."""
+    with pytest.raises(ConfigError, match=r"^no such protein \(.*stage=.*refuses_17") as caught:
+        epoch(directory, refuses_17, workers=workers, **options)
+    found = caught.value.where
+    assert ("train", 0, "17", f"{directory}/wdshards-000001.tar") == tuple(
+        found[name] for name in ("split", "rank", "key", "shard")
+    )
+
+
+@WORKERS
+def test_the_columnar_form_of_a_stage_names_the_sample_too(directory, workers):
+    """The samples of the share are tried one by one; the class is the stage's."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        epoch(directory, Columnar(), workers=workers)
+    (note,) = caught.value.__notes__
+    assert "Columnar object" in note
+    assert f"shard={directory}/wdshards-000001.tar, key=17)" in note
+
+
+def test_samples_that_only_fail_together_are_not_blamed_one_by_one(directory):
+    """The error says so, and names the stage."""
+    with pytest.raises(DecodeError, match="these 4 samples do not fit into one batch: stack expects") as caught:
+        epoch(directory, Ragged())
+    assert "Ragged object" in caught.value.where["stage"]
+    assert "key" not in caught.value.where
+
+
+def test_the_stage_that_failed_is_named_and_not_those_behind_it(directory):
+    """Stages before and behind it, and functions that wrap the samples in C, do not change that."""
+    with pytest.raises(KeyError) as caught:
+        epoch(
+            directory,
+            Use("shuffle", size=4),
+            lambda samples: map(int, samples),
+            fails_at_17,
+            lambda samples: map(float, samples),
+        )
+    assert 1 == len(caught.value.__notes__)
+    assert "fails_at_17, split" in caught.value.__notes__[0]
+
+
+def test_a_stage_that_fails_when_it_is_called_is_named(directory):
+    """It need not be a generator."""
+
+    def eager(samples):
+        return [1 // (17 - sample) for sample in samples]
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        epoch(directory, eager)
+    assert "eager, split=train" in caught.value.__notes__[0]
+    assert "key=17" in caught.value.__notes__[0]
+
+
+@ORDERS
+def test_a_batch_that_cannot_be_made_names_the_stage(directory, options):
+    """In shards order the batch is made by a stage; in global order too, where samples are made first."""
+    with pytest.raises((RuntimeError, DecodeError)) as caught:
+        epoch(directory, lambda samples: map(unlike, samples), **options)
+    said = str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
+    assert "Batch(" in said
+    assert "split=train" in said
+
+
+def test_damage_is_not_blamed_on_a_stage(directory):
+    """In shards order reading happens inside the chain of stages, and its errors stay as they are."""
+    path = directory / "wdshards-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[512] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptShardError) as caught:
+        epoch(directory, fails_at_17, **SHARDS)
+    assert "stage" not in caught.value.where

@@ -1,0 +1,104 @@
+"""The fetcher follows a plan: how shards are cut, what it joins and divides, and what it counts."""
+
+import fsspec
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.sampling.pieces import Pieces
+from bionemo.webdatamodule._engine.storage.remote import directory
+from bionemo.webdatamodule._engine.storage.remote.counters import Counters, fetched
+from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
+from bionemo.webdatamodule._engine.storage.remote.pieces import Cut
+
+from .test_remote_shards import wait_for_background, write_set
+
+
+@given(st.integers(1, 300), st.integers(1, 9000), st.integers(1, 500))
+def test_cache_and_plan_cut_shards_alike(samples, n_bytes, piece_bytes):
+    """So each piece of a plan is one file of the cache."""
+    cut = Cut.of(samples, n_bytes, piece_bytes)
+    bounds = [cut.bounds(place) for place in range(cut.pieces)]
+
+    assert [first for first, _ in bounds] + [samples] == Pieces.of([samples], [n_bytes], piece_bytes).firsts.tolist()
+    assert [place for place, (first, stop) in enumerate(bounds) for _ in range(first, stop)] == [
+        cut.place(row) for row in range(samples)
+    ]
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """Return three shards of 40 samples behind a URL, and the ranges that are read from the tars."""
+    memory, seen = fsspec.filesystem("memory"), []
+    memory.put(str(write_set(tmp_path / "data", n=120)), "/fetch", recursive=True)
+    read = directory.RemoteDirectory.read
+
+    def noted(self, name, ranges, into):
+        seen.append((name, *ranges))
+        read(self, name, ranges, into)
+
+    monkeypatch.setattr(directory.RemoteDirectory, "read", noted)
+    yield ShardSet.open("memory://fetch", "t"), seen
+    memory.rm("/fetch", recursive=True)
+
+
+def fetcher(found, **options):
+    """Return a fetcher of pieces of ten samples."""
+    shards = [(found.remote, number) for number in range(3)]
+    return Fetcher(shards, suffixes=["x.pyd"], piece_bytes=-(-found.sizes[0] // 4), **options)
+
+
+def test_parts_of_a_piece_come_in_one_request_but_for_the_first(remote):
+    """A first batch does not wait for what is needed later."""
+    found, seen = remote
+    one = fetcher(found)
+    one._most = 1  # so that requests follow each other
+    parts = [Need(shard=1, first=first, last=first + 2) for first in (0, 2, 4, 6, 8)]
+    one.follow([Need(shard=0, first=0, last=10), *parts, Need(shard=2, first=0, last=10)], epoch=0)
+    wait_for_background()
+
+    assert ["t-000000.tar", "t-000001.tar", "t-000001.tar", "t-000002.tar"] == [name for name, *_ in seen]
+    assert sum(end - begin for _, (begin, end) in seen) == sum(
+        found.remote.index(number).headers[10] for number in range(3)
+    )
+
+
+def test_workers_divide_a_plan_and_wait_for_each_other(remote):
+    """Each fetches every other piece; who reads one first fetches it, and the other finds it."""
+    found, seen = remote
+    needs = [Need(shard=shard, first=first, last=first + 10) for first in range(0, 40, 10) for shard in range(3)]
+    workers = [fetcher(found, worker=number, workers=2) for number in range(2)]
+    workers[0].follow(needs, epoch=0, divided=True)
+    wait_for_background()
+    assert 6 == len(seen)
+    workers[0].fetch([((1, 0), np.array([3]))])  # the other's
+    assert 7 == len(seen)
+    workers[1].follow(needs, epoch=0, divided=True)
+    wait_for_background()
+
+    assert 12 == len(seen) == len(set(seen))
+
+
+def test_what_was_fetched_is_counted(remote):
+    """Bytes, requests and the time that reading waited, of all readers of this process."""
+    found, seen = remote
+    before = fetched()
+    values = [value for (value,) in ShardReader([found], ["x.pyd"]).read(np.arange(9))]
+    after = fetched() - before
+
+    assert list(range(0, 27, 3)) == values
+    assert (sum(end - begin for _, (begin, end) in seen), len(seen)) == (after.n_bytes, after.n_requests)
+    assert 0 < after.waited
+
+
+def test_counters_of_processes_add_up():
+    """Each process counts in a place of its own."""
+    counters = Counters()
+    for worker in (0, 1, 1):
+        counters.add(worker, n_bytes=10, n_requests=1, waited=0.5)
+    total = counters.total()
+
+    assert (30, 3, 1.5) == (total.n_bytes, total.n_requests, total.waited)
