@@ -104,7 +104,7 @@ def data(base, dirs_tars_wds, n_samples=None, **arguments):
         dirs_tars_wds = base / dirs_tars_wds
     else:
         dirs_tars_wds = [base / d if isinstance(d, str) else (base / d[0], d[1]) for d in dirs_tars_wds]
-    whole = {"suffix_keys_wds", "global_batch_size", "order", "tail", "on_error", "codecs", "prefix_tars_wds"}
+    whole = {"suffix_keys_wds", "global_batch_size", "order", "tail", "on_error", "codecs", "prefix_tars_wds", "seed"}
     given = {name: value if name in whole else {"train": value} for name, value in arguments.items()}
     return WebDataModule({"train": dirs_tars_wds}, {"train": n_samples}, **given)
 
@@ -471,7 +471,7 @@ CONVERSIONS = {
         ],
     ),
     "a key that no tar holds": (
-        {"names_subset": {"train": ["s\\udc80" + "0" * 200]}, "key_encoder": "dashes"},
+        {"names_subset": {"train": ["s\udc80" + "0" * 200]}, "key_encoder": "dashes"},
         [("use key_encoder='escaped'", {"key_encoder": "escaped"})],
     ),
     "arguments twice": (

@@ -194,9 +194,11 @@ class _Plain:
 
 def _stored_values(request: _Request) -> Iterator[Any]:
     """Yield the field of every sample."""
+    if request.joined:
+        raise _AnewError
     for found in request.sets:
         suffixes = select(request.wanted.field, found.suffixes, split=request.split).suffixes
-        if len(suffixes) != 1 or found.manifest is None or request.joined or request.wanted.field.endswith("?"):
+        if len(suffixes) != 1 or found.manifest is None or request.wanted.field.endswith("?"):
             raise _AnewError
         decode = request.codecs.of(suffixes[0], found.codecs.get(suffixes[0])).codec.decode
         try:
