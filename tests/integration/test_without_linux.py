@@ -15,9 +15,10 @@ import torch
 from tests.helpers.convert import convert
 
 from bionemo.webdatamodule import Sample, WebDataModule
-from bionemo.webdatamodule._cli.bench import command as bench
 from bionemo.webdatamodule._cli.doctor.system import limits
+from bionemo.webdatamodule._engine import verdict
 from bionemo.webdatamodule._engine.format import writeback
+from bionemo.webdatamodule._engine.reading import open_shards
 from bionemo.webdatamodule._engine.storage import lock
 from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule.builtins import executors
@@ -42,6 +43,7 @@ def elsewhere(monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate")
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(writeback, "_sync_file_range", None)
+    monkeypatch.setattr(open_shards, "MAPS", "/nowhere")
     monkeypatch.setattr(lock, "_text", lambda _: "")
     monkeypatch.setattr(lock, "_target", lambda _: "")
     monkeypatch.setattr(shared_blocks, "_sees_descriptors", lambda _: False)
@@ -81,7 +83,7 @@ def test_processes_start_as_python_starts_them_there(elsewhere, monkeypatch):
 
 def test_cores_are_counted(elsewhere, tmp_path):
     """All of the machine are taken for usable, and limits of groups and memory are unknown."""
-    assert os.cpu_count() == executors._cores() == bench._cpus()
+    assert os.cpu_count() == executors._cores() == verdict.usable_cpus()
     found = limits(tmp_path)
     assert (os.cpu_count(), None, None, None) == (found.affinity, found.quota, found.memory, found.shm)
 
