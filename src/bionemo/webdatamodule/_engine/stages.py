@@ -68,7 +68,7 @@ def chain(
 
     Raises:
         ConfigError: If a stage gives no iterable.
-        StageError: If a stage fails.
+        Exception: Whatever a stage raises, with its name and place.
     """
     known: list[Exception] = []
     source = iter(samples)
