@@ -15,7 +15,7 @@ from bionemo.webdatamodule.errors import CorruptShardError
 if TYPE_CHECKING:
     import mmap
 
-Tar: TypeAlias = "mmap.mmap | memoryview | bytes"
+Tar: TypeAlias = "mmap.mmap | bytes"
 
 BLOCK = 512
 """Headers and payloads begin at multiples of this many bytes."""
@@ -117,7 +117,7 @@ class Records:
         self.link: bytes | None = None
         self.size: int | None = None
 
-    def take(self, data: Tar, position: int, kind: bytes, size: int) -> int:
+    def take(self, data: Tar | memoryview, position: int, kind: bytes, size: int) -> int:
         """Read the header at a position, and return the position behind it."""
         if size > LONGEST_RECORDS:
             fail(f"the header at byte {position} claims a name or PAX records of {size} bytes")
@@ -157,7 +157,7 @@ class Records:
             at = end
 
 
-def member_name(data: Tar, position: int) -> bytes:
+def member_name(data: Tar | memoryview, position: int) -> bytes:
     """Return the name of the member whose first header block begins at a position, after checking its headers.
 
     Raises:
