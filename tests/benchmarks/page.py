@@ -2,7 +2,8 @@
 
     python tests/benchmarks/page.py [options of read.py and convert.py]
 
-It takes about an hour for the default five rounds of all libraries; ``--quick`` shows in minutes whether all runs.
+It takes about two hours for the default rounds of all libraries; ``--quick`` shows in minutes whether those two run,
+and leaves ``shards.py`` and ``pipelines.py`` out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ def main(arguments: list[str]) -> int:
     """Run one script after the other, since two at a time would disturb each other."""
     for script in ("read.py", "convert.py"):
         subprocess.run([sys.executable, str(HERE / script), "--markdown", str(PAGE), *arguments], check=True)
+    for script in () if "--quick" in arguments else ("shards.py", "pipelines.py"):
+        subprocess.run([sys.executable, str(HERE / script), "--markdown", str(PAGE)], check=True)
     return 0
 
 
