@@ -102,7 +102,7 @@ def test_calls_of_today_are_not_taken_for_former_ones(pickles):
     """The documented forms stay what they are."""
     module = PickledDataWDS(str(pickles), "tensor.pyd", NAMES, "out-", 4, pipeline_wds=STAGES["pipeline_wds"])
     assert 2 == len(batches(module)[0])
-    with pytest.raises(TypeError, match="global_batch_size"):
+    with pytest.raises(ConfigError, match="global_batch_size is at least 1, not 0"):
         WebDataModule({"train": "out-train"}, None, "tensor.pyd")
 
 
