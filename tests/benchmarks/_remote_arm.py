@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import sys
 import time
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 BATCH = 64
@@ -59,8 +61,12 @@ def epoch(batches: Iterable[Any], started: float) -> dict[str, Any]:
 
 
 def _cpu() -> float:
-    """Return the CPU seconds of this process, and of its workers and helpers as far as they ended."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Return the CPU seconds of this process and its workers; a store's helper process counts when it has ended."""
+    ended = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        ended += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return ended
 
 
 def main() -> None:
