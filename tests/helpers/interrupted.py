@@ -285,12 +285,20 @@ def compare(shards, case, folder):
         ended = run(shards, case, notes, ckpt_path=path, **options)
         events += notes.events
         if ended and hook != "max_steps":
-            return whole.events, events
+            return without_missing_validation(whole.events, events, notes.events, case), events
         path = notes.path
     rest = Notes(path="")
     run(shards, case, rest, ckpt_path=path)
-    if not rest.events and len(whole.events) == len(events) + 1:
-        # The last step had run: Lightning ends a run that has reached max_steps, and says that validation is missing.
-        assert ("validation", case.trainer["max_steps"]) == (whole.events[-1][0], whole.events[-1][2])
-        whole.events.pop()
-    return whole.events, events + rest.events
+    events += rest.events
+    return without_missing_validation(whole.events, events, rest.events, case), events
+
+
+def without_missing_validation(whole, events, last, case):
+    """Return the events of the undisturbed run without the validation that Lightning leaves out after its last step.
+
+    A run that begins with max_steps reached ends at once, and the log says that validation is missing.
+    """
+    if last or len(whole) != len(events) + 1:
+        return whole
+    assert ("validation", case.trainer["max_steps"]) == (whole[-1][0], whole[-1][2])
+    return whole[:-1]
