@@ -54,7 +54,7 @@ class OpenPieces:
             RemoteError: If they cannot be fetched.
         """
         ready: dict[tuple[int, int], OpenShard] = {}
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             missing: dict[tuple[int, int], NDArray[np.int64]] = {}
             for key, rows in wanted.items():
                 if key in ready:
@@ -68,7 +68,7 @@ class OpenPieces:
             if not missing:
                 break
             self.fetcher.load({shard for shard, _ in missing})
-            self.fetcher.fetch(list(missing.items()))
+            self.fetcher.fetch(list(missing.items()), again=attempt > 0)
             pieces = {key: self.fetcher.piece(*key) for key in missing}
             for key, piece in pieces.items():
                 with contextlib.suppress(FileNotFoundError, ValueError):  # removed by another process

@@ -49,6 +49,7 @@ AHEAD = 256 << 20
 """Bytes that one process fetches before they are needed, at most."""
 
 _PART = 8 << 20  # bytes of one request, at most
+_BUSY = 2  # threads that handle what has come at a time, since they share the interpreter with the training loop
 _TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
 _REPORT = 30.0  # seconds between two lines of the log
 
@@ -132,6 +133,7 @@ class Fetcher:
         room = min((found[0].cache.size for found in shards if found is not None), default=0)
         self._ahead_limit = max(1, min(AHEAD, room // 4))
         self._lock = threading.Lock()
+        self._busy = threading.Semaphore(_BUSY)
         self._indexes: dict[int, futures.Future[tuple[ShardIndex, list[int]]]] = {}
         self._urgent: deque[_Task] = deque()
         self._planned: Iterator[_Task] = iter(())
@@ -176,11 +178,12 @@ class Fetcher:
             self._queue.clear()
         self._work()
 
-    def fetch(self, wanted: Sequence[tuple[tuple[int, int], NDArray[np.int64]]]) -> None:
+    def fetch(self, wanted: Sequence[tuple[tuple[int, int], NDArray[np.int64]]], *, again: bool = False) -> None:
         """Return when samples of pieces are there, or another process removed them again.
 
         Args:
             wanted: Pieces, each by the numbers of its shard and of the piece there, and numbers of samples in them.
+            again: Whether they are not there although they were fetched.
 
         Raises:
             RemoteError: If they cannot be fetched, or kept.
@@ -191,7 +194,7 @@ class Fetcher:
                 far = self._ahead >= 2 * self._ahead_limit
                 if far or all(key in self._known for key, _ in wanted) or not self._take():
                     break
-            tasks = {task for key, rows in wanted for task in self._serving(key, rows)}
+            tasks = {task for key, rows in wanted for task in self._serving(key, rows, again=again)}
             new = [task for task in tasks if task.number < 0]
             self._urgent.extend(new)
         self._work()
@@ -231,10 +234,10 @@ class Fetcher:
         if numbers:
             self._work()
 
-    def _serving(self, key: tuple[int, int], rows: NDArray[np.int64]) -> list[_Task]:
+    def _serving(self, key: tuple[int, int], rows: NDArray[np.int64], *, again: bool) -> list[_Task]:
         """Return what to wait for until samples are there; called with the lock held."""
         known = [task for task in self._known.get(key, ()) if task.holds(rows)]
-        own = [task for task in known if self._is_own(task) and not task.done.done()]
+        own = [task for task in known if self._is_own(task) and not (again and task.done.done())]
         if own:
             return own
         others = [task for task in known if not task.done.done()]  # another worker fetches it, or will
@@ -296,14 +299,13 @@ class Fetcher:
                 behind += n_bytes
 
     def _work(self) -> None:
-        """Start threads, as many as may be of use."""
-        while True:
-            with self._lock:
-                tasks = self._next() if self._n_threads < self._most else []
-                if not tasks:
-                    return
-                self._n_threads += 1
-            threading.Thread(target=self._run, args=(tasks,), name="webdatamodule-fetch", daemon=True).start()
+        """Start a thread if it may be of use; it starts the next one, since each start takes a while."""
+        with self._lock:
+            tasks = self._next() if self._n_threads < self._most else []
+            if not tasks:
+                return
+            self._n_threads += 1
+        threading.Thread(target=self._run, args=(tasks,), name="webdatamodule-fetch", daemon=True).start()
 
     def _next(self) -> list[_Task]:
         """Return what to fetch next, parts of one piece that lie side by side; called with the lock held."""
@@ -342,6 +344,7 @@ class Fetcher:
         return True
 
     def _run(self, tasks: list[_Task]) -> None:
+        self._work()
         with one_thread():
             while tasks:
                 error: BaseException | None = None
@@ -363,9 +366,11 @@ class Fetcher:
 
     def _do(self, task: _Task) -> None:
         """Fetch what of a task is not there."""
-        piece = self.piece(*task.key)
-        if _is_there(piece, task.rows):
-            return
+        self._index(task.shard)  # which may be a request
+        with self._busy:
+            piece = self.piece(*task.key)
+            if _is_there(piece, task.rows):
+                return
         try:
             self._fetch(piece, task)
         except RemoteError as error:
@@ -410,16 +415,19 @@ class Fetcher:
 
     def _fill(self, descriptor: int, piece: Piece, rows: range | NDArray[np.int64], *, again: bool = False) -> None:
         """Fetch samples of a piece that are not in its file."""
-        states = read_states(descriptor, piece)
-        wanted = np.asarray(rows, np.int64)
-        absent = wanted if again else wanted[states[wanted] == ABSENT]
         remote, _ = self._remote(piece.shard)
-        for first, last in runs_of(absent, piece):
+        with self._busy:
+            states = read_states(descriptor, piece)
+            wanted = np.asarray(rows, np.int64)
+            runs = list(runs_of(wanted if again else wanted[states[wanted] == ABSENT], piece))
+        for first, last in runs:
             found = extents(piece, first, last)
             remote.cache.make_room(sum(end - begin for begin, end in found), self._is_done)
             for attempt in range(2):
                 self._copy(descriptor, piece, found)
-                if _is_sound_on_disk(descriptor, piece, first, last):
+                with self._busy:
+                    sound = _is_sound_on_disk(descriptor, piece, first, last)
+                if sound:
                     break
                 if attempt:
                     raise RemoteError(
@@ -442,8 +450,9 @@ class Fetcher:
                 memory = [memoryview(bytearray(end - begin)) for begin, end in together]
                 absolute = [(piece.begin + begin, piece.begin + end) for begin, end in together]
                 self._remote(piece.shard)[0].directory.read(piece.name, absolute, memory)
-                for (begin, _), data in zip(together, memory, strict=True):
-                    write_at(descriptor, data, begin)
+                with self._busy:
+                    for (begin, _), data in zip(together, memory, strict=True):
+                        write_at(descriptor, data, begin)
                 with self._lock:
                     n_bytes = sum(end - begin for begin, end in together)
                     self._counters.add(self._worker, n_bytes=n_bytes, n_requests=len(together))
