@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 
 from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
+from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.ranks import exchange, forget
 from bionemo.webdatamodule._engine.sampling.tally import Tally, hash_of_all, total
 
@@ -93,7 +94,7 @@ class ReceiptCallback(pl.Callback):
             return
         epoch = loader.cursor.epoch if loader.split == "train" else trainer.current_epoch
         found = record(loader, tally, missing, epoch=epoch, number=number)
-        _log.info("%s", in_words(found))
+        decided("%s", in_words(found))
         if missing or tally.since:
             _log.warning("the receipt of %s, epoch %d, is not whole: %s", loader.split, epoch, _lacking(found))
         if loader.receipt is None:
