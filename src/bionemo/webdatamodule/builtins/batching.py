@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.columns import Fields, collate_values, length_of, pad_fields, pad_values, stack_fields
 from bionemo.webdatamodule.components import Stage
-from bionemo.webdatamodule.errors import ConfigError, DecodeError
+from bionemo.webdatamodule.errors import ConfigError, DecodeError, WebDataModuleError
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.options import whole_number
 
@@ -100,18 +100,34 @@ def collated_values(samples: list[Any], collate: Collate) -> Any:
         return made(samples)
     try:
         return made(samples)
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
-        raise DecodeError(
-            f"these {len(samples)} samples do not fit into one batch: {error}; "
-            "make them alike in a stage, or batch them with a function of your own"
-        ) from error
+    except _NO_BATCH as error:
+        raise _unlike(len(samples), error) from error
 
 
 def collated(fields: Fields, collate: Collate) -> Any:
-    """Return the batch of all samples of some columns; ``NotImplemented`` if only samples make it."""
-    if collate == "default":
-        return stack_fields(fields)
-    return pad_fields(fields) if collate == "pad" else NotImplemented
+    """Return the batch of all samples of some columns; ``NotImplemented`` if only samples make it.
+
+    Raises:
+        DecodeError: If a field cannot be decoded, or they make no batch.
+    """
+    try:
+        if collate == "default":
+            return stack_fields(fields)
+        return pad_fields(fields) if collate == "pad" else NotImplemented
+    except WebDataModuleError:
+        raise
+    except _NO_BATCH as error:
+        raise _unlike(length_of(fields), error) from error
+
+
+_NO_BATCH = (RuntimeError, TypeError, ValueError, LookupError)
+
+
+def _unlike(n_samples: int, error: Exception) -> DecodeError:
+    return DecodeError(
+        f"these {n_samples} samples do not fit into one batch: {error}; "
+        "make them alike in a stage, or batch them with a function of your own"
+    )
 
 
 @hookimpl

@@ -356,6 +356,8 @@ class ShardReader:
         """Call a function with columns whose samples decode one by one."""
         try:
             return use(columns)
+        except WebDataModuleError as error:
+            raise error.located(split=self.split, **process()) from error.__cause__
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise DecodeError(
                 f"these {n_samples} samples do not fit into one batch: {error}; "
