@@ -64,7 +64,7 @@ def run(address, by_ray, serially):
 
 def shards(folder):
     """Return the bytes of all shards and indexes in a folder, by name."""
-    return {path.name: path.read_bytes() for path in folder.glob("*.tar*")}
+    return {path.name: path.read_bytes() for path in (folder / "train").glob("*.tar*")}
 
 
 def test_a_running_cluster_is_reached_by_its_addresses(cluster, tmp_path):
