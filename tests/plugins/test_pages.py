@@ -1,6 +1,7 @@
 """The examples of the plugins' pages run: their READMEs, tutorials, and the page on clusters."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / "
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Work in an empty directory."""
+    """Work in an empty directory, and leave signals as they were: Ray handles SIGTERM from its start on."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    handler = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
