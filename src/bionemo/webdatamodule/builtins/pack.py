@@ -10,7 +10,7 @@ import numpy as np
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.builtins.batching import Collate, collated, collation
-from bionemo.webdatamodule.builtins.packing import pack_plan, pack_stream
+from bionemo.webdatamodule.builtins.packing import check_size, pack_plan, pack_stream
 from bionemo.webdatamodule.columns import Fields, collate_values, samples_of
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.errors import ConfigError
@@ -56,8 +56,7 @@ class Pack:
     makes_batches = True
 
     def __post_init__(self) -> None:
-        if not callable(self.size) and not (isinstance(self.size, str) and self.size):
-            raise ConfigError(f"size is a suffix or a function of a sample, not {self.size!r}")
+        check_size(self.size)
         whole_number("max_total", self.max_total, least=1)
         whole_number("max_samples", self.max_samples, least=0)
         whole_number("multiple_of", self.multiple_of, least=1)

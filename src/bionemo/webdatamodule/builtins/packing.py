@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule.errors import ConfigError, PlanError
 from bionemo.webdatamodule.planning import Ids, ListedPlan, PlanRequest, permutation
 
 _T = TypeVar("_T")
@@ -20,6 +20,16 @@ _ROUNDS = 3  # packs that are not full are dissolved, and their samples packed a
 _FULL = 0.97
 _TRIES = 4  # for an epoch whose windows need more packs than there are steps for
 _SPARE = 500  # one pack in so many is spare, so that a second try is rare
+
+
+def check_size(size: str | Callable[[Any], int]) -> None:
+    """Check what says the size of a sample.
+
+    Raises:
+        ConfigError: If it is neither a suffix nor a function.
+    """
+    if not callable(size) and not (isinstance(size, str) and size):
+        raise ConfigError(f"size is a suffix or a function of a sample, not {size!r}")
 
 
 def pack_plan(sizes: Ids, request: PlanRequest, *, max_total: int, max_samples: int) -> ListedPlan:
