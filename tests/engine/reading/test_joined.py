@@ -1,18 +1,24 @@
 """Fields from several directories, joined by key: exact counts, the plan's order, exact resume, and named errors."""
 
 import pickle
+import shutil
 import tarfile
 from io import BytesIO
 
+import fsspec
 import numpy as np
 import pytest
 from tests.helpers.convert import convert
+from tests.helpers.fetching import wait_for_background
 
 from bionemo.webdatamodule import Use, WebDataModule
+from bionemo.webdatamodule._engine.reading.joined import stored_keys
+from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
+from bionemo.webdatamodule._engine.storage.remote import directory
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample
-from bionemo.webdatamodule.errors import ConfigError, DecodeError, MissingFieldError, ResumeError
+from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, DecodeError, MissingFieldError, ResumeError
 from bionemo.webdatamodule.splits import Fold
 
 KEYS = [f"s{number:02d}" for number in range(24)]
@@ -191,13 +197,12 @@ def test_a_suffix_in_both_is_refused(base):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"on_error": "skip"}, "join needs on_error='raise'"),
         ({"join": {"train": [("labels", 2.0)]}}, "which have no weights"),
         ({"join": {"train": 3}}, r"join\[train\] is a directory"),
     ],
 )
 def test_what_does_not_go_with_a_join_is_named(base, given, message):
-    """Skipped samples and weights do not."""
+    """Weights do not, and what is no directory."""
     given = {"join": {"train": str(base / "labels")}, **given}
     with pytest.raises(ConfigError, match=message):
         WebDataModule({"train": str(base / "images")}, None, ["x.pyd", "cls.pyd"], 4, **given).setup("fit")
@@ -218,3 +223,123 @@ def test_what_cannot_be_read_names_the_sample(base):
     assert ("s05", "cls.pyd") == (caught.value.where["key"], caught.value.where["suffix"])
     with pytest.raises(DecodeError, match="do not fit into one batch"):
         epoch(module(base, "odd", ("x.pyd", "odd.pyd"), pipeline_prebatch_wld=None))
+
+
+def damaged(base, tmp_path, keys):
+    """Return a copy of the labels with damaged fields of some keys."""
+    shutil.copytree(base / "labels", tmp_path / "damaged")
+    for tar in (tmp_path / "damaged").glob("*.tar"):
+        content = bytearray(tar.read_bytes())
+        with tarfile.open(tar) as members:
+            for member in members:
+                if member.name.partition(".")[0] in keys:
+                    content[member.offset_data + member.size - 2] ^= 1
+        tar.write_bytes(content)
+    return tmp_path / "damaged"
+
+
+@pytest.mark.parametrize("order", ["global", "shards"])
+def test_a_damaged_field_of_another_directory_leaves_out_the_sample(base, tmp_path, caplog, order):
+    """Once in each epoch, with its place there; without on_error it is an error, and there is a limit."""
+    labels = str(damaged(base, tmp_path, {"s05", "s11"}))
+    skipping = module(base, labels, order=order, on_error="skip")
+    for _ in range(2):
+        found = [sample for batch in epoch(skipping) for sample in batch]
+        assert set(KEYS) - {"s05", "s11"} == {key for key, *_ in found}
+        assert all(int(key[1:]) == int(x[0]) == label - 100 for key, x, label in found)
+    lines = [record.message for record in caplog.records if "left out a sample" in record.message]
+    assert ["s05", "s11"] == sorted(line.partition("key=")[2][:3] for line in set(lines))
+    assert all(f"shard={labels}/wdshards-" in line and "split=train" in line for line in lines)
+    with pytest.raises(CorruptShardError, match=r"damaged/wdshards-\d+.tar, key=(s05|s11), suffix=cls.pyd"):
+        epoch(module(base, labels, order=order))
+    with pytest.raises(CorruptShardError, match="1 samples are left out already, which is max_skipped"):
+        epoch(module(base, labels, order=order, on_error="skip", max_skipped=1))
+
+
+def test_samples_left_out_for_a_field_of_another_directory_are_in_the_receipt(base, tmp_path):
+    """With the reason and their numbers."""
+    data = module(base, str(damaged(base, tmp_path, {"s05", "s11"})), on_error="skip")
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert 6 == len(list(loader))
+    tally = loader.progress.tally
+
+    assert (22, {"corrupt-shard": 2}, (5, 11)) == (tally.samples, tally.skipped, tally.named)
+
+
+@pytest.fixture
+def remote(base, tmp_path, monkeypatch):
+    """The same directories behind URLs, and the shards that bytes are fetched of, in order."""
+    memory, seen = fsspec.filesystem("memory"), []
+    memory.put(str(base), "memory://joined", recursive=True)
+    for name in ("images", "labels"):  # so that keys are known, which are read of the tars once
+        stored_keys(ShardSet.open(base / name, "wdshards"), None)
+    read = directory.RemoteDirectory.read
+
+    def noted(self, name, ranges, into):
+        seen.append(f"{str(self).rpartition('/')[2]} {name[-5]}")
+        read(self, name, ranges, into)
+
+    monkeypatch.setattr(directory.RemoteDirectory, "read", noted)
+    yield "memory://joined", seen, {"prefix": "wdshards", "cache_dir": str(tmp_path / "cache")}
+    memory.rm("memory://joined", recursive=True)
+
+
+@pytest.mark.parametrize("images", ["near", "far"])
+@pytest.mark.parametrize(
+    ("announced", "expected"),
+    [
+        (
+            lambda reader: reader.follow([np.array([23]), np.array([0, 1])]),
+            ["images 3", "labels 0", "images 0", "labels 1"],
+        ),
+        (lambda reader: reader.follow_shards([3, 0]), ["images 3", "labels 0", "images 0", "labels 1"]),
+        (
+            lambda reader: reader.follow_pieces([(0, 0, 6, 0), (3, 0, 6, 0)]),
+            ["images 0", "labels 1", "images 3", "labels 0"],
+        ),
+    ],
+    ids=["samples", "shards", "pieces"],
+)
+def test_what_is_needed_of_all_directories_is_fetched_ahead(base, remote, announced, expected, images):
+    """In the order of need, before anything is read; what is read then is there."""
+    url, seen, options = remote
+    sets = [
+        ShardSet.open(f"{at}/{name}", **options)
+        for at, name in ((base if images == "near" else url, "images"), (url, "labels"))
+    ]
+    reader = ShardReader(sets[:1], ["x.pyd", "cls.pyd"], joined=sets[1:])
+    reader._places._here().fetcher._most = 1  # so that requests follow each other
+    seen.clear()
+    announced(reader)
+    wait_for_background()
+    fetched = list(dict.fromkeys(seen))
+
+    assert [shard for shard in expected if images == "far" or "labels" in shard] == fetched
+    assert [(23.0, 123), (0.0, 100)] == [(float(x[0]), label) for x, label in reader.read(np.array([23, 0]))]
+    assert fetched == list(dict.fromkeys(seen))
+
+
+def test_only_the_directory_that_has_a_field_is_read_for_it(base, remote):
+    """Sizes of a small field need nothing of the images."""
+    url, seen, options = remote
+    images, labels = (ShardSet.open(f"{url}/{name}", **options) for name in ("images", "labels"))
+    reader = ShardReader([images], ["x.pyd", "cls.pyd"], joined=[labels]).only(["cls.pyd"])
+    seen.clear()
+
+    assert [(123,), (100,)] == reader.read(np.array([23, 0]))
+    assert {"labels 0", "labels 1"} == set(seen)
+
+
+def test_joined_directories_behind_urls_are_read_alike(base, remote):
+    """With an optional field, in the plan's order for what is far away."""
+    url, *_ = remote
+    data = WebDataModule(
+        {"train": f"{url}/images"}, None, ["__key__", "x.pyd", "cls.pyd", "score.pyd?"], 4,
+        join={"train": [f"{url}/labels", f"{url}/scores"]}, on_error="skip",
+        pipeline_prebatch_wld={"train": Use("batch", collate="list")},
+    )  # fmt: skip
+    data.setup("fit")
+    found = {key: (int(x[0]), label, score) for batch in data.train_dataloader() for key, x, label, score in batch}
+
+    assert {key: (n, 100 + n, None if n % 2 else n / 2) for n, key in enumerate(KEYS)} == found

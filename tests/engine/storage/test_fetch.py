@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from tests.helpers.fetching import wait_for_background
 
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
@@ -14,7 +15,7 @@ from bionemo.webdatamodule._engine.storage.remote.counters import Counters, fetc
 from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
 from bionemo.webdatamodule._engine.storage.remote.pieces import Cut
 
-from .test_remote_shards import wait_for_background, write_set
+from .test_remote_shards import write_set
 
 
 @given(st.integers(1, 300), st.integers(1, 9000), st.integers(1, 500))
@@ -48,7 +49,8 @@ def remote(tmp_path, monkeypatch):
 def fetcher(found, **options):
     """Return a fetcher of pieces of ten samples."""
     shards = [(found.remote, number) for number in range(3)]
-    return Fetcher(shards, suffixes=["x.pyd"], piece_bytes=-(-found.sizes[0] // 4), **options)
+    cuts = [found.remote.cut(number, -(-found.sizes[0] // 4)) for number in range(3)]
+    return Fetcher(shards, suffixes=["x.pyd"], cuts=cuts, **options)
 
 
 def test_parts_of_a_piece_come_in_one_request_but_for_the_first(remote):

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
+from tests.helpers.fetching import wait_for_background
 
 from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
@@ -305,13 +306,6 @@ def test_the_store_is_bounded(server, tmp_path):
             used = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
             assert used <= room + shard.stat().st_size
     assert sorted(range(90)) == sorted(read_all(found))
-
-
-def wait_for_background():
-    """Wait until nothing is fetched ahead any more."""
-    for thread in threading.enumerate():
-        if thread.name == "webdatamodule-fetch":
-            thread.join()
 
 
 def test_files_removed_from_the_store_are_fetched_again(server, tmp_path):

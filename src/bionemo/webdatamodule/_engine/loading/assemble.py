@@ -27,7 +27,7 @@ from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.peers import Peers
 from bionemo.webdatamodule._engine.ranks import Topology, processes, topology_of
-from bionemo.webdatamodule._engine.reading.joined import Reader, open_reader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.subset import chosen
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
@@ -72,10 +72,10 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
         ]
         for sources in (split.sources, split.joined)
     )
-    reader = open_reader(
+    reader = ShardReader(
         sets,
-        joined,
         settings.suffixes,
+        joined=joined,
         codecs=settings.codecs,
         check=settings.check,
         on_error=split.errors.on_error,
@@ -198,7 +198,7 @@ def _warn_of_evaluation(split: SplitSettings, topology: Topology) -> None:
 
 
 def _planned(
-    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: Reader
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: ShardReader
 ) -> PlannedDataset:
     plan = make_plan(settings, split, sets, reader, training=split.split == "train")
     if split.split != "train" and plan.n_samples < topology.world_size:
@@ -236,7 +236,7 @@ def _planned(
 
 
 def _stream(
-    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: Reader
+    settings: Settings, split: SplitSettings, topology: Topology, sets: list[ShardSet], reader: ShardReader
 ) -> StreamDataset:
     options = split.options
     shuffle = options.get("shardshuffle")

@@ -36,7 +36,7 @@ from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, DecodeError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.reading.joined import Reader
+    from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule._engine.sampling.pieces import Piece
     from bionemo.webdatamodule.planning import EpochPlan, Ids
 
@@ -139,7 +139,7 @@ class PlannedDataset(Planned):
     def __init__(
         self,
         *,
-        reader: Reader,
+        reader: ShardReader,
         plan: EpochPlan,
         stages: Sequence[Any] = (),
         ahead: Sequence[Any] = (),

@@ -22,7 +22,7 @@ from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.reading.joined import Reader
+    from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule.components import LoaderFunction
     from bionemo.webdatamodule.planning import EpochPlan
 
@@ -107,7 +107,7 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         return self._data.topology
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> ShardReader:
         """What reads the samples."""
         return self._data.reader
 

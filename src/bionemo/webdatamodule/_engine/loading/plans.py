@@ -12,7 +12,7 @@ import numpy as np
 from bionemo.webdatamodule._engine.config import Source
 from bionemo.webdatamodule._engine.loading.records import Settings, SplitSettings
 from bionemo.webdatamodule._engine.loading.sizes import measure
-from bionemo.webdatamodule._engine.reading.joined import Reader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.pieces import choose
 from bionemo.webdatamodule._engine.sampling.plan import Plan
@@ -24,7 +24,7 @@ from bionemo.webdatamodule.planning import EpochPlan, Ids, PlanRequest
 
 
 def make_plan(
-    settings: Settings, split: SplitSettings, sets: Sequence[ShardSet], reader: Reader, *, training: bool
+    settings: Settings, split: SplitSettings, sets: Sequence[ShardSet], reader: ShardReader, *, training: bool
 ) -> EpochPlan:
     """Return the plan of a split in global order.
 
@@ -223,7 +223,7 @@ def check_planner(split: SplitSettings) -> None:
 
 
 def _planned_by(
-    stage: Planner, settings: Settings, split: SplitSettings, reader: Reader, *, training: bool
+    stage: Planner, settings: Settings, split: SplitSettings, reader: ShardReader, *, training: bool
 ) -> EpochPlan:
     if split.n_samples not in (None, reader.n_samples):
         raise PlanError(

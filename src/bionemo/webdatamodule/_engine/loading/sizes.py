@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs
-from bionemo.webdatamodule._engine.reading.joined import Reader
+from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule._engine.storage.index_cache import cache_directory, write_atomically
 from bionemo.webdatamodule._engine.verdict import usable_cpus
@@ -28,7 +28,7 @@ _TOGETHER = 1024  # samples that are read at a time
 _APART = 20_000  # samples from which on several processes read them; they start in some tens of milliseconds
 
 
-def measure(stage: Planner, reader: Reader, *, codecs: Codecs) -> Ids:
+def measure(stage: Planner, reader: ShardReader, *, codecs: Codecs) -> Ids:
     """Return the size of each sample of a split.
 
     Args:
@@ -52,7 +52,7 @@ def measure(stage: Planner, reader: Reader, *, codecs: Codecs) -> Ids:
     return sizes
 
 
-def _all(stage: Planner, fields: Reader) -> Ids:
+def _all(stage: Planner, fields: ShardReader) -> Ids:
     """Return the sizes of all samples, which several processes read where there are many."""
     n = fields.n_samples
     cpus = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks do it side by side
@@ -68,7 +68,7 @@ def _all(stage: Planner, fields: Reader) -> Ids:
     return _part(stage, fields, 0, n)
 
 
-def _part(stage: Planner, fields: Reader, first: int, stop: int) -> Ids:
+def _part(stage: Planner, fields: ShardReader, first: int, stop: int) -> Ids:
     """Return the sizes of some samples."""
     sizes = np.empty(stop - first, dtype=np.int64)
     runs = [np.arange(begin, min(begin + _TOGETHER, stop)) for begin in range(first, stop, _TOGETHER)]
@@ -93,12 +93,12 @@ def _pickles(value: object) -> bool:
     return True
 
 
-def _cache(stage: Planner, fields: Reader) -> str | None:
+def _cache(stage: Planner, fields: ShardReader) -> str | None:
     """Return the file of the cache that holds these sizes; ``None`` where nothing says that they are the same.
 
     Shards with a manifest are known by its digest. A function cannot be compared with that of an earlier run.
     """
-    if callable(stage.size) or any(found.manifest is None for found in fields.sets):
+    if callable(stage.size) or any(found.manifest is None for found in (*fields.sets, *fields.joined)):
         return None
     measure = getattr(type(stage), "measure", size_of)
     words = repr((fields.digest, fields.suffixes, describe(measure)))
@@ -138,5 +138,5 @@ def _size(stage: Planner, sample: Any) -> int:
     return size
 
 
-def _key(fields: Reader, number: int) -> str:
+def _key(fields: ShardReader, number: int) -> str:
     return fields.keys(np.array([number]))[0]

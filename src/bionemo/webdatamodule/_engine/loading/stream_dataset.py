@@ -25,7 +25,7 @@ from bionemo.webdatamodule.context import shuffled
 from bionemo.webdatamodule.errors import PlanError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.reading.joined import Reader
+    from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule.planning import Ids
 
 Splitter = Callable[[Iterable[Any]], Iterable[Any]]
@@ -97,7 +97,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
     def __init__(
         self,
         *,
-        reader: Reader,
+        reader: ShardReader,
         shards: Sequence[str],
         stages: Sequence[Any] = (),
         dealing: Dealing = PLAIN,

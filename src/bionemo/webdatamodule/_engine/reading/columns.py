@@ -20,11 +20,13 @@ class Field:
 
     Attributes:
         selected: The suffixes that it may have.
+        side: Number of the sets that have it, see :meth:`.Places.sides`.
         columns: For each of them its number among those that shards were opened for.
         codecs: For each of them what decodes it.
     """
 
     selected: Selected
+    side: int
     columns: tuple[int, ...]
     codecs: tuple[FieldCodec, ...]
 

@@ -15,6 +15,7 @@ import numpy as np
 from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
 from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
 from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, key_of
+from bionemo.webdatamodule._engine.reading.joined import join
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
 from bionemo.webdatamodule._engine.reading.open_shards import LARGE, hold
@@ -68,16 +69,17 @@ class ShardReader:
         split: The split's name, for messages.
         chosen: The samples that count, where these are not all: sorted, int64 of shape ``(k,)``. They are numbered
             from 0, and the others are not there.
+        joined: Further sets with fields of samples of the same keys, in any order.
 
     Attributes:
         n_samples: Number of samples in all sets.
         samples: For each set the number of samples in each of its shards.
-        sample_bytes: Mean size of a sample in its shard; 0 where there is none.
+        sample_bytes: Mean size of a sample in its shards; 0 where there is none.
         digest: Hash of what identifies the data: the set's digest, or one of all their digests.
 
     Raises:
-        MissingFieldError: If no sample at all has one of the suffixes.
-        ConfigError: If there is nothing to read, or two sets store a suffix in different ways.
+        MissingFieldError: If no sample at all has one of the suffixes, or a joined set lacks keys.
+        ConfigError: If there is nothing to read, two sets store a suffix in different ways, or sets cannot be joined.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class ShardReader:
         max_skipped: int = 100,
         split: str | None = None,
         chosen: NDArray[np.int64] | None = None,
+        joined: Sequence[ShardSet] = (),
     ) -> None:
         self.sets = tuple(sets)
+        self.joined = tuple(joined)
         self.suffixes = tuple(suffixes)
         self.codecs = codecs
         self.check = check
@@ -102,24 +106,29 @@ class ShardReader:
         self.chosen = chosen
         if not self.sets or not self.suffixes:
             raise ConfigError("a reader needs at least one set of shards and one suffix", split=split)
-        stored = {suffix for found in self.sets for suffix in found.suffixes}
+        everything = (*self.sets, *self.joined)
+        stored = {suffix for found in everything for suffix in found.suffixes}
         selected = [select(asked, stored, split=split) for asked in self.suffixes]
+        sides, others = join(selected, self.sets, self.joined, chosen=chosen, split=split)
+        own = len(set(sides)) > len(others)
         opened = list(dict.fromkeys(suffix for each in selected for suffix in each.suffixes if suffix != KEY))
-        self._places = Places(self.sets, opened, split=split, chosen=chosen)
+        self._places = Places(self.sets, opened, split=split, chosen=chosen, joined=others, own=own)
         self.n_samples = self._places.n_samples
         counts = iter((self._places.ends - self._places.starts).tolist())
         self.samples = tuple(tuple(itertools.islice(counts, len(found.paths))) for found in self.sets)
-        n_stored = sum(found.n_samples for found in self.sets)
-        self.sample_bytes = sum(found.n_bytes for found in self.sets) / max(1, n_stored)
-        digests = [found.digest for found in self.sets]
-        self.digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        read = [self.sets] * own + [(side.found,) for side in others]
+        self.sample_bytes = sum(map(_sample_bytes, read))
+        self.digest = _digest_of([found.digest for found in self.sets])
         if chosen is not None:
             self.digest = hashlib.sha256(self.digest.encode() + chosen.astype("<i8").tobytes()).hexdigest()
+        self.digest = _digest_of([self.digest, *(side.found.digest for side in others)])
         self._ledger = Ledger(self.n_samples)
-        if check == "first":  # what was compared when it came need not be compared when it is read
+        if check == "first" and not others:  # what was compared when it came need not be compared when it is read
             self._places.ledger = self._ledger
         self._logged = 0  # samples left out, as last logged
-        self._fields = [_field(each, opened, self.sets, codecs, split) for each in selected]
+        self._fields = [
+            _field(each, side, opened, everything, codecs, split) for each, side in zip(selected, sides, strict=True)
+        ]
 
     @property
     def skipped(self) -> int:
@@ -133,7 +142,7 @@ class ShardReader:
             suffixes: The fields.
             changed: Other arguments than this reader's.
         """
-        kept = ("codecs", "check", "on_error", "max_skipped", "split", "chosen")
+        kept = ("codecs", "check", "on_error", "max_skipped", "split", "chosen", "joined")
         return ShardReader(self.sets, suffixes, **{name: getattr(self, name) for name in kept} | changed)
 
     def read(self, ids: NDArray[np.int64]) -> list[tuple[Any, ...]]:
@@ -185,8 +194,9 @@ class ShardReader:
                 yield self._alone(share, partial(use, number)) if made is None else made
                 del made
                 if together and self.sample_bytes >= LARGE:
-                    for shard, row in together[0].places[where]:
-                        shard.release(row)
+                    for places in _sides(together):
+                        for shard, row in places[where]:
+                            shard.release(row)
 
     def left_out(self, ids: NDArray[np.int64]) -> dict[int, str]:
         """Return which of some samples are left out so far, each with the code of its error."""
@@ -297,15 +307,15 @@ class ShardReader:
         if len(ids) > self._places.at_once or (self._ledger.states[ids] >= BAD).any():
             return None
         try:
-            places = self._places.locate(ids)
-            columns = [field.column(places) for field in self._fields]
+            places = self._places.sides(ids)
+            columns = [field.column(places[field.side]) for field in self._fields]
             self._check(ids, places)
         except RemoteError:  # trying again would take the time of all attempts again
             raise
         except Exception:  # noqa: BLE001 - whatever it is, it comes again
             return None
         return tuple(
-            Together(field=field, places=places, column=column)
+            Together(field=field, places=places[field.side], column=column)
             for field, column in zip(self._fields, columns, strict=True)
         )
 
@@ -327,10 +337,10 @@ class ShardReader:
             use: The function.
             wanted: Whether it is an error if no sample is left.
         """
-        given, places = ids, self._places.locate(ids)
+        given, places = ids, self._places.sides(ids)
         if self.on_error == "skip":
             ids, places = _picked(ids, places, self._ledger.states[ids] < BAD)
-        if places or not wanted:
+        if len(ids) or not wanted:
             try:
                 return use(self._columns(ids, places))
             except _OF_A_SAMPLE as error:
@@ -339,16 +349,19 @@ class ShardReader:
                 raise
             except Exception as error:  # noqa: BLE001 - codecs raise what they like
                 cause = error
-            sound = [self._is_sound(sample, place) for sample, place in zip(ids.tolist(), places, strict=True)]
+            sound = [
+                self._is_sound(sample, where)
+                for sample, where in zip(ids.tolist(), zip(*places, strict=True), strict=True)
+            ]
             ids, places = _picked(ids, places, np.array(sound, bool))
         else:
             cause = None
-        if wanted and not places:
+        if wanted and not len(ids):
             raise self.nothing_left(given) from cause
-        return self.fitting(len(places), use, self._columns(ids, places))
+        return self.fitting(len(ids), use, self._columns(ids, places))
 
-    def _columns(self, ids: NDArray[np.int64], places: Sequence[Place]) -> tuple[Column, ...]:
-        columns = tuple(field.column(places) for field in self._fields)
+    def _columns(self, ids: NDArray[np.int64], places: Sequence[list[Place]]) -> tuple[Column, ...]:
+        columns = tuple(field.column(places[field.side]) for field in self._fields)
         self._check(ids, places)
         return columns
 
@@ -366,24 +379,27 @@ class ShardReader:
                 **process(),
             ) from error
 
-    def _check(self, ids: NDArray[np.int64], places: Sequence[Place]) -> None:
+    def _check(self, ids: NDArray[np.int64], places: Sequence[list[Place]]) -> None:
         """Compare fields with their checksums, where that is due."""
         if self.check == "never":
             return
         states = self._ledger.states
         due = range(len(ids)) if self.check == "always" else np.flatnonzero(states[ids] != SOUND).tolist()
         if due:
-            for place in due:
-                check_fields(places[place], self._places.columns)
+            for side in places:
+                for number in due:
+                    check_fields(side[number], self._places.columns)
             states[ids[due]] = SOUND
 
-    def _is_sound(self, sample: int, place: Place) -> bool:
+    def _is_sound(self, sample: int, places: Sequence[Place]) -> bool:
         """Read one sample step by step: raise what is wrong with it, or note that it is left out."""
-        where: dict[str, Any] = {"shard": place[0].path}
+        (own,) = self._places.locate(np.array([sample]))
+        where: dict[str, Any] = {"shard": own[0].path}
         try:
-            where["key"] = key_of(place)
+            where["key"] = key_of(own)
             for field in self._fields:
-                where["suffix"] = field.suffix(place)
+                place = places[field.side]
+                where |= {"shard": place[0].path, "suffix": field.suffix(place)}
                 column = field.column([place])
                 if self.check == "always" or (self.check == "first" and self._ledger.states[sample] != SOUND):
                     check_fields(place, field.columns)
@@ -415,9 +431,9 @@ class ShardReader:
 
 
 def _picked(
-    ids: NDArray[np.int64], places: list[Place], wanted: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], list[Place]]:
-    return (ids, places) if wanted.all() else (ids[wanted], list(itertools.compress(places, wanted)))
+    ids: NDArray[np.int64], places: list[list[Place]], wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], list[list[Place]]]:
+    return (ids, places) if wanted.all() else (ids[wanted], [list(itertools.compress(side, wanted)) for side in places])
 
 
 def _attempt(use: Use[_T], number: int, together: Sequence[Together], where: slice, *, lazily: bool) -> _T | None:
@@ -431,22 +447,36 @@ def _attempt(use: Use[_T], number: int, together: Sequence[Together], where: sli
 
 
 def _n_shards(together: Sequence[Together]) -> int:
-    return len({shard for shard, _ in together[0].places})
+    return len({shard for places in _sides(together) for shard, _ in places})
+
+
+def _sides(together: Sequence[Together]) -> Iterable[Sequence[Place]]:
+    """Return where samples are, once for each set of fields."""
+    return {column.field.side: column.places for column in together}.values()
 
 
 def _look_again(together: Sequence[Together], where: slice) -> None:
     """Check that the shards of some samples still have all their bytes."""
-    for shard in {shard for shard, _ in together[0].places[where]}:
+    for shard in {shard for places in _sides(together) for shard, _ in places[where]}:
         shard.check()
 
 
+def _sample_bytes(sets: Sequence[ShardSet]) -> float:
+    return sum(found.n_bytes for found in sets) / max(1, sum(found.n_samples for found in sets))
+
+
+def _digest_of(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def _field(
-    selected: Selected, opened: Sequence[str], sets: Sequence[ShardSet], codecs: Codecs, split: str | None
+    selected: Selected, side: int, opened: Sequence[str], sets: Sequence[ShardSet], codecs: Codecs, split: str | None
 ) -> Field:
     if selected.suffixes == (KEY,):
-        return Field(selected=selected, columns=(), codecs=())
+        return Field(selected=selected, side=side, columns=(), codecs=())
     return Field(
         selected=selected,
+        side=side,
         columns=tuple(map(opened.index, selected.suffixes)),
         codecs=tuple(_codec(suffix, sets, codecs, split).codec for suffix in selected.suffixes),
     )

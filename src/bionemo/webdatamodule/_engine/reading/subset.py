@@ -12,7 +12,7 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.reading.joined import Reader, open_reader, stored_keys
+from bionemo.webdatamodule._engine.reading.joined import stored_keys
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.selection import KEY, select
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
@@ -154,7 +154,7 @@ def _by_field(request: _Request) -> NDArray[np.int64]:
     with contextlib.suppress(_AnewError):
         return _by_stored_field(request)
     found: list[int] = []
-    reader = open_reader(request.sets, request.joined, [KEY, wanted.field], codecs=request.codecs, split=split)
+    reader = ShardReader(request.sets, [KEY, wanted.field], joined=request.joined, codecs=request.codecs, split=split)
     for some in _runs(reader):
         samples = reader.read(some)
         found += [
@@ -227,7 +227,7 @@ def _stored_field(found: ShardSet, suffix: str, split: str) -> list[bytes]:
     return values
 
 
-def _runs(reader: Reader) -> Iterable[NDArray[np.int64]]:
+def _runs(reader: ShardReader) -> Iterable[NDArray[np.int64]]:
     for start in range(0, reader.n_samples, _TOGETHER):
         yield np.arange(start, min(start + _TOGETHER, reader.n_samples))
 

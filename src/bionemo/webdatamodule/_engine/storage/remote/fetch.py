@@ -22,7 +22,6 @@ from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.remote.counters import Counters
 from bionemo.webdatamodule._engine.storage.remote.pieces import (
     ABSENT,
-    PIECE_BYTES,
     PRESENT,
     WORTH_A_REQUEST,
     Cut,
@@ -103,9 +102,9 @@ class Fetcher:
     Args:
         shards: For each shard its set and its number there; ``None`` for shards of this machine.
         suffixes: The fields that will be read.
+        cuts: How each shard is cut into pieces; ``None`` for shards of this machine.
         worker: This process's number among those that follow the same plan.
         workers: Processes among which the connections, and the pieces of a plan that all follow, are divided.
-        piece_bytes: Bytes of a piece.
         arrived: Is called when samples of a shard came and have their checksums: with the shard, the first, and the one
             behind the last.
         counters: Count what is fetched.
@@ -116,9 +115,9 @@ class Fetcher:
         shards: Sequence[tuple[Remote, int] | None],
         *,
         suffixes: Sequence[str],
+        cuts: Sequence[Cut | None],
         worker: int = 0,
         workers: int = 1,
-        piece_bytes: int = PIECE_BYTES,
         arrived: Callable[[int, int, int], None] | None = None,
         counters: Counters | None = None,
     ) -> None:
@@ -127,7 +126,7 @@ class Fetcher:
         self.mark = PRESENT
         self._suffixes = frozenset(suffixes)
         self._worker, self._workers = worker, max(1, workers)
-        self._piece_bytes = piece_bytes
+        self._cuts = cuts
         self._arrived = arrived
         self._most = max(2, CONNECTIONS // self._workers)
         room = min((found[0].cache.size for found in shards if found is not None), default=0)
@@ -270,8 +269,9 @@ class Fetcher:
         return found
 
     def _pieces(self, shard: int) -> Cut:
-        remote, number = self._remote(shard)
-        return remote.cut(number, self._piece_bytes)
+        found = self._cuts[shard]
+        assert found is not None  # noqa: S101 - for the type checker: pieces are of remote shards
+        return found
 
     def name(self, piece: Piece) -> str:
         """Return what messages call the shard of a piece."""
