@@ -118,9 +118,9 @@ def test_people_get_a_table(shards, capsys):
         (["--stage", "shuffle:size=4,4"], "size is a whole number, not '4,4'"),
         (["--stage", "shuffle:size=0"], "size"),
         (["--stage", "{shuffle}"], "--stage {shuffle} is no JSON"),
-        (["--batch-size", "0"], "--batch-size takes a number from 1"),
-        (["--workers", "-1"], "--workers numbers from 0"),
-        (["--training", "-1"], "--training one above 0"),
+        (["--batch-size", "0"], "argument --batch-size: 0 is less than 1"),
+        (["--workers", "-1"], "argument --workers: -1 is less than 0"),
+        (["--training", "-1"], "argument --training: -1 is not above 0"),
         (["--suffix", "z.pyd"], "z.pyd"),
     ],
 )

@@ -213,14 +213,6 @@ def test_a_source_without_samples_is_named(source, tmp_path, capsys):
     assert f"the source has no samples: nothing in it matches directory='{source}', suffixes='pyc'" in error
 
 
-@pytest.mark.parametrize("flag", ["--shards", "--workers"])
-def test_numbers_that_are_too_small_are_told_with_their_flag(source, tmp_path, capsys, flag):
-    """In the words of the command line, not of Python."""
-    with pytest.raises(SystemExit):
-        convert(source, tmp_path, flag, "0")
-    assert f"argument {flag}: 0 is too few" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "words", [["other=1"], ["train"], ["train=0.5", "train=0.2"], ["train=@nowhere"], ["train=0.5", "train=a"]]
 )

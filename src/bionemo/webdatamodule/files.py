@@ -65,7 +65,9 @@ def walk_files(
                     else:
                         folders.append(entry.name)
         except OSError as error:
-            raise InputError(f"{root} cannot be listed: {error.strerror}", file=below or None) from error
+            raise InputError(
+                f"{root} cannot be listed: {error.strerror}; correct the path or its permissions", file=below or None
+            ) from error
         for name in sorted(files):
             yield below + name
         pending += [(f"{below}{name}/", inside) for name in sorted(folders, reverse=True)]

@@ -448,12 +448,7 @@ def build(component: Component, options: Mapping[str, Any]) -> Any:
     """
     kind = kind_of(component)
     what = f"{kind_name(kind)} {component.name!r}"
-    signature = _signature(component.factory)
-    try:
-        if signature is not None:
-            signature.bind(**options)
-    except TypeError as error:
-        raise ConfigError(f"the {what} takes {signature}: {error}{_near_option(options, signature)}") from error
+    check_options(component, options)
     try:
         product = component.factory(**options)
     except WebDataModuleError:
@@ -520,11 +515,32 @@ def kind_name(kind: type[Component]) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
-def _near_option(options: Mapping[str, Any], signature: inspect.Signature | None) -> str:
-    """Return a hint for an option that is nearly one of a signature; empty where there is none."""
-    names = list(signature.parameters) if signature else []
-    near = {name: difflib.get_close_matches(name, names, n=1) for name in options if name not in names}
-    return "".join(f"; did you mean {found[0]!r} by {name!r}?" for name, found in near.items() if found)
+def check_options(component: Component, options: Mapping[str, Any], *, form: str = "the option {!r}") -> None:
+    """Check the names of a user's options against the signature of a component's factory.
+
+    Args:
+        component: The component.
+        options: The options.
+        form: How the user writes an option, for the message about a missing one.
+
+    Raises:
+        ConfigError: If an option is unknown, or a required one is missing.
+    """
+    signature = _signature(component.factory)
+    if signature is None:
+        return
+    what = f"the {kind_name(kind_of(component))} {component.name!r}"
+    remedy = f"`webdatamodule plugins {component.name}` describes its options"
+    taken = [p for p in signature.parameters.values() if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+    names = [parameter.name for parameter in taken]
+    unknown = [name for name in options if name not in names]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        known = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(names)}" if names else ""
+        raise ConfigError(f"{what} has no option {unknown[0]!r}; {known or 'it has no options'}")
+    missing = [p.name for p in taken if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ConfigError(f"{what} needs {' and '.join(map(form.format, missing))}; {remedy}")
 
 
 def _signature(factory: Callable[..., Any]) -> inspect.Signature | None:

@@ -1,8 +1,9 @@
-"""What several commands take: numbers, the prefix of a directory's shards, and several directories at a time."""
+"""Arguments that commands share: numbers, the prefix of a directory's shards, several directories at a time."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -26,17 +27,46 @@ _T = TypeVar("_T")
 
 
 def natural(text: str) -> int:
-    """Return the whole number from 0 on that an argument is."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
+    """Return an argument as a whole number, 0 or more."""
+    number = whole(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
 
 
 def positive(text: str) -> int:
-    """Return the whole number from 1 on that an argument is."""
-    if not natural(text):
-        raise argparse.ArgumentTypeError("0 is too few")
-    return int(text)
+    """Return an argument as a whole number, 1 or more."""
+    number = whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def whole(text: str) -> int:
+    """Return an argument as a whole number."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+
+
+def real(text: str) -> float:
+    """Return an argument as a finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
+
+
+def above_zero(text: str) -> float:
+    """Return an argument as a finite number above 0."""
+    number = real(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 def add_policy(parser: argparse.ArgumentParser, *, trusted: str = "let pickles run code") -> None:

@@ -16,7 +16,7 @@ from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose
 from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule._engine.writing.subsets import list_names, resolve_subsets
-from bionemo.webdatamodule.components import Executor, KeyEncoder, Sample, SampleReader, Use, Writer
+from bionemo.webdatamodule.components import Executor, KeyEncoder, Sample, SampleReader, Writer
 from bionemo.webdatamodule.errors import ConfigError, InputError
 from bionemo.webdatamodule.plugins import find
 from bionemo.webdatamodule.splits import Split
@@ -89,13 +89,13 @@ def run(args: argparse.Namespace) -> int:
     subsets = parse_splits(args.split)
     workers = {} if args.workers is None else {"workers": args.workers}
     executor = choose(Executor, reference(Executor, args.executor, "--executor", workers))
-    use = reference(Writer, args.writer, "--writer")
-    options = {**use.options, **parse_options(args.option, find(Writer, use.name).factory)}
-    writer = choose(Writer, Use(use.name, **options))
+    given = parse_options(args.option, find(Writer, args.writer.partition(":")[0]).factory)
+    use = reference(Writer, args.writer, "--writer", given, "--option {}=VALUE")
+    writer = choose(Writer, use)
     manifests = convert(
         Conversion(
             writer=writer,
-            names=choose_names(subsets, writer.object, options),
+            names=choose_names(subsets, writer.object, use.options),
             directories={split: f"{args.out}{split}" for split in subsets},
             prefix=args.prefix,
             n_shards=args.shards,
@@ -153,8 +153,10 @@ def parse_splits(words: Sequence[str]) -> Mapping[str, Share | list[str]]:
         split, equals, what = word.partition("=")
         if not equals or split not in Split.__members__:
             raise ConfigError(
-                f"--split takes one of {', '.join(Split.__members__)}, '=' and what goes into it, not {word!r}"
+                f"--split takes SPLIT=WHAT, where SPLIT is one of {', '.join(Split.__members__)}, not {word!r}"
             )
+        if not what:
+            raise ConfigError(f"--split {word} gives no samples; write a part such as {word}0.8, names, or @FILE")
         if split in splits:
             raise ConfigError(f"--split gives {split} twice")
         splits[split] = _names(what)

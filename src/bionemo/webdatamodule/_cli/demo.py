@@ -12,20 +12,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule._cli.arguments import natural, positive
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("--directory", default="webdatamodule-demo", help="where the files go (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs to train (%(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes of each loader (%(default)s)")
+    parser.add_argument("--epochs", type=positive, default=20, help="epochs to train (%(default)s)")
+    parser.add_argument("--workers", type=natural, default=0, help="worker processes of each loader (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    if args.epochs < 1 or args.workers < 0:
-        raise ConfigError("--epochs is at least 1 and --workers at least 0")
     from lightning.pytorch import Trainer
     from tqdm import tqdm
 

@@ -1,23 +1,26 @@
-"""The ``webdatamodule`` command: one module of ``commands`` for each subcommand, imported when it is chosen."""
+"""The ``webdatamodule`` command: one module for each subcommand, imported when it is chosen."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import io
 import os
+import re
 import select
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from bionemo.webdatamodule._cli.output import error_as_json, escaped, failure, print_json, standard_output
-from bionemo.webdatamodule.errors import PluginError, WebDataModuleError
+from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModuleError
 
 COMMANDS = {
     "demo": "convert real cells to shards, train a classifier on them, and print a summary",
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """Run the command, and print one line if it failed."""
     try:
-        with _terminable():
+        with _terminable(), _short_warnings():
             parsed = _parse(words)
             return _exit_code(parsed)
     except WebDataModuleError as error:
@@ -109,7 +112,8 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # of this machine: no such file, no right to write, no space
-        return _failed(words, str(error), failure("system", str(error)), 2)
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return _failed(words, what, failure("system", what), 2)
     except Exception as error:  # noqa: BLE001 - reported as an internal error
         return _internal(words, error)
     except KeyboardInterrupt:
@@ -127,35 +131,56 @@ def _exit_code(parsed: argparse.Namespace) -> int:
         raise PluginError(f"code of a plugin, or of another package, ended the program: {error!r}") from error
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises what it finds wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message if message.endswith("?") else f"{message}; see `{self.prog} --help`")
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Return the arguments, with the function to run; the command's module is imported here."""
-    parser = argparse.ArgumentParser(
-        prog="webdatamodule", description="WebDataset shards for Lightning: convert, inspect, plan, measure."
+    """Return the arguments, with the function to run; the command's module is imported here.
+
+    Raises:
+        ConfigError: If a command, an argument or an option is unknown, missing or of the wrong type.
+    """
+    parser = _Parser(
+        prog="webdatamodule",
+        description="WebDataset shards for Lightning: convert, inspect, plan, measure.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('bionemo-webdatamodule')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = _command(words)
+    if chosen is not None and chosen not in COMMANDS:
+        parser.error(f"there is no command {chosen!r}{_near(chosen, COMMANDS)}")
+    usage = parser
     for name, summary in COMMANDS.items():
-        subparser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        subparser = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
         if name == chosen:
             module = command_module(name)
             module.configure(subparser)
             subparser.set_defaults(run=module.run)
-    if _JSON not in words:
-        return parser.parse_args(words)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return parser.parse_args(words)
-    except SystemExit as end:
-        if end.code:
-            print_json(failure("config", printed.getvalue().rpartition(": error: ")[2].strip()))
-        raise
-    finally:
-        sys.stderr.write(printed.getvalue())
+            usage = subparser
+    parsed, extra = parser.parse_known_args(words)
+    for word in sorted(extra, key=lambda word: not word.startswith("-")):  # behind an unknown option follows its value
+        option = word.partition("=")[0]
+        if word.startswith("-"):
+            usage.error(f"there is no option {option!r}{_near(option, re.findall('--[a-z-]+', usage.format_usage()))}")
+        usage.error(f"{word!r} is one argument too many")
+    return parsed
+
+
+def _near(word: str, words: Iterable[str]) -> str:
+    """Return a hint for a word that is nearly one of others; empty where there is none."""
+    near = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _command(words: Sequence[str]) -> str | None:
+    """Return the first word that is no option."""
     return next((word for word in words if not word.startswith("-")), None)
 
 
@@ -174,6 +199,23 @@ def _failed(words: Sequence[str], line: str, report: Mapping[str, Any], code: in
     if _JSON in words:
         print_json(report)
     return code
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print warnings of this package as one line, without the line of code that they come from."""
+    usual = warnings.formatwarning
+
+    def brief(message: Warning | str, category: type[Warning], *place: Any) -> str:
+        if category.__module__.startswith("bionemo.webdatamodule"):
+            return f"webdatamodule: warning: {escaped(str(message))}\n"
+        return usual(message, category, *place)
+
+    warnings.formatwarning = brief  # type: ignore[assignment]  # the rest of its arguments is passed on
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _wants_traceback() -> bool:

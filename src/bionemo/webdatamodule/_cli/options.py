@@ -14,7 +14,7 @@ from typing import Any
 
 from bionemo.webdatamodule.components import Component, Use
 from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.plugins import find
+from bionemo.webdatamodule.plugins import check_options, find
 
 _ANYTHING = inspect.Parameter.empty
 _TEXT = (str, os.PathLike)
@@ -59,8 +59,10 @@ def parse_options(
     return options
 
 
-def reference(kind: type[Component], text: str, flag: str, more: Mapping[str, Any] | None = None) -> Use:
-    """Return a component by its name, with options behind it: ``NAME`` or ``NAME:K=V,K=V``.
+def reference(
+    kind: type[Component], text: str, flag: str, more: Mapping[str, Any] | None = None, form: str | None = None
+) -> Use:
+    """Return a component by its name, with the options that follow it: ``NAME`` or ``NAME:K=V,K=V``.
 
     A comma begins another option only where ``K=`` follows it, so values may hold commas and colons.
 
@@ -68,17 +70,23 @@ def reference(kind: type[Component], text: str, flag: str, more: Mapping[str, An
         kind: The kind of component, whose factory says what the options are.
         text: The words.
         flag: What they stand behind, for messages.
-        more: Options from elsewhere, which go first.
+        more: Options that other flags give.
+        form: How the user writes an option, for the message about a missing one.
 
     Raises:
-        ConfigError: If an option has no ``=`` or comes twice.
+        ConfigError: If an option has no ``=``, comes twice, is unknown or is missing.
         UnknownNameError: If no plugin registers the name.
     """
     name, colon, words = text.partition(":")
-    if not colon:
-        return Use(name, **(more or {}))
-    options = parse_options(re.split(r",(?=\w+=)", words), find(kind, name).factory, f"{flag} {name}:")
-    return Use(name, **{**options, **(more or {})})
+    component = find(kind, name)
+    options = parse_options(re.split(r",(?=\w+=)", words), component.factory, f"{flag} {name}:") if colon else {}
+    if twice := sorted({*options} & {*(more or {})}):
+        raise ConfigError(
+            f"{flag} {text} gives the option {twice[0]!r}, which another flag gives as well; give it once"
+        )
+    options.update(more or {})
+    check_options(component, options, form=form or f"{flag} {name}:{{}}=VALUE")
+    return Use(name, **options)
 
 
 def _annotations(factory: Callable[..., Any] | None) -> dict[str, Any]:

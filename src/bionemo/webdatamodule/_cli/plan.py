@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bionemo.webdatamodule._cli import plot
-from bionemo.webdatamodule._cli.arguments import natural, open_set, positive
+from bionemo.webdatamodule._cli.arguments import natural, open_set, positive, real, whole
 from bionemo.webdatamodule._cli.humanize import size
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
@@ -16,6 +16,7 @@ from bionemo.webdatamodule._engine.sampling.summary import report_global, report
 from bionemo.webdatamodule.errors import ConfigError
 
 _LISTED = 16  # ranks and workers that are printed; JSON has all
+_MOST = 1_000_000  # processes whose work is listed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=natural, default=0, help="workers of each rank (%(default)s)")
     parser.add_argument("--global-batch", type=positive, required=True, help="samples of a batch over all ranks")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
-    parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="weight of each DIR: a mixture")
+    parser.add_argument("--weights", type=real, nargs="+", metavar="W", help="weight of each DIR: a mixture")
     parser.add_argument(
         "--weights-at",
-        type=float,
+        type=real,
         nargs="+",
         action="append",
         metavar="STEP W",
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--remote", action="store_true", help="plan as if the shards were behind a URL")
     parser.add_argument("--evaluation", action="store_true", help="unshuffled, as validation, test and predict read")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the order (%(default)s)")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of the order (%(default)s)")
     parser.add_argument("--epoch", type=natural, default=0, help="epoch to show (%(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the shuffle (.png, .svg, .pdf); needs the extra 'plot'")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -53,22 +54,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code: 1 if such a run could not be done."""
-    if args.plot and args.order == "shards":
-        raise ConfigError("--plot shows order='global'; in shards order the shuffle is a buffer of shards")
-    if args.weights and len(args.weights) != len(args.directory):
-        raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
-    for step, *weights in args.weights_at or ():
-        if not args.weights or len(weights) != len(args.directory):
-            raise ConfigError(
-                f"--weights-at {step:g} gives {len(weights)} weights for {len(args.directory)} directories; it takes a "
-                "step and a weight for each, and --weights says those at the beginning"
-            )
+    _check(args)
     sets = [open_set(directory, args.prefix) for directory in args.directory]
     shards = [count for found in sets for count in found.samples]
     per_node = args.ranks_per_node or max(1, (args.ranks or 1) // args.nodes)
     ranks = args.ranks or args.nodes * per_node
     if ranks != args.nodes * per_node:
         raise ConfigError(f"{args.nodes} nodes of {per_node} ranks are {args.nodes * per_node} ranks, not {ranks}")
+    if ranks * max(1, args.workers) > _MOST:
+        raise ConfigError(f"{ranks} ranks of {args.workers} workers are more than {_MOST:,} processes; correct them")
     if args.order == "shards":
         report = report_shards(
             shards,
@@ -100,6 +94,24 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return int(bool(report["problems"]))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Check arguments against each other."""
+    if args.plot and args.order == "shards":
+        raise ConfigError("--plot shows order='global'; in shards order the shuffle is a buffer of shards")
+    if args.weights and args.order == "shards":
+        raise ConfigError("--weights needs --order global; in shards order a data set is no mixture")
+    if args.weights and len(args.weights) != len(args.directory):
+        raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
+    for step, *weights in args.weights_at or ():
+        if step < 0 or step != int(step):
+            raise ConfigError(f"--weights-at begins with a step, a whole number of 0 or more, not {step:g}")
+        if not args.weights or len(weights) != len(args.directory):
+            raise ConfigError(
+                f"--weights-at {step:g} gives {len(weights)} weights for {len(args.directory)} directories; it takes a "
+                "step and a weight for each, and --weights says those at the beginning"
+            )
 
 
 def _save(figure: Any, path: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of
+from bionemo.webdatamodule._cli.arguments import above_zero, add_policy, natural, open_set, policy_of, positive
 from bionemo.webdatamodule._cli.options import reference
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.verdict import usable_cpus
@@ -28,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="directory of a split")
     parser.add_argument("--prefix", help="beginning of the shards' names; by default that of the manifest")
     parser.add_argument("--suffix", action="append", help="field to read, again for more; by default all")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], metavar="N", help="numbers of workers")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples of a batch (64)")
+    parser.add_argument("--workers", type=natural, nargs="+", default=[0, 2], metavar="N", help="numbers of workers")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples of a batch (64)")
     parser.add_argument(
         "--stage",
         action="append",
@@ -39,9 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loader", default="webloader", metavar="NAME[:K=V,K=V]", help="loader to measure (%(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each figure (3)")
+    parser.add_argument("--seconds", type=above_zero, default=3.0, metavar="S", help="time for each figure (3)")
     parser.add_argument(
-        "--training", type=float, metavar="N", help="samples a second that the model takes, for the verdict"
+        "--training", type=above_zero, metavar="N", help="samples a second that the model takes, for the verdict"
     )
     add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -51,10 +51,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from bionemo.webdatamodule._cli.bench.measure import PARTS, Bench, verdict
 
-    if args.batch_size < 1 or args.seconds <= 0 or min(args.workers) < 0 or (args.training or 1) <= 0:
-        raise ConfigError(
-            "--batch-size takes a number from 1, --seconds and --training one above 0, --workers numbers from 0"
-        )
     policy = policy_of(args)
     found = open_set(args.directory, args.prefix)
     suffixes = tuple(args.suffix or found.suffixes)
@@ -117,11 +113,14 @@ def _stage(word: str) -> Any:
 def _imported(module: str, attribute: str) -> Any:
     sys.path.insert(0, "")  # as for python -c: modules of the folder one is in
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--stage {module}:{attribute} cannot be imported: {error}") from error
     finally:
         sys.path.remove("")
+    if not callable(found) and not callable(getattr(found, "run", None)):  # run: a stage of webdataset
+        raise ConfigError(f"--stage {module}:{attribute} is a {type(found).__name__}; name a function")
+    return found
 
 
 def _print(title: str, rates: Sequence[Rate]) -> None:

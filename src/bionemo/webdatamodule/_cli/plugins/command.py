@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -88,7 +89,9 @@ def _show(name: str, plugins: Plugins, *, as_json: bool) -> int:
     chosen = [found for found in plugins.registered if name in (found.component.name, found.plugin)]
     if not chosen:
         names = sorted({found.component.name for found in plugins.registered})
-        raise UnknownNameError(f"no component and no plugin is named {name!r}; components are {', '.join(names)}")
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"components are {', '.join(names)}"
+        raise UnknownNameError(f"no component and no plugin is named {name!r}; {hint}")
     described = [{**_row(found, overridden=found in plugins.overridden), **describe(found)} for found in chosen]
     if as_json:
         print_json(described)

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         for line in found:
             print(f"  {line}")
     else:
-        samples = sum(one["samples"] for one in first.values())
+        samples = sum(int(one["samples"]) for one in first.values())
         print(f"same: {len(first)} epochs, {samples} samples")
     return int(bool(found))
 
@@ -47,10 +47,11 @@ def read(path: str) -> Receipts:
         ConfigError: If the file holds something else, or nothing.
     """
     found: Receipts = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
             one = json.loads(line)
             name = str(one["split"]), int(one.get("loader", 0)), int(one["epoch"])
+            int(one["samples"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{path} holds no receipt in line {number}; give files that a run wrote with receipt="

@@ -83,7 +83,7 @@ def find_prefixes(directory: str) -> list[str]:
     except RemoteError:
         raise
     except OSError as error:
-        raise NoShardsError(f"{directory} cannot be listed: {error.strerror}") from error
+        raise NoShardsError(f"{directory} cannot be listed: {error.strerror}; correct the path") from error
     found = sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
     if not found and any(name.startswith(".") and name.endswith(_STAGING) for name in names):
         raise NoShardsError(

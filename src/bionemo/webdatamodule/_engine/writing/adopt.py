@@ -182,7 +182,7 @@ def _manifest(directory: str, prefix: str, entries: Sequence[ShardEntry], suffix
 
 def _check(directory: str, prefix: str, *, again: bool) -> None:
     if not os.path.isdir(directory):
-        raise NoShardsError(f"{directory} is no local directory")
+        raise NoShardsError(f"{directory} is no local directory; correct the path")
     if os.path.lexists(manifest_path(directory, prefix)) and not again:
         raise ManifestError(
             f"{directory} has a manifest of the prefix {prefix!r} already; "
