@@ -5,6 +5,7 @@ python _remote_arm.py ARM URL SHARDS WORKERS RANK RANKS EPOCHS
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -75,12 +76,14 @@ def main() -> None:
     if arm == "webdataset":
         import webdataset  # noqa: F401 - imports are not counted
 
+        gc.collect()  # nor is the collection of what they left
         begin = time.monotonic()
         iterate = with_webdataset(url, shards, workers)
     else:
         import bionemo.webdatamodule.datamodule  # noqa: F401 - nor are those of a client of HTTP
 
         import_module({"fsspec": "fsspec.implementations.http", "obstore": "obstore.store"}[arm])
+        gc.collect()
         begin = time.monotonic()
         iterate = ours(url, workers, rank, ranks)
     found = [epoch(iterate(), time.monotonic() if number else begin) for number in range(epochs)]

@@ -364,8 +364,6 @@ def default_plugins() -> Plugins:
 @functools.cache
 def installed_plugins() -> Plugins:
     """Return the default plugins and all installed ones, found once in a process."""
-    if not installed_entry_points():
-        return default_plugins()
     plugins = Plugins()
     plugins.load_installed()
     return plugins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -86,17 +87,18 @@ class OpenPieces:
         return ready
 
     def _map(self, piece: Piece) -> OpenShard:
-        with open(piece.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != piece.file_bytes:
+        descriptor, writable = _opened(piece.path)
+        try:
+            if os.fstat(descriptor).st_size != piece.file_bytes:
                 raise FileNotFoundError(piece.path)
-            data, own = mapped_file(file.fileno())
-        states = data[piece.states_at :]
-        with (
-            contextlib.suppress(OSError),
-            open(piece.path, "r+b") as writable,
-        ):  # a cache that is read-only has no marks
-            states = mapped(writable.fileno(), size=piece.n_samples, offset=piece.states_at, writable=True)
-            os.utime(piece.path)
+            data, own = mapped_file(descriptor)
+            states = data[piece.states_at :]
+            with contextlib.suppress(OSError):  # a cache that is read-only has no marks
+                if writable:
+                    states = mapped(descriptor, size=piece.n_samples, offset=piece.states_at, writable=True)
+                    os.utime(descriptor)
+        finally:
+            os.close(descriptor)
 
         def restore(row: int) -> None:
             self.fetcher.restore(piece, row)
@@ -111,6 +113,18 @@ class OpenPieces:
             states=np.frombuffer(states, np.uint8),
             restore=restore,
         )
+
+
+def _opened(path: str) -> tuple[int, bool]:
+    """Return a descriptor of a file, and whether it can be written."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC), True
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
 
 
 def needs_of(

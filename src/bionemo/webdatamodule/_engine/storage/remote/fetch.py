@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import mmap
 import os
 import threading
 import time
@@ -27,8 +26,8 @@ from bionemo.webdatamodule._engine.storage.remote.pieces import (
     Cut,
     Piece,
     all_read,
+    are_sound,
     extents,
-    is_sound,
     mark_of,
     read_states,
     runs_of,
@@ -49,6 +48,7 @@ AHEAD = 256 << 20
 
 _PART = 8 << 20  # bytes of one request, at most
 _BUSY = 2  # threads that handle what has come at a time, since they share the interpreter with the training loop
+_GROWTH = 4  # of what is fetched at once, as a multiple of the plan before it
 _TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
 _REPORT = 30.0  # seconds between two lines of the log
 
@@ -317,7 +317,7 @@ class Fetcher:
         if not self._queue:
             return []
         together = [first] = [self._queue.popleft()]
-        end = first.behind + min(first.behind // 2, _TOGETHER)  # the first batch is not to wait for later ones
+        end = first.behind + min(_GROWTH * first.behind, _TOGETHER)  # the first batch is not to wait for later ones
         while self._ahead < self._ahead_limit and self._taken and self._taken[-1].behind < end and self._take():
             pass
         for task in self._known.get(first.key, ()):
@@ -397,8 +397,7 @@ class Fetcher:
     def _locked(self, piece: Piece, *, wait: bool) -> Iterator[int | None]:
         """Yield the descriptor of a piece file with its lock held, or ``None`` where another process holds it."""
         with self._remote(piece.shard)[0].cache.writing():
-            os.makedirs(os.path.dirname(piece.path), mode=0o700, exist_ok=True)
-            descriptor = os.open(piece.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = _created(piece.path)
             try:
                 if wait:
                     lock(descriptor)
@@ -423,15 +422,18 @@ class Fetcher:
         for first, last in runs:
             found = extents(piece, first, last)
             remote.cache.make_room(sum(end - begin for begin, end in found), self._is_done)
+            begin, end = found[0][0], found[-1][1]
             for attempt in range(2):
-                self._copy(descriptor, piece, found)
+                data = memoryview(bytearray(end - begin))  # what no extent covers takes no memory
+                self._read(piece, found, data)
                 with self._busy:
-                    sound = _is_sound_on_disk(descriptor, piece, first, last)
-                if sound:
-                    break
+                    if are_sound(piece, first, last, data, begin):
+                        for start, stop in found:
+                            write_at(descriptor, data[start - begin : stop - begin], start)
+                        break
                 if attempt:
                     raise RemoteError(
-                        f"bytes {piece.begin + found[0][0]} to {piece.begin + found[-1][1]} do not have the checksums "
+                        f"bytes {piece.begin + begin} to {piece.begin + end} do not have the checksums "
                         "of the shard's index; it was replaced or damaged there: restore it, or convert again",
                         shard=self.name(piece),
                     )
@@ -440,23 +442,16 @@ class Fetcher:
             if self._arrived is not None and piece.index.crcs is not None:
                 self._arrived(piece.shard, piece.first + first, piece.first + last)
 
-    def _copy(self, descriptor: int, piece: Piece, found: Sequence[tuple[int, int]]) -> None:
-        """Fetch byte ranges of a piece into its file."""
+    def _read(self, piece: Piece, found: Sequence[tuple[int, int]], data: memoryview) -> None:
+        """Fetch byte ranges of a piece; ``data`` begins where the first of them does."""
+        directory, origin = self._remote(piece.shard)[0].directory, found[0][0]
         parts = [(part, min(part + _PART, end)) for begin, end in found for part in range(begin, end, _PART)]
-        together: list[tuple[int, int]] = []
-        for number, part in enumerate(parts):
-            together.append(part)
-            if number + 1 == len(parts) or sum(end - begin for begin, end in together) >= _PART:
-                memory = [memoryview(bytearray(end - begin)) for begin, end in together]
-                absolute = [(piece.begin + begin, piece.begin + end) for begin, end in together]
-                self._remote(piece.shard)[0].directory.read(piece.name, absolute, memory)
-                with self._busy:
-                    for (begin, _), data in zip(together, memory, strict=True):
-                        write_at(descriptor, data, begin)
-                with self._lock:
-                    n_bytes = sum(end - begin for begin, end in together)
-                    self._counters.add(self._worker, n_bytes=n_bytes, n_requests=len(together))
-                together = []
+        for some in _grouped(parts):
+            absolute = [(piece.begin + begin, piece.begin + end) for begin, end in some]
+            directory.read(piece.name, absolute, [data[begin - origin : end - origin] for begin, end in some])
+            with self._lock:
+                n_bytes = sum(end - begin for begin, end in some)
+                self._counters.add(self._worker, n_bytes=n_bytes, n_requests=len(some))
 
     def _damaged(self, piece: Piece, what: str) -> None:
         _log.warning("a piece of %s %s and is fetched again", self.name(piece), what)
@@ -488,6 +483,16 @@ def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:
     return wanted if saves else list(range(len(index.suffixes)))
 
 
+def _created(path: str) -> int:
+    """Return a descriptor of a file, which is made where it is not there."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return os.open(path, flags, 0o600)
+
+
 def _is_there(piece: Piece, rows: range | NDArray[np.int64]) -> bool:
     """Return whether samples of a piece are in its file."""
     try:
@@ -499,7 +504,13 @@ def _is_there(piece: Piece, rows: range | NDArray[np.int64]) -> bool:
         return False
 
 
-def _is_sound_on_disk(descriptor: int, piece: Piece, first: int, last: int) -> bool:
-    """Return whether samples in a piece file have their checksums."""
-    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        return all(is_sound(piece, row, view, 0) for row in range(first, last))
+def _grouped(parts: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield byte ranges in groups that are read by one operation on the store."""
+    some: list[tuple[int, int]] = []
+    for part in parts:
+        some.append(part)
+        if sum(end - begin for begin, end in some) >= _PART:
+            yield some
+            some = []
+    if some:
+        yield some

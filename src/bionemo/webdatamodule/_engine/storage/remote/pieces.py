@@ -193,28 +193,31 @@ def extents(piece: Piece, first: int, last: int) -> list[tuple[int, int]]:
     return found
 
 
-def is_sound(piece: Piece, row: int, data: memoryview, start: int) -> bool:
-    """Return whether the fields of a sample have their checksums; without checksums, whether their headers have.
+def are_sound(piece: Piece, first: int, last: int, data: memoryview, start: int) -> bool:
+    """Return whether the fields of samples have their checksums; without checksums, whether their headers have.
 
     Args:
         piece: The piece.
-        row: Number of the sample in it.
+        first: Number of the first sample in it.
+        last: The sample behind the last.
         data: Bytes of the piece.
         start: Where these begin in it.
     """
-    index = piece.index
+    index, rows = piece.index, slice(first, last)
     for column in piece.columns:
-        offset = int(index.offsets[row, column]) - start
-        if index.offsets[row, column] < 0:
-            continue
+        offsets = (index.offsets[rows, column] - start).tolist()  # below 0 where a sample lacks the field
         if index.crcs is not None:
-            if crc32(data[offset : offset + int(index.sizes[row, column])]) != index.crcs[row, column]:
-                return False
-        else:
-            try:
-                check_header(bytes(data[offset - BLOCK : offset]), offset - BLOCK)
-            except CorruptShardError:
-                return False
+            sizes, crcs = index.sizes[rows, column].tolist(), index.crcs[rows, column].tolist()
+            for offset, size, crc in zip(offsets, sizes, crcs, strict=True):
+                if offset >= 0 and crc32(data[offset : offset + size]) != crc:
+                    return False
+            continue
+        try:
+            for offset in offsets:
+                if offset >= 0:
+                    check_header(bytes(data[offset - BLOCK : offset]), offset - BLOCK)
+        except CorruptShardError:
+            return False
     return True
 
 
