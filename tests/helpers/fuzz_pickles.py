@@ -1,5 +1,6 @@
 """Mutated pickles, read with and without templates: ``python fuzz_pickles.py SEED SECONDS`` prints what differs."""
 
+import functools
 import random
 import struct
 import sys
@@ -49,7 +50,7 @@ def outcome(function, *args):
         return f"{type(error).__name__}: {error}"
 
 
-def fuzz(kinds, writers, same, rng, rounds):
+def fuzz(kinds, writers, same, rng, rounds, policy=Policy()):  # noqa: B008 - frozen
     """Read mutated streams of one kind with and without templates.
 
     Args:
@@ -58,41 +59,46 @@ def fuzz(kinds, writers, same, rng, rounds):
         same: Compares two values.
         rng: The source of all chances.
         rounds: Streams to read.
+        policy: What they may build.
 
     Yields:
         Each stream, and whether both ways came to the same.
     """
+    read = functools.partial(loads, policy=policy)
     make, write = rng.choice(sorted(kinds.items()))[1], rng.choice(sorted(writers.items()))[1]
     torch.manual_seed(rng.randrange(1 << 30))
     known = [write(make(rng)) for _ in range(rng.randint(2, 6))]
-    codec = PickleCodec(Policy())
+    codec = PickleCodec(policy)
     codec.column(list(map(memoryview, known * 2))).values()
     codec._tries = 0  # so that it learns nothing from what is changed
     for _ in range(rounds):
         stream = mutated(rng.choice(known), known, rng)
-        expected, found = outcome(loads, stream), outcome(codec.decode, memoryview(stream))
+        expected, found = outcome(read, stream), outcome(codec.decode, memoryview(stream))
         good = same(expected, found)
         if good and not isinstance(expected, str):  # among others
-            good = same([loads(known[0]), expected], codec.column([memoryview(known[0]), memoryview(stream)]).values())
-            good = good and same(expected, loads(dumps(expected)))
+            good = same([read(known[0]), expected], codec.column([memoryview(known[0]), memoryview(stream)]).values())
+            good = good and same(expected, read(dumps(expected)))
         yield stream, good
 
 
 def main(seed, seconds):
     """Fuzz for some time and print the number of streams, and those that differ."""
     from tests.builtins.pickle.test_codec import KINDS, WRITERS
+    from tests.builtins.pickle.test_objects import ALLOWED, OBJECTS
     from tests.helpers.sameness import same
 
     rng = random.Random(seed)
-    count, read, bad, end = 0, 0, [], time.monotonic() + seconds
+    count, objects, read, bad, end = 0, 0, 0, [], time.monotonic() + seconds
     while time.monotonic() < end:
-        for stream, good in fuzz(KINDS, WRITERS, same, rng, 300):
+        kinds, policy = (KINDS, Policy()) if rng.random() < 0.5 else (OBJECTS, ALLOWED)
+        for stream, good in fuzz(kinds, WRITERS, same, rng, 300, policy):
             count += 1
-            read += not isinstance(outcome(loads, stream), str)
+            objects += kinds is OBJECTS
+            read += not isinstance(outcome(functools.partial(loads, policy=policy), stream), str)
             if not good:
                 bad.append(stream)
                 print(stream.hex(), flush=True)
-    print(f"{count} streams, {read} of them values, {len(bad)} differ")
+    print(f"{count} streams, {objects} of users' classes, {read} of them values, {len(bad)} differ")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule.builtins.pickle.fast.program import Block, Items, Mapping
+from bionemo.webdatamodule.builtins.pickle.fast.program import Again, Block, Items, Made, Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +64,8 @@ def _node(
     if isinstance(root, Items):
         makes = [_node(item, numbers, matches, views, tuple) for item in root.items]
         return lambda where, pad: [make(where, pad) for make in makes]
+    if isinstance(root, (Made, Again)):
+        raise DiffersError
     number = next(numbers)
     dtype = _batched(root) if isinstance(root, Block) else None
     return _collated(number, matches, views, rows) if dtype is None else _stacked(number, matches, views, dtype)

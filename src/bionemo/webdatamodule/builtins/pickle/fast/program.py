@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     import torch
@@ -49,10 +49,11 @@ class Const:
 
 @dataclass(eq=False)
 class Items:
-    """A list or a tuple."""
+    """A list or a tuple; ``known`` is what it is where it serves as a key or a name, one object in all places."""
 
     kind: type
     items: list[Any] = field(default_factory=list)
+    known: Any = None
 
 
 @dataclass(eq=False)
@@ -93,6 +94,28 @@ class Block:
     keys: list[Leaf] = field(default_factory=list)
 
 
+@dataclass(eq=False)
+class Made:
+    """An object of a class that the user allowed.
+
+    Attributes:
+        make: Makes it of its arguments.
+        args: The arguments, a tuple.
+        states: What BUILD gives it, if anything.
+    """
+
+    make: Callable[..., Any]
+    args: Items
+    states: list[Any] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Again:
+    """An object that the memo handed out again."""
+
+    made: Made
+
+
 Node: TypeAlias = Any
 Region: TypeAlias = tuple[int, int, int, int]
 
@@ -104,10 +127,12 @@ class Program:
     Attributes:
         root: The value as a tree.
         regions: ``(position, width, start, stop)`` of every integer that says how long a part of the stream is.
+        users: Whether code of the user's runs: it makes objects of classes that the user allowed.
     """
 
     root: Node
     regions: list[Region]
+    users: bool = False
 
 
 def parts(root: Node) -> Iterator[Node]:
@@ -118,5 +143,8 @@ def parts(root: Node) -> Iterator[Node]:
     elif isinstance(root, Mapping):
         for item in root.items.values():
             yield from parts(item)
-    else:
+    elif isinstance(root, Made):
+        for item in (root.args, *root.states):
+            yield from parts(item)
+    elif not isinstance(root, Again):
         yield root

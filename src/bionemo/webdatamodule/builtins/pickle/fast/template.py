@@ -29,6 +29,7 @@ from bionemo.webdatamodule.builtins.pickle.fast.values import (
     itemsize_of,
     kind_of,
     number_in,
+    objects,
     operand,
     scalar,
     whole,
@@ -98,7 +99,7 @@ def compile_template(data: bytes, program: Program, opened: frozenset[int]) -> T
         layout=compiler.layout(nodes),
         root=program.root,
         slots=slots,
-        values=whole(program.root, iter(slots)),
+        values=objects(program.root, slots) if program.users else whole(program.root, iter(slots)),
         kind=kind_of(program.root),
     )
 

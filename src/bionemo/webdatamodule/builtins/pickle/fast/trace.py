@@ -1,7 +1,7 @@
 """Trace a pickle: follow it with positions in the stream instead of values, and write down what it does.
 
 This covers the opcodes and constructors that one-kind samples are made of: dicts, lists, tuples, numbers, text,
-bytes, plain numpy arrays and scalars, contiguous tensors.
+bytes, plain numpy arrays and scalars, contiguous tensors, and objects of classes that the user allowed.
 :func:`trace` returns None for anything else, and for any use of the stream's bytes that is more than "copy them
 to there": such pickles are decoded by :func:`~bionemo.webdatamodule.pickles.loads` every time.
 
@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from bionemo.webdatamodule.builtins.pickle.fast.program import (
+    Again,
     Block,
     Const,
     Items,
     Leaf,
+    Made,
     Mapping,
     Node,
     Program,
@@ -32,12 +34,11 @@ from bionemo.webdatamodule.builtins.pickle.fast.program import (
     Scalar,
     parts,
 )
-from bionemo.webdatamodule.builtins.pickle.safe.names import known
-from bionemo.webdatamodule.builtins.pickle.safe.tokens import Global
+from bionemo.webdatamodule.builtins.pickle.safe.names import finder, known
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import Global, UnknownNameError
+from bionemo.webdatamodule.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import torch
 
 
@@ -63,6 +64,13 @@ class _Name:
 
 
 @dataclass(eq=False)
+class _Allowed(Const):
+    """What the user allowed; as a value it is itself."""
+
+    token: Global
+
+
+@dataclass(eq=False)
 class _Unbuilt:
     """A dtype, which may take a state, an array before its state, or torch's empty hooks."""
 
@@ -71,12 +79,12 @@ class _Unbuilt:
     build: Any = None
 
 
-def trace(data: bytes, *, allowed: Collection[str] = ()) -> Program | None:
+def trace(data: bytes, *, allowed: tuple[str, ...] = ()) -> Program | None:
     """Trace a pickle that was accepted, or return None where a template could not stand in for it.
 
     Args:
         data: The whole stream.
-        allowed: Names that the user allowed, which no template follows: they may do anything.
+        allowed: Names that the user allowed.
     """
     tracer = _Tracer(data, allowed)
     try:
@@ -85,13 +93,25 @@ def trace(data: bytes, *, allowed: Collection[str] = ()) -> Program | None:
             return None
         if not all(isinstance(part, (Leaf, Const, Scalar, Block)) for part in parts(root)):
             return None
-    except (NotTraceableError, RecursionError, AttributeError, LookupError, TypeError, ValueError):
+    except (
+        NotTraceableError,
+        UnknownNameError,
+        DecodeError,
+        RecursionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):
         return None
-    return Program(root, tracer.regions)
+    return Program(root, tracer.regions, tracer.users)
 
 
 _MOST_STEPS: Final = 10_000
 """Opcodes of a program: templates of larger ones, such as long lists of numbers, save no time."""
+
+_SHORT: Final = 6
+"""Parts of a tuple that the memo may hand out again: so few that no program unfolds to more than a value may have."""
 
 _COUNTED: Final = {
     "SHORT_BINBYTES": ("bytes", 1),
@@ -114,9 +134,10 @@ _NUMBERS: Final = {  # kind, and the bytes between the opcode and the number
 class _Tracer:
     """Follows opcodes with nodes on the stack instead of values."""
 
-    def __init__(self, data: bytes, allowed: Collection[str]) -> None:
+    def __init__(self, data: bytes, allowed: tuple[str, ...]) -> None:
         self.data = data
-        self.allowed = allowed
+        self.find_name = finder(allowed)
+        self.users = False  # code of the user's runs
         self.regions: list[Region] = []
         self.sole: list[Leaf] = []  # memory that belongs to one part of the value only
         self.nested = False  # inside the bytes of a torch storage
@@ -174,19 +195,33 @@ class _Tracer:
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
             _collect("SETITEMS", stack, [key, value])
-        elif name == "GLOBAL":
+        elif name == "BINPERSID" and self.nested:
+            pass  # what it names stays on the stack
+        else:
+            self.use_name(name, arg, stack)
+
+    def use_name(self, name: str, arg: Any, stack: list[Node]) -> None:
+        """Follow an opcode that looks up a name, or makes or changes an object."""
+        if name == "GLOBAL":
             stack.append(self.find(*arg.split(" ")))
         elif name == "STACK_GLOBAL":
             last, module = _known(stack.pop()), _known(stack.pop())
             stack.append(self.find(module, last))
         elif name == "REDUCE":
             args, function = stack.pop(), stack.pop()
-            stack.append(self.call(_the(_Name, function).name, _the(Items, args).items))
+            if isinstance(function, _Allowed):
+                stack.append(self.make(function.token.call, args))
+            else:
+                stack.append(self.call(_the(_Name, function).name, _the(Items, args).items))
+        elif name == "NEWOBJ":
+            args, cls = stack.pop(), _the(_Allowed, stack.pop())
+            stack.append(self.make(cls.token.new, args))
+        elif name == "BUILD" and isinstance(stack[-2], Made):
+            state = stack.pop()
+            stack[-1].states.append(state)
         elif name == "BUILD":
             state, unbuilt = stack.pop(), _the(_Unbuilt, stack.pop())
             stack.append(self.build(unbuilt, _the(Items, state)))
-        elif name == "BINPERSID" and self.nested:
-            pass  # what it names stays on the stack
         else:
             raise NotTraceableError(name)
 
@@ -196,10 +231,20 @@ class _Tracer:
             from bionemo.webdatamodule.builtins.pickle.safe.torch_types import find_storage
 
             return Const(find_storage(module, name))
-        if f"{module}.{name}" in self.allowed:
-            raise NotTraceableError("the user's class")
-        found = known(module, name)
-        return _Name(found.name) if isinstance(found, Global) else Const(found)
+        found = self.find_name(module, name)
+        if not isinstance(found, Global):
+            return Const(found)
+        return _Allowed(found.real, found) if found.allowed else _Name(found.name)
+
+    def make(self, maker: Any, args: Node) -> Made:
+        """Follow the call of what the user allowed, with arguments whose cost is bounded by their bytes."""
+        self.users = True
+        for arg in _the(Items, args).items:
+            if isinstance(arg, Leaf):
+                self.sole.append(arg)
+            elif isinstance(arg, (Made, Again)) or (isinstance(arg, Const) and isinstance(arg.value, tuple)):
+                raise NotTraceableError("an argument of any size")
+        return Made(maker, args)
 
     def call(self, name: str, args: list[Node]) -> Node:
         """Follow the call of a constructor."""
@@ -338,6 +383,12 @@ def _collect(name: str, stack: list[Node], items: list[Node]) -> None:
 def _recalled(node: Node) -> Node:
     if isinstance(node, Leaf):
         node.shared = True
+    elif isinstance(node, Made):
+        return Again(node)
+    elif isinstance(node, Items) and node.kind is tuple and 0 < len(node.items) <= _SHORT:
+        for part in node.items:
+            _the(Leaf, part).shared = True
+        return Const(_known(node))
     elif not (isinstance(node, (Const, _Name)) or (isinstance(node, _Unbuilt) and node.name == "dtype")):
         raise NotTraceableError("two parts of the value are one object")
     return node
@@ -346,7 +397,9 @@ def _recalled(node: Node) -> Node:
 def _known(node: Node) -> Any:
     """Return the value of a part that has to be the same in every stream of the program."""
     if isinstance(node, Items):
-        return node.kind(map(_known, node.items))
+        if node.known is None:
+            node.known = node.kind(map(_known, node.items))
+        return node.known
     if isinstance(node, (Leaf, Const)):
         return node.value
     raise NotTraceableError(f"{type(node).__name__} is no constant")

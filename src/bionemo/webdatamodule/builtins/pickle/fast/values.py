@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from bionemo.webdatamodule.builtins.pickle.fast.program import Block, Items, Mapping
+from bionemo.webdatamodule.builtins.pickle.fast.program import Again, Block, Items, Made, Mapping
 from bionemo.webdatamodule.builtins.pickle.fast.rows import NOWHERE, Number, Span
+from bionemo.webdatamodule.builtins.pickle.safe.unpickler import set_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Values: TypeAlias = "Callable[[Rows], list[Any]]"
 """Makes a part of the value, or the whole, for each of some rows."""
+
+_Build: TypeAlias = "Callable[[tuple[Any, ...], dict[Made, Any]], Any]"
+"""Makes a part of a value of its leaves and the objects that were made before, and adds those that it makes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,41 @@ def whole(root: Node, slots: Iterator[Slot]) -> Values:
             return lambda rows: [kind() for _ in rows.views]
         return lambda rows: list(map(kind, _parts(makes, rows)))
     return next(slots).values
+
+
+def objects(root: Node, slots: Sequence[Slot]) -> Values:
+    """Return what makes the whole value where objects of the user's classes are in it: one sample after the other."""
+    build = _builder(root, iter(range(len(slots))))
+
+    def values(rows: Rows) -> list[Any]:
+        leaves = _parts([slot.values for slot in slots], rows) if slots else [()] * len(rows)
+        return [build(own, {}) for own in leaves]
+
+    return values
+
+
+def _builder(root: Node, numbers: Iterator[int]) -> _Build:
+    """Return what makes a node, in the order of the stream."""
+    if isinstance(root, Mapping):
+        named = [(key, _builder(item, numbers)) for key, item in root.items.items()]
+        return lambda leaves, made: {key: build(leaves, made) for key, build in named}
+    if isinstance(root, Items):
+        kind, builds = root.kind, [_builder(item, numbers) for item in root.items]
+        return lambda leaves, made: kind([build(leaves, made) for build in builds])
+    if isinstance(root, Again):
+        return lambda _, made: made[root.made]
+    if isinstance(root, Made):
+        args, states = _builder(root.args, numbers), [_builder(state, numbers) for state in root.states]
+
+        def build(leaves: tuple[Any, ...], made: dict[Made, Any]) -> Any:
+            target = made[root] = root.make(*args(leaves, made))
+            for state in states:
+                set_state(target, state(leaves, made))
+            return target
+
+        return build
+    number = next(numbers)
+    return lambda leaves, _: leaves[number]
 
 
 def kind_of(root: Node) -> Any:

@@ -190,7 +190,7 @@ class Unpickler:
             self.budget.charge_object(target)
         else:
             self._check_own(target)
-            _set_state(target, state)
+            set_state(target, state)
 
     def _check_own(self, target: Any) -> None:
         """Refuse to change an object, unless a class that the user allowed made it."""
@@ -237,7 +237,7 @@ class Unpickler:
             target[key] = value
 
 
-def _set_state(target: Any, state: Any) -> None:
+def set_state(target: Any, state: Any) -> None:
     """Give an object of a class that the user allowed its state, as :mod:`pickle` does."""
     set_state = getattr(target, "__setstate__", None)
     if set_state is not None:

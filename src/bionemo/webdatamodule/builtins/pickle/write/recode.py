@@ -73,7 +73,7 @@ class Recoder:
         """Return the kind of a stream that was recoded, if it can be recoded by copying, and keep it."""
         allow = self._policy.allow
         before, after = trace(data, allowed=allow), trace(result, allowed=allow)
-        if before is None or after is None:
+        if before is None or after is None or before.users:
             return None
         try:
             sizes = [leaf.stop - leaf.start for leaf in memories(before)]
