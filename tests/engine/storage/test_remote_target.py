@@ -1,6 +1,7 @@
 """Conversion to a URL: the same promises where nothing can be renamed."""
 
 import pickle
+import time
 
 import fsspec
 import numpy as np
@@ -222,3 +223,45 @@ def test_nothing_is_left_in_the_cache(source, tmp_path):
 def test_messages_keep_secrets():
     """User names, passwords and signatures of a URL are not shown."""
     assert "s3://bucket/x" == str(target_of("s3://key:secret@bucket/x?signature=1", "p"))
+
+
+def test_shards_are_uploaded_while_others_are_made(source, monkeypatch):
+    """Where a URL has no data yet; readers refuse it until all are there."""
+    seen = []
+    real = PickleReader.__call__
+
+    def reading(self, names):
+        if not objects():  # how much room is needed is estimated before
+            return real(self, names)
+        while len(objects()) < NAMES.index(names[0]) + 1:  # the journal and two for each shard of two samples
+            time.sleep(0.01)  # pytest's time limit ends it
+        seen.append(sorted(objects()))
+        with pytest.raises(ManifestError, match="is being published"):
+            ShardSet.open(URL, "p")
+        return real(self, names)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(PickleReader, "__call__", reading)
+        run(source)
+    shards = [[f"p-{number:06d}.tar", f"p-{number:06d}.tar.idx"] for number in range(2)]
+    assert [sorted(sum(shards[:n], ["p.manifest.next.json"])) for n in range(3)] == seen
+    assert [(name, 1) for name in NAMES] == read()
+
+
+def test_shards_beside_a_bad_one_are_removed_again(source):
+    """Bad input is found when others are uploaded already, and publishes nothing."""
+    (source / "s5.pyd").write_bytes(b"no pickle")
+    with pytest.raises(InputError, match="nothing was published"):
+        run(source)
+    assert {} == objects()
+
+
+def test_old_data_stay_until_all_new_ones_are_made(source):
+    """Where there are data, readers keep them until the conversion cannot fail for bad input any more."""
+    run(source)
+    before = objects()
+    (source / "s0.pyd").write_bytes(pickle.dumps("changed"))
+    (source / "s5.pyd").write_bytes(b"no pickle")
+    with pytest.raises(InputError, match="nothing was published"):
+        run(source)
+    assert before == objects()

@@ -13,9 +13,8 @@ from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, add_policy, polic
 from bionemo.webdatamodule._cli.options import parse_options, reference
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.codecs import Codecs
-from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose
+from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, list_names, resolve_subsets
 from bionemo.webdatamodule._engine.writing.convert import convert
-from bionemo.webdatamodule._engine.writing.subsets import list_names, resolve_subsets
 from bionemo.webdatamodule.components import Executor, KeyEncoder, Sample, SampleReader, Writer
 from bionemo.webdatamodule.errors import ConfigError, InputError
 from bionemo.webdatamodule.plugins import find

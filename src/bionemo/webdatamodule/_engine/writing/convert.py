@@ -23,13 +23,14 @@ from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule._engine.storage.target import Target
 from bionemo.webdatamodule._engine.storage.targets import target_of
 from bionemo.webdatamodule._engine.writing import checks, publish
-from bionemo.webdatamodule._engine.writing.conversion import Conversion, executor_context
+from bionemo.webdatamodule._engine.writing.conversion import Conversion, executor_context, resolve_subsets
 from bionemo.webdatamodule._engine.writing.disk_space import Room
+from bionemo.webdatamodule._engine.writing.early import early_uploads
 from bionemo.webdatamodule._engine.writing.layout import SplitPlan, check_n_shards, plan_split
 from bionemo.webdatamodule._engine.writing.recipe import as_json, recipe_of
 from bionemo.webdatamodule._engine.writing.run import run_tasks
 from bionemo.webdatamodule._engine.writing.staging import Staged
-from bionemo.webdatamodule._engine.writing.subsets import resolve_subsets
+from bionemo.webdatamodule._engine.writing.tasks import ShardTask
 from bionemo.webdatamodule.errors import ConversionError, DataWarning, ManifestError, WebDataModuleError
 
 
@@ -184,13 +185,28 @@ def _convert(
         every = [task for plan in todo for task in tasks[plan.split]]
         room = Room.needed(todo, every)
         room.check()
+        uploads = {
+            plan.split: held.enter_context(
+                early_uploads(
+                    plan.target, {inputs: name for name, inputs in plan.wanted}, check=leases[plan.split].check
+                )
+            )
+            for plan in todo
+        }
+
+        def upload(task: ShardTask) -> None:
+            if early := uploads[task.split]:
+                early.put(task.inputs)
+
         with room.explained():
-            staged = run_tasks(every, executor, progress=progress)
+            staged = run_tasks(every, executor, progress=progress, staged=upload)
         made = {task.inputs: shard for task, shard in zip(every, staged, strict=True)}
         for plan in todo:
             manifest = _manifest(plan, kept[plan.split], made, about)
             with room.explained():
-                publish.publish(plan.target, manifest, check=leases[plan.split].check)
+                early = uploads[plan.split]
+                there = early.finish() if early else ()
+                publish.publish(plan.target, manifest, check=leases[plan.split].check, there=there)
             manifests[plan.split] = manifest
             decided(
                 "split %s: %d samples in %d shards in %s, %d of them new",

@@ -2,7 +2,8 @@
 
 The order of steps, each brought to the disk before the next:
 
-1. The shards and their indices lie finished in the staging directory.
+1. The shards and their indices lie finished in the staging directory. Where a URL has no data yet, they are uploaded
+   from there while others are made (:mod:`.early`), behind a journal that lists nothing.
 2. The new manifest appears as the journal. From here on readers refuse the directory or URL,
    and the next conversion goes on with step 3 whatever happens.
 3. Shards are put over the old ones, and shards that are no longer needed are removed.
@@ -14,7 +15,7 @@ The order of steps, each brought to the disk before the next:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 
 from bionemo.webdatamodule._engine.format.index import index_name, made_by_conversion
@@ -35,13 +36,14 @@ Check = Callable[[], None]
 """Raises where this process may no longer change the target."""
 
 
-def publish(target: Target, manifest: Manifest, *, check: Check) -> None:
+def publish(target: Target, manifest: Manifest, *, check: Check, there: Collection[str] = ()) -> None:
     """Make staged shards the data of a target.
 
     Args:
         target: Where they go.
         manifest: The new manifest. Its shards are staged, or lie in place already.
         check: Raises where this process may no longer change the target.
+        there: Names of files that are in place, although they are staged.
 
     Raises:
         OSError: If the disk fails; the next conversion goes on from there.
@@ -49,7 +51,7 @@ def publish(target: Target, manifest: Manifest, *, check: Check) -> None:
     """
     check()
     target.announce(manifest)
-    _move(target, manifest, check=check)
+    _move(target, manifest, check=check, there=there)
 
 
 def heal(target: Target, *, check: Check) -> None:
@@ -65,7 +67,17 @@ def heal(target: Target, *, check: Check) -> None:
     manifest = _parsed(journal, target)
     if manifest is not None and all(_is_there(target, entry) for entry in manifest.shards):
         _move(target, manifest, check=check)
-        return
+    else:
+        clear(target, check=check)
+
+
+def clear(target: Target, *, check: Check) -> None:
+    """Remove the shards of a publication that was stopped, its manifest and its journal.
+
+    Args:
+        target: Where they are.
+        check: See :func:`publish`.
+    """
     for name in list(owned(target)):
         check()
         target.remove(name)
@@ -144,6 +156,14 @@ def owned(target: Target) -> Iterator[str]:
     yield from (name for name in everything if name in known or name.removesuffix(index_name("")) in known)
 
 
+def staged_files(target: Target, inputs: str, name: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Return where index and tar of a shard are staged, each with its name in place."""
+    return (
+        (index_path(target.staging, inputs), index_name(name)),
+        (tar_path(target.staging, inputs), name),
+    )
+
+
 def _is_made(target: Target, name: str) -> bool:
     sidecar = target.read(index_name(name.removesuffix(index_name(""))))
     return sidecar is not None and made_by_conversion(sidecar)
@@ -164,16 +184,16 @@ def _parsed(text: bytes, target: Target) -> Manifest | None:
         return None
 
 
-def _move(target: Target, manifest: Manifest, *, check: Check) -> None:
+def _move(target: Target, manifest: Manifest, *, check: Check, there: Collection[str] = ()) -> None:
     obsolete = set(owned(target))
-    pairs = [pair for entry in manifest.shards for pair in _pairs(target, entry)]
+    pairs = [pair for entry in manifest.shards for pair in staged_files(target, entry.inputs, entry.name)]
     obsolete.difference_update(name for _, name in pairs)
 
     def put(pair: tuple[str, str]) -> None:
         check()
         target.put(*pair)
 
-    staged = [pair for pair in pairs if os.path.lexists(pair[0])]
+    staged = [pair for pair in pairs if pair[1] not in there and os.path.lexists(pair[0])]
     if target.at_once > 1:
         with futures.ThreadPoolExecutor(target.at_once) as pool:
             list(pool.map(put, staged))
@@ -188,16 +208,9 @@ def _move(target: Target, manifest: Manifest, *, check: Check) -> None:
     filesystem.remove_directory(target.staging)
 
 
-def _pairs(target: Target, entry: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:
-    return (
-        (index_path(target.staging, entry.inputs), index_name(entry.name)),
-        (tar_path(target.staging, entry.inputs), entry.name),
-    )
-
-
 def _is_there(target: Target, entry: ShardEntry) -> bool:
     """Return whether a shard of a stopped publication is staged or in place, whole."""
-    index, tar = _pairs(target, entry)
+    index, tar = staged_files(target, entry.inputs, entry.name)
     return _has(target, *index, entry.index_sha256) and _has(target, *tar, entry.sha256)
 
 

@@ -6,9 +6,10 @@ import contextlib
 import itertools
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -25,7 +26,11 @@ _AT_ONCE = 256  # tasks that may be under way, which are the first that have not
 
 
 def run_tasks(
-    tasks: Sequence[ShardTask], executor: AbstractContextManager[futures.Executor], *, progress: bool
+    tasks: Sequence[ShardTask],
+    executor: AbstractContextManager[futures.Executor],
+    *,
+    progress: bool,
+    staged: Callable[[ShardTask], None],
 ) -> list[Staged]:
     """Run all tasks and return their shards, in the order of the tasks.
 
@@ -33,6 +38,7 @@ def run_tasks(
         tasks: One for each shard.
         executor: Gives a standard executor, which is entered only if there is something to do.
         progress: Whether to show a progress bar on standard error.
+        staged: Is called in any thread when a task has staged its shard.
 
     Raises:
         InputError: If samples are bad. All tasks run to their end before, so that all problems are known.
@@ -51,7 +57,9 @@ def run_tasks(
         running: dict[futures.Future[Result], ShardTask] = {}
         try:
             for task in tasks:
-                running[_submit(pool, task)] = task
+                future = _submit(pool, task)
+                running[future] = task
+                future.add_done_callback(partial(_report, task, staged))
             _watch(running, bar)
         except BaseException:
             for future in running:
@@ -109,6 +117,11 @@ def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:
     if not isinstance(future, futures.Future):
         raise PluginError(f"the executor gives {type(future).__name__} for a task, which is no Future")
     return future
+
+
+def _report(task: ShardTask, staged: Callable[[ShardTask], None], future: futures.Future[Result]) -> None:
+    if not future.cancelled() and future.exception() is None and getattr(future.result(), "staged", None) is not None:
+        staged(task)
 
 
 def _result(future: futures.Future[Result]) -> Result:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule._engine.writing.subsets import resolve_subsets
+from bionemo.webdatamodule._engine.writing.conversion import resolve_subsets
 from bionemo.webdatamodule.errors import ConfigError, PluginError
 from bionemo.webdatamodule.splits import Fold, Fraction, Hashed, name_hash
 from bionemo.webdatamodule.testing import in_fresh_process
