@@ -7,7 +7,7 @@ A page says by comments where they go::
     <!-- end -->
 
 ``<!-- generated: api NAME -->`` is the documentation of one class or function by its import path; methods follow where
-``+METHOD`` names them. ``--check`` writes nothing and fails where a page is stale.
+``+METHOD`` names them, and all those of a protocol. ``--check`` writes nothing and fails where a page is stale.
 """
 
 from __future__ import annotations
@@ -145,12 +145,24 @@ def api(path: str, *members: str) -> str:
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
     level = next((word for word in members if word.startswith("#")), "##")
-    parts = [f"{level} `{name}`", _signature(found, name, path=path), documentation(found)]
-    for member in (word[1:] for word in members if word.startswith("+")):
+    protocol = getattr(found, "_is_protocol", False)
+    signature = f"```py\nfrom {module} import {name}\n```" if protocol else _signature(found, name, path=path)
+    parts = [f"{level} `{name}`", signature, documentation(found)]
+    for member in _methods(found) if protocol else [word[1:] for word in members if word.startswith("+")]:
         method = inspect.getattr_static(found, member)
         method = method.fget if isinstance(method, property) else method
         parts += [f"{level}# `{name}.{member}`", _signature(method, member), documentation(method)]
     return "\n\n".join(filter(None, parts))
+
+
+def _methods(protocol: type) -> list[str]:
+    """Return the names of a protocol's own methods that have a docstring."""
+    added = {"__init__", "__subclasshook__"}
+    return [
+        name
+        for name, found in vars(protocol).items()
+        if inspect.isfunction(found) and found.__doc__ and name not in added
+    ]
 
 
 def _signature(found: Any, name: str, *, path: str = "") -> str:
@@ -168,9 +180,11 @@ def _signature(found: Any, name: str, *, path: str = "") -> str:
         shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     if inspect.Parameter.POSITIONAL_ONLY in kinds:
         shown.insert(kinds.count(inspect.Parameter.POSITIONAL_ONLY), "/")
-    line = f"{name}({', '.join(shown)})"
+    result = "" if inspect.isclass(found) or signature.return_annotation is signature.empty else " -> "
+    result += _kind(signature.return_annotation) if result else ""
+    line = f"{name}({', '.join(shown)}){result}"
     if len(line) > 90:
-        line = f"{name}(\n" + "".join(f"    {one},\n" for one in shown) + ")"
+        line = f"{name}(\n" + "".join(f"    {one},\n" for one in shown) + f"){result}"
     return f"```py\n{source}{line}\n```"
 
 

@@ -63,13 +63,17 @@ class SampleReader(Protocol):
 
     * ``names() -> Sequence[str]``: the names of all samples, where the source can list itself;
     * ``fingerprints(names: Sequence[str]) -> Sequence[str]``: a short string for each sample that changes when the
-      sample changes, found without reading it (for files: size and modification time);
-    * ``codecs: Mapping[str, str]``: for suffixes the name of the codec that their bytes are for, where the
-      extension of the suffix does not say so. It is recorded in the manifest.
+      sample changes, found without reading it (for files: size and modification time); ``""`` for a missing sample;
+    * ``codecs: Mapping[str, str]``: the codec of each suffix whose extension does not name it. It is recorded in the
+      manifest.
     """
 
     def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
-        """Yield the samples of these names, in this order, one at a time."""
+        """Yield the samples of these names, in this order, one at a time.
+
+        Raises:
+            Exception: A sample is missing or cannot be read. The message names the sample.
+        """
         ...
 
 
