@@ -181,11 +181,14 @@ def stopped(monkeypatch, clock):
 
 
 @pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize("order", ["global", "shards"])
 @pytest.mark.parametrize("argument", ["pipeline_wds", "pipeline_prebatch_wld"])
-def test_the_stage_that_an_epoch_waited_for_is_named(tmp_path, numbers, clock, argument):
+def test_the_stage_that_an_epoch_waited_for_is_named(tmp_path, numbers, clock, argument, order):
     """Whether it runs where workers would or behind the loader."""
     stages = ["untuple", Slow(clock)] if argument == "pipeline_wds" else [Slow(clock), "batch"]
-    data = WebDataModule({"train": numbers, "val": numbers}, None, "x.pyd", 4, **{argument: {"train": stages}})
+    data = WebDataModule(
+        {"train": numbers, "val": numbers}, None, "x.pyd", 4, order=order, **{argument: {"train": stages}}
+    )
     measured = DataWaitMonitor()
     fit(tmp_path, ValidatedModel(clock), None, measured, datamodule=data)
 
@@ -196,22 +199,24 @@ def test_the_stage_that_an_epoch_waited_for_is_named(tmp_path, numbers, clock, a
 
 
 @pytest.mark.usefixtures("stopped")
-def test_workers_measure_their_work(numbers, clock):
-    """What stages take in worker processes arrives with the batches, for all of them by the measured ones."""
+@pytest.mark.parametrize(("order", "workers", "count"), [("global", 2, 10), ("shards", 1, 40)])
+def test_workers_measure_their_work(numbers, clock, order, workers, count):
+    """What stages take in worker processes arrives with the batches or samples, for all by the measured ones."""
     data = WebDataModule(
         {"train": numbers},
         None,
         "x.pyd",
         4,
         pipeline_wds={"train": ["untuple", Slow(clock)]},
-        kwargs_wld={"train": {"num_workers": 2}},
+        kwargs_wld={"train": {"num_workers": workers}},
+        order=order,
     )
     data.setup("fit")
     loader = data.train_dataloader()
     loader.measure()
 
     assert 10 == len(list(loader))
-    assert (10, 40.0) == (loader.work.batches, loader.work.seconds()["slow"])
+    assert (count, 40.0) == (loader.work.batches, loader.work.seconds()["slow"])
 
 
 @pytest.fixture(scope="module")

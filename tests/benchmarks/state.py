@@ -68,7 +68,9 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=100_000, metavar="N")
     parser.add_argument("--steps", type=int, default=2000, metavar="N", help="steps that are measured, from the middle")
     args = parser.parse_args()
-    print("| plan | samples | state, bytes of JSON | pickled | first, ms | median, ms | longest, ms | longest, CPU ms |")
+    print(
+        "| plan | samples | state, bytes of JSON | pickled | first, ms | median, ms | longest, ms | longest, CPU ms |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, samples, plan in plans(args.samples, args.shards):
         measured = loader(plan)

@@ -82,7 +82,7 @@ def shards(tmp_path_factory):
 def make_data(shards):
     """Return a function that makes a data module over the shards, which gives keys and values."""
 
-    def make_data(*, workers=0, size=4, splits=("train", "val"), loader_options=None, **kwargs):
+    def make_data(*, workers=0, size=4, splits=("train", "val"), loader_options=None, shards=shards, **kwargs):
         kwargs.setdefault("suffix_keys_wds", ["__key__", "x.pyd"])
         options = {"num_workers": workers, **(loader_options or {})}
         return WebDataModule(

@@ -190,9 +190,35 @@ def test_a_file_that_cannot_be_written_is_no_end_of_the_run(make_data, make_trai
     assert "the receipt of train, epoch 0, was not written" in caplog.text
 
 
-def test_receipts_need_a_plan_and_a_disk(make_data):
-    """A stream of shards has none, and a URL cannot be appended to."""
-    with pytest.raises(ConfigError, match="receipt needs order='global'"):
-        make_data(order="shards", receipt="r.jsonl")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_order_leaves_receipts_too(make_data, make_trainer, recorder, shards, tmp_path, workers):
+    """Those of a plan, also of a run that goes on from a checkpoint, with what was left out."""
+    for split in ("train", "val"):
+        shutil.copytree(f"{shards}{split}", tmp_path / split)
+    damage(tmp_path / "train", "train05.x.pyd")
+
+    def lines(name, **given):
+        runs = given.pop("runs", [{"max_epochs": 2}])
+        for run in runs:
+            data = make_data(
+                shards=f"{tmp_path}/", workers=workers, on_error="skip", receipt=tmp_path / name, size=8, **given
+            )
+            trainer = make_trainer(**run)
+            trainer.fit(recorder(), datamodule=data, ckpt_path=tmp_path / "a.ckpt" if run is not runs[0] else None)
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+        return [one for one in command.read(str(tmp_path / name)).values() if one["split"] == "train"]
+
+    planned = lines("planned.jsonl")
+    streamed = lines("streamed.jsonl", order="shards")
+    resumed = lines("resumed.jsonl", order="shards", runs=[{"max_steps": 3}, {"max_steps": 7}, {"max_epochs": 2}])
+
+    assert planned == streamed == resumed
+    assert [(36, {"corrupt-shard": 1}, ["train05"])] * 2 == [
+        (line["samples"], line["skipped"], line["skipped_keys"]) for line in streamed
+    ]
+
+
+def test_receipts_need_a_disk(make_data):
+    """A URL cannot be appended to."""
     with pytest.raises(ConfigError, match="a file on a disk"):
         make_data(receipt="s3://bucket/r.jsonl")

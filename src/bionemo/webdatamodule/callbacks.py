@@ -13,7 +13,7 @@ from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.verdict import more_workers, slowest, usable_cpus, waits
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
+    from bionemo.webdatamodule._engine.loading.resume import OurLoader
 
 __all__ = ["DataWaitMonitor", "resume_callbacks"]
 
@@ -54,7 +54,7 @@ class DataWaitMonitor(L.Callback):
     Near 0 the model is the bottleneck and nothing is to be gained on the data's side.
     A share of one half says that the run would be twice as fast with data at hand. At the end of each epoch a line of
     the log says what it waited for: the store, decoding, a stage, the transport from workers or their start; and the
-    one setting to change. For this, workers measure the work on some batches of loaders in global order.
+    one setting to change. For this, workers measure the work on some batches, in shards order on some samples.
 
     The share of a step is the time that the ``Trainer`` waited for the batch over the time from there to the
     end of the step; validation, checkpoints and other callbacks do not count.
@@ -182,8 +182,8 @@ class DataWaitMonitor(L.Callback):
             self._profiler = None
 
 
-def _loaders(trainer: L.Trainer) -> Iterator[PlannedLoader]:
+def _loaders(trainer: L.Trainer) -> Iterator[OurLoader]:
     """Yield the train loaders whose work can be measured."""
-    from bionemo.webdatamodule._engine.loading.receipts import planned_loaders
+    from bionemo.webdatamodule._engine.loading.receipts import our_loaders
 
-    return (loader for _, loader in planned_loaders(trainer.fit_loop))
+    return (loader for _, loader in our_loaders(trainer.fit_loop))

@@ -260,7 +260,7 @@ class Item:
             first sample among the worker's.
         values: In global order one value for each batch; without workers it may be an iterator that makes batches
             when they are asked for, once. In shards order samples; a worker's last item there is empty.
-        delivered: In global order which samples each value was made of, for the receipt of the epoch; it grows as
+        delivered: Which samples each value was made of, for the receipt of the epoch. In global order it grows as
             values are made.
         spent: What the work on the values took, for some items where it is measured: seconds by part.
     """

@@ -225,7 +225,7 @@ class WebDataModule(L.LightningDataModule):
                 where=subset(f"where[{name}]", subsets.get(split)),
             )
             assembly.check_order(self._splits[split])
-        path = receipt_path(receipt, [found.order for found in self._splits.values()])
+        path = receipt_path(receipt)
         self._settings = replace(self._settings, receipt=path)
         self._dataset: dict[Split, Any] = {}
         self._train_loader: Any = None

@@ -12,6 +12,7 @@ from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, Stream
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader, interleave
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
+from bionemo.webdatamodule._engine.sampling.tally import Tally, hash_of_all, mixed, total
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Shuffle, Untuple
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader
@@ -29,16 +30,22 @@ class Reader:
         self.sizes = sizes
         self.n_samples = sum(sizes)
 
-    def prefetch(self, numbers):
-        """Do nothing: numbers are at hand."""
-
     def log_skipped(self):
         """Do nothing: no number is left out."""
 
-    def shard(self, number):
-        """Yield the samples of a shard, at once."""
-        ids = np.arange(self.sizes[number]) + sum(self.sizes[:number])
-        yield ids, [(i,) for i in ids.tolist()]
+    def runs(self, number):
+        """Yield the numbers of the samples of a shard, at once."""
+        yield np.arange(self.sizes[number]) + sum(self.sizes[:number])
+
+    def read(self, ids, made=None):
+        """Return samples."""
+        del made
+        return [(i,) for i in ids.tolist()]
+
+    def left_out(self, ids):
+        """Return nothing: no number is left out."""
+        del ids
+        return {}
 
 
 class HandClock:
@@ -100,7 +107,7 @@ def by_webdataset(sizes, workers, stages=()):
 
     def read(shards):
         for shard in shards:
-            yield from (value for _, run in reader.shard(int(shard["url"][1:])) for (value,) in run)
+            yield from (value for ids in reader.runs(int(shard["url"][1:])) for (value,) in reader.read(ids))
 
     source = wds.DataPipeline(
         wds.SimpleShardList([f"s{i}" for i in range(len(sizes))]), wds.split_by_node, wds.split_by_worker, read, *stages
@@ -273,3 +280,45 @@ def test_stages_of_others_are_said_not_to_replay_exactly(caplog):
     make(stages=[wds.shuffle(4)]).load_state_dict(state)
 
     assert "is exact only if the stages" in caplog.text
+
+
+def tally(loader):
+    """Return what an epoch delivered."""
+    assert len(loader) == len(list(loader))
+    return loader.progress.tally
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_any_ranks_and_workers_that_deliver_each_sample_leave_one_tally(ranks, workers):
+    """Each epoch in another order, and through stages that hold samples back."""
+    stages = (Shuffle(size=3),)
+    loaders = [
+        make((4, 4, 4, 4), rank=rank, ranks=ranks, workers=workers, stages=stages, dealing=Dealing(shardshuffle=4))
+        for rank in range(ranks)
+    ]
+    for _ in range(2):
+        assert Tally(16, hash_of_all(16)) == total(map(tally, loaders))
+
+
+def test_a_tally_has_what_was_taken_for_the_batches():
+    """Samples that come again count again, those that a stage drops count, and those behind the end do not."""
+    short, long = make(n_batches=2), make(n_batches=6)
+    assert Tally(8, int(mixed(np.arange(8)).sum())) == tally(short)
+    assert 22 == tally(long).samples  # 18, and a batch of the next pass
+    odd = make(stages=(lambda numbers: (number for number in numbers if number % 2),), n_batches=3)
+    assert Tally(18, hash_of_all(18)) == tally(odd)
+
+
+def test_a_tally_goes_on_behind_a_checkpoint():
+    """What comes again to reach the place of the checkpoint is not counted again."""
+    began, rest = make(workers=2), make(workers=2)
+    batches = iter(began)
+    next(batches), next(batches)
+    before, state = began.progress.tally, began.state_dict()
+    rest.load_state_dict(state)
+    rest.progress.came_before(before)
+
+    assert 8 == before.samples
+    assert 3 == len(list(rest))
+    assert Tally(18, hash_of_all(18)) == rest.progress.tally._replace(since=0)

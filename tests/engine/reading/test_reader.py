@@ -162,14 +162,14 @@ def test_sets_are_numbered_one_after_another(tmp_path):
     second = ShardSet.open(write_set(tmp_path / "b", tensors(5), n_shards=2), "t")
     found = ShardReader([first, second], ["y.pyd"])
     assert [0, 1, 2, 3, 0, 1, 2, 3, 4] == [value for (value,) in found.read(np.arange(9))]
-    assert [3, 4] == [value for _, run in found.shard(4) for (value,) in run]
+    assert [3, 4] == [value for ids in found.runs(4) for (value,) in found.read(ids)]
     assert found.digest not in {first.digest, second.digest}
 
 
 def test_shards_are_read_in_the_order_of_their_tar(tmp_path):
     """Iterating a shard gives all its samples, also more than are read together."""
     found = reader(write_set(tmp_path, tensors(200), n_shards=2), ["y.pyd"])
-    assert list(range(100, 200)) == [value for _, run in found.shard(1) for (value,) in run]
+    assert list(range(100, 200)) == [value for ids in found.runs(1) for (value,) in found.read(ids)]
 
 
 def test_numbers_outside_are_refused(tmp_path):

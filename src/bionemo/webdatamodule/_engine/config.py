@@ -66,23 +66,20 @@ class ErrorPolicy:
     max_skipped: int = 100
 
 
-def receipt_path(given: str | os.PathLike[str] | None, orders: Iterable[str]) -> str | None:
+def receipt_path(given: str | os.PathLike[str] | None) -> str | None:
     """Return the absolute path of the file for receipts, if there is one.
 
     Args:
         given: What the user gave.
-        orders: The orders of all splits.
 
     Raises:
-        ConfigError: If no split has a plan, or it is no path on a disk.
+        ConfigError: If it is no path on a disk.
     """
     if given is None:
         return None
     path = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
     if not path or "://" in path:
         raise ConfigError(f"receipt is the path of a file on a disk, such as 'receipt.jsonl', not {given!r}")
-    if "global" not in orders:
-        raise ConfigError("receipt needs order='global': in shards order nothing says which samples a batch is made of")
     return os.path.abspath(os.path.expanduser(path))
 
 

@@ -20,16 +20,20 @@ class Stopwatch:
     """Measures one thread, one part at a time.
 
     Attributes:
+        running: Whether it measures what begins now; it is set between parts.
         spent: What was spent so far.
     """
 
     def __init__(self) -> None:
+        self.running = True
         self.spent: dict[str, tuple[float, float]] = {}
         self._parts: list[str] = []
         self._since = self._now()
 
     def call(self, part: str, function: Callable[[], _T]) -> _T:
         """Return what a function returns; the time is that of a part."""
+        if not self.running:
+            return function()
         self._turn()
         self._parts.append(part)
         try:
@@ -43,6 +47,11 @@ class Stopwatch:
         over = object()
         while (value := self.call(part, lambda: next(source, over))) is not over:
             yield value  # type: ignore[misc]  # not the mark
+
+    def take(self) -> dict[str, tuple[float, float]]:
+        """Return what was spent, and begin at nothing."""
+        spent, self.spent = self.spent, {}
+        return spent
 
     def _turn(self) -> None:
         now = self._now()
@@ -59,7 +68,7 @@ class Stopwatch:
 
 @dataclass(kw_only=True)
 class Work:
-    """The work on the batches of an epoch, of which some were measured.
+    """The work on the batches of an epoch, of which some were measured; in shards order on its samples.
 
     Attributes:
         batches: How many arrived.

@@ -138,6 +138,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
             loader_name=split.loader.name,
             skips_changed=settings.resume == "next_epoch",
             stages=split.loader_stages,
+            receipt=settings.receipt,
             peers=peers,
             n_batches=math.ceil(n_samples / settings.global_batch_size),
             num_workers=function.num_workers,

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
-from bionemo.webdatamodule._engine.loading.loader import PlannedLoader
+from bionemo.webdatamodule._engine.loading.resume import OurLoader
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.ranks import exchange, forget
 from bionemo.webdatamodule._engine.sampling.tally import Tally, hash_of_all, total
@@ -42,7 +42,7 @@ class ReceiptCallback(pl.Callback):
         if self._trainer is None:
             return {}
         states = []
-        for number, loader in planned_loaders(self._trainer.fit_loop):
+        for number, loader in our_loaders(self._trainer.fit_loop):
             epoch, samples = loader.cursor.epoch, loader.cursor.samples
             name = f"{self._fits}/checkpoint/{number}/{epoch}/{samples}"
             tally, missing = collect(name, loader, first=self._trainer.is_global_zero)
@@ -59,7 +59,7 @@ class ReceiptCallback(pl.Callback):
         self._fits += 1
         saved = {(state["loader"], state["epoch"], state["place"]): state["tally"] for state in self._saved}
         self._saved = []
-        for number, loader in planned_loaders(trainer.fit_loop):
+        for number, loader in our_loaders(trainer.fit_loop):
             cursor = loader.cursor
             state = saved.get((number, cursor.epoch, cursor.samples))
             if state is not None and cursor.samples:  # on one rank, since tallies of ranks are summed
@@ -67,7 +67,7 @@ class ReceiptCallback(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Leave the receipt of a training epoch."""
-        for number, loader in planned_loaders(trainer.fit_loop):
+        for number, loader in our_loaders(trainer.fit_loop):
             self._leave(trainer, f"{self._fits}/epoch/{number}/{loader.cursor.epoch}", number, loader)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
@@ -85,10 +85,10 @@ class ReceiptCallback(pl.Callback):
 
     def _evaluated(self, trainer: pl.Trainer, loop: Any) -> None:
         self._passes += 1
-        for number, loader in planned_loaders(loop):
+        for number, loader in our_loaders(loop):
             self._leave(trainer, f"evaluation/{self._passes}/{number}", number, loader)
 
-    def _leave(self, trainer: pl.Trainer, name: str, number: int, loader: PlannedLoader) -> None:
+    def _leave(self, trainer: pl.Trainer, name: str, number: int, loader: OurLoader) -> None:
         tally, missing = collect(name, loader, first=trainer.is_global_zero)
         if not trainer.is_global_zero:
             return
@@ -107,7 +107,7 @@ class ReceiptCallback(pl.Callback):
             _log.warning("the receipt of %s, epoch %d, was not written: %s", loader.split, epoch, error)
 
 
-def collect(name: str, loader: PlannedLoader, *, first: bool) -> tuple[Tally, list[int]]:
+def collect(name: str, loader: OurLoader, *, first: bool) -> tuple[Tally, list[int]]:
     """Leave this rank's tally for rank 0; there, return the sum over all ranks.
 
     Args:
@@ -131,7 +131,7 @@ def collect(name: str, loader: PlannedLoader, *, first: bool) -> tuple[Tally, li
     return total(map(Tally.from_state, found.values())), [rank for rank in ranks if rank not in found]
 
 
-def record(loader: PlannedLoader, tally: Tally, missing: list[int], *, epoch: int, number: int = 0) -> dict[str, Any]:
+def record(loader: OurLoader, tally: Tally, missing: list[int], *, epoch: int, number: int = 0) -> dict[str, Any]:
     """Return a line of the file: the same for any number of ranks."""
     n_samples = loader.reader.n_samples
     once = tally.samples == n_samples and tally.hash == hash_of_all(n_samples)
@@ -168,7 +168,7 @@ def _lacking(found: Mapping[str, Any]) -> str:
     return f"it begins behind {found['since']} samples, of which the checkpoint says nothing"
 
 
-def _keys(loader: PlannedLoader, ids: tuple[int, ...]) -> list[str]:
+def _keys(loader: OurLoader, ids: tuple[int, ...]) -> list[str]:
     if not ids:
         return []
     try:
@@ -177,9 +177,9 @@ def _keys(loader: PlannedLoader, ids: tuple[int, ...]) -> list[str]:
         return [f"sample {number}" for number in ids]
 
 
-def planned_loaders(loop: Any) -> Iterator[tuple[int, PlannedLoader]]:
-    """Yield the loaders of this package that follow a plan, with their places among all of a loop."""
+def our_loaders(loop: Any) -> Iterator[tuple[int, OurLoader]]:
+    """Yield the loaders of this package, with their places among all of a loop."""
     combined = loop._combined_loader  # noqa: SLF001 - nothing public
     for number, loader in enumerate(() if combined is None else combined.flattened):
-        if isinstance(loader, PlannedLoader):
+        if isinstance(loader, OurLoader):
             yield number, loader

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,8 @@ from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.reading.locate import process
 from bionemo.webdatamodule._engine.sampling.partition import CHUNK_BYTES
 from bionemo.webdatamodule._engine.stages import chain
+from bionemo.webdatamodule._engine.stopwatch import Stopwatch
+from bionemo.webdatamodule.columns import samples_of
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.context import shuffled
 from bionemo.webdatamodule.errors import PlanError
@@ -32,6 +33,8 @@ Splitter = Callable[[Iterable[Any]], Iterable[Any]]
 
 LARGEST_ITEM = 256
 """Samples that cross to the main process together, at most; fewer where they are large."""
+
+_FIRST, _MEASURED = 8, 7  # items: the first are all measured, and later one of so many, whatever is read together
 
 _REPETITIONS = 1_000_003  # so that a pass of the loader and a repetition of the dataset give no number twice
 
@@ -62,17 +65,21 @@ class Dealing:
 
 @dataclass
 class _Taken:
-    """How far samples that were read together are taken.
+    """Which samples the stages took of an iteration.
 
     Attributes:
-        ids: Their numbers.
-        n_samples: How many there are, but for those left out.
-        left: The samples that are not taken yet.
+        numbers: Those since it was last asked, also samples that were left out.
+        last: The last one that was not left out, if there is one.
     """
 
-    ids: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
-    n_samples: int = 0
-    left: Iterator[Any] = field(default_factory=lambda: iter(()))
+    numbers: list[int] = field(default_factory=list)
+    last: int | None = None
+
+    def take(self) -> tuple[int, ...]:
+        """Return the numbers, and begin at none."""
+        numbers = tuple(self.numbers)
+        self.numbers.clear()
+        return numbers
 
 
 PLAIN = Dealing()
@@ -117,21 +124,26 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         self.joins = joins
         self.sample_bytes = sample_bytes
         self.position = Position()
+        self.measures = False  # whether the work on some items is measured; set before workers start
 
     def __iter__(self) -> Iterator[Any]:
+        return self._iterate(_Taken(), None)
+
+    def _iterate(self, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
         if self.repetitions == 1:
-            return self._pass(0)
-        source = self.iterator()
+            return self._pass(0, taken, watch)
+        source = self.iterator(taken, watch)
         if self.nsamples > 0:  # with_epoch: so many samples a rank, not a worker
             worker, workers = _worker()
             return itertools.islice(source, (self.nsamples - worker + workers - 1) // workers)
         return source
 
-    def iterator(self) -> Iterator[Any]:
+    def iterator(self, taken: _Taken | None = None, watch: Stopwatch | None = None) -> Iterator[Any]:
         """Yield the samples of as many passes as were asked for, each in an order of its own."""
+        taken = _Taken() if taken is None else taken
         for repetition in range(self.repetitions):
             count = 0
-            for sample in self._pass(repetition):
+            for sample in self._pass(repetition, taken, watch):
                 yield sample
                 count += 1
             if not count:
@@ -140,17 +152,33 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
     def items(self) -> Iterator[Item]:
         """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte.
 
-        The last one is empty.
+        Beside each value are the numbers of the samples that the stages took for it. The last item is empty but for
+        samples of which nothing was made.
         """
         epoch, start = self.position.get()
         worker = _worker()[0]
-        samples = iter(self)
+        taken, watch = _Taken(), Stopwatch() if self.measures else None
+        samples = self._iterate(taken, watch)
         largest = max(1, min(LARGEST_ITEM, int(CHUNK_BYTES / max(1.0, self.sample_bytes))))
-        number, size = 0, 1
-        while values := list(itertools.islice(samples, size)):
-            yield Item(epoch=epoch, start=start, worker=worker, number=number, values=values)
-            number, size = number + len(values), min(2 * size, largest)
-        yield Item(epoch=epoch, start=start, worker=worker, number=number, values=())  # so that a lost item is noticed
+        number, size, count = 0, 1, 0
+        values: list[Any] | None = None
+        while values is None or values:
+            if watch is not None:
+                watch.running = count < _FIRST or not count % _MEASURED
+            values, delivered = [], []
+            for value in itertools.islice(samples, size):
+                values.append(value)
+                delivered.append(taken.take())
+            yield Item(  # an empty one at the end, so that a lost item is noticed
+                epoch=epoch,
+                start=start,
+                worker=worker,
+                number=number,
+                values=values,
+                delivered=delivered if values else [taken.take()],
+                spent=watch.take() if watch is not None and watch.running else None,
+            )
+            number, size, count = number + len(values), min(2 * size, largest), count + 1
 
     def place(self, epoch: int, passed: int, worker: int) -> context.Context:
         """Return the place of a pass for stages that draw random numbers."""
@@ -181,18 +209,17 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 split=self.split,
             )
 
-    def _pass(self, repetition: int) -> Iterator[Any]:
+    def _pass(self, repetition: int, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
         """Return one pass over this worker's samples, after all stages."""
         epoch, passed = self.position.get()
         place = self.place(epoch, passed * _REPETITIONS + repetition, _worker()[0])
-        taken = _Taken()
         with context.at(place):
             where = partial(self._where, taken)
             if not self.joins:
-                return chain(self.pipeline[1:], self._samples(place, taken), where)
+                return chain(self.pipeline[1:], self._samples(place, taken, watch), where, watch)
             counter = itertools.count()
-            counted = (sample for sample, _ in zip(self._samples(place, taken), counter, strict=False))
-            return self._checked(chain(self.pipeline[1:], counted, where), counter)
+            counted = (sample for sample, _ in zip(self._samples(place, taken, watch), counter, strict=False))
+            return self._checked(chain(self.pipeline[1:], counted, where, watch), counter)
 
     def _checked(self, made: Iterator[Any], counter: itertools.count[int]) -> Iterator[Any]:
         """Pass on what the stages make, unless the first two are batches of all samples that they took until then."""
@@ -206,11 +233,10 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
 
     def _where(self, taken: _Taken) -> dict[str, Any]:
         """Return split, rank, worker, and the shard and key of the sample that was taken last, for errors."""
-        number = taken.n_samples - operator.length_hint(taken.left) - 1
-        found = self.reader.place(taken.ids, number, taken.n_samples)
+        found = {} if taken.last is None else self.reader.place(np.array([taken.last]), 0, 1)
         return {"split": self.split, **process(), "rank": self.topology.rank, **found}
 
-    def _samples(self, place: context.Context, taken: _Taken) -> Iterator[Any]:
+    def _samples(self, place: context.Context, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
         """Yield the samples of the shards dealt to this worker."""
         numbers = {path: number for number, path in enumerate(self.shards)}
         dealt = 0
@@ -218,9 +244,15 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             self.reader.follow_shards((numbers[shard["url"]] for shard in self._dealt(place)), place.epoch)
         for shard in self._dealt(place):
             dealt += 1
-            for ids, samples in self.reader.shard(numbers[shard["url"]]):
-                taken.ids, taken.n_samples, taken.left = ids, len(samples), iter(samples)
-                yield from taken.left
+            for ids in self.reader.runs(numbers[shard["url"]]):
+                samples = self._read(ids, watch)
+                left_out = self.reader.left_out(ids)
+                taken.numbers.extend(left_out)
+                kept = [number for number in ids.tolist() if number not in left_out]
+                for number, sample in zip(kept, samples, strict=True):
+                    taken.numbers.append(number)
+                    taken.last = number
+                    yield sample
         if not dealt and self.dealing.empty_check:
             worker, workers = _worker()
             raise PlanError(
@@ -230,6 +262,14 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 rank=self.topology.rank,
                 worker=worker,
             )
+
+    def _read(self, ids: Ids, watch: Stopwatch | None) -> list[tuple[Any, ...]]:
+        if watch is None:
+            return self.reader.read(ids)
+        return watch.call(
+            "store",
+            lambda: self.reader.read(ids, lambda fields: watch.call("decoding", partial(samples_of, fields))),
+        )
 
     def _dealt(self, at: context.Context) -> Iterator[dict[str, str]]:
         shards: Iterator[Any] = ({"url": path} for path in self.shards)

@@ -9,23 +9,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import webdataset as wds
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import apart
+from bionemo.webdatamodule._engine.loading.dataset import MEASURED, apart
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
 from bionemo.webdatamodule._engine.peers import Peers
+from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
+from bionemo.webdatamodule._engine.sampling.tally import Tally
 from bionemo.webdatamodule._engine.stages import chain, describe
+from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
+    from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule.components import LoaderFunction
 
 _log = logging.getLogger("bionemo.webdatamodule")
+_WAIT = "wait"  # the part of the work here that takes samples from workers
+_OVER = object()
 
 
 class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
@@ -40,6 +47,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         loader_name: What it is called, for messages.
         skips_changed: Whether a state of other data means the next epoch, rather than an error.
         stages: Run on the stream of samples, in this process.
+        receipt: The file that the receipt of each epoch is appended to, if any.
         peers: Compares the first batch with those of other processes, where some must get the same.
         n_batches: Batches of an epoch on this rank.
         num_workers: Worker processes, which the order of samples depends on.
@@ -59,14 +67,20 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         cursor: Cursor,
         loader_name: str = "",
         skips_changed: bool = False,
+        receipt: str | None = None,
         peers: Peers | None = None,
     ) -> None:
         dataset = apart(dataset)
         self._items = LoaderItems(dataset, loader, loader_name)
         wds.DataPipeline.__init__(self, self._items, *stages)  # WebLoader's own makes a torch DataLoader
+        self.split = dataset.split
+        self.receipt = receipt
         self._data = dataset
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._peers = peers
+        self._taken: list[int] = []  # numbers of the samples that stages took since the last batch
+        self._watch = Stopwatch()
+        self.work, self.own_work = Work(), Work()  # since :meth:`measure`: on samples in workers, on batches here
         self.progress = Progress(cursor, clock, skips_changed=skips_changed)
         self.n_batches = 0
         self.with_epoch(nbatches=n_batches)
@@ -86,7 +100,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         """
         batches = max(nsamples, nbatches)
         if batches < 1:
-            raise ConfigError(f"with_epoch takes a number of batches from 1 on, not {batches}", split=self._data.split)
+            raise ConfigError(f"with_epoch takes a number of batches from 1 on, not {batches}", split=self.split)
         self.n_batches = batches
         cursor = self.progress.cursor
         self.progress.cursor = replace(cursor, n_samples=self.n_batches * cursor.global_batch_size)
@@ -102,13 +116,28 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             raise ConfigError(
                 f"slice{args} leaves out batches at the beginning, which come again in the next pass; "
                 "give one number, the length of an epoch",
-                split=self._data.split,
+                split=self.split,
             )
         return self.with_epoch(args[0])
 
     def repeat(self, nepochs: int = -1, nbatches: int = -1) -> StreamLoader:  # noqa: ARG002 - webdataset's signature
         """Set the number of batches in an epoch if one is given; the data are always begun again."""
         return self.with_epoch(nbatches) if nbatches > 0 else self
+
+    @property
+    def topology(self) -> Topology:
+        """This process's place among the data-parallel processes."""
+        return self._data.topology
+
+    @property
+    def reader(self) -> ShardReader:
+        """What reads the samples."""
+        return self._data.reader
+
+    def measure(self) -> None:
+        """Measure the work on some samples from now on, in workers that start from now on."""
+        self._data.measures = True
+        self.work, self.own_work = Work(), Work()
 
     @property
     def cursor(self) -> Cursor:
@@ -127,27 +156,27 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             ResumeError: If the state is of other data or another seed, or of other ranks or workers.
         """
         cursor = Cursor.from_state(state)
-        if not self.progress.fits(cursor, lambda: self.progress.cursor, self._data.split):
+        if not self.progress.fits(cursor, lambda: self.progress.cursor, self.split):
             return
         order = {name: state.get(name) for name in self._order()}
         if order != self._order():
             raise ResumeError(
                 f"in shards order the order of samples depends on ranks and workers, and the checkpoint was written "
                 f"with {order}, not {self._order()}; take the same, or read in order='global'",
-                split=self._data.split,
+                split=self.split,
             )
         if cursor.global_batch_size != self.progress.cursor.global_batch_size:
             raise ResumeError(
                 "in shards order a run cannot go on with another global batch size: the checkpoint was written with "
                 f"{cursor.global_batch_size}, not {self.progress.cursor.global_batch_size}",
-                split=self._data.split,
+                split=self.split,
             )
         foreign = [stage for stage in (*self._data.pipeline[1:], *self.pipeline[1:]) if not _seeded(stage)]
         if cursor.samples and foreign:
             _log.warning(
                 "%s: resuming in shards order runs through the epoch so far again, which is exact only if the stages "
                 "%s draw their random numbers from bionemo.webdatamodule.context, or none",
-                self._data.split,
+                self.split,
                 ", ".join(map(describe, foreign)),
             )
         self.seek(cursor)
@@ -165,7 +194,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         self._items.close()
 
     def _order(self) -> dict[str, Any]:
-        return {"order": "shards", "ranks": self._data.topology.world_size, "workers": self._num_workers}
+        return {"order": "shards", "ranks": self._data.topology.world_size, "workers": self.num_workers}
 
     def _epoch(self) -> Iterator[Any]:
         size = self.progress.cursor.global_batch_size
@@ -173,50 +202,76 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         if cursor is None:
             return
         done = cursor.samples // size
-        for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), done, self.n_batches)):
+        self._taken.clear()
+        for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), self.n_batches)):
+            tally = self._tally()
+            if index < done:
+                continue
             if self._peers is not None:
-                self._peers.check(batch)
-            self.progress.deliver()
-            if done + index + 1 == self.n_batches:
+                self._peers.check(batch, f"{tally.hash:016x}")
+            self.progress.deliver(tally)
+            if index + 1 == self.n_batches:
                 self._data.reader.log_skipped()
             yield batch
 
+    def _tally(self) -> Tally:
+        """Return which samples stages took since the last batch."""
+        ids = np.array(self._taken, np.int64)
+        self._taken.clear()
+        return Tally.of(ids, self._data.reader.left_out(ids))
+
     def _batches(self, epoch: int) -> Iterator[Any]:
         """Yield batches without end: one pass over the data after the other."""
+        count = 0
         for passed in itertools.count():
+            watch = self._watch if self._data.measures else None
+            source = self._samples(epoch, passed)
             place = self._data.place(epoch, passed, -1)
             with context.at(place):
-                batches = chain(self.pipeline[1:], self._samples(epoch, passed), self._where)
+                batches = chain(self.pipeline[1:], watch.each(_WAIT, source) if watch else source, self._where, watch)
             empty = True
-            for batch in batches:
+            while True:
+                self._watch.running = not count % MEASURED
+                batch = next(batches, _OVER)
+                if batch is _OVER:
+                    break
+                spent = self._watch.take()
+                spent.pop(_WAIT, None)
+                self.own_work.add(1, spent if self._watch.running else None)
+                count += 1
                 empty = False
                 yield batch
             if empty:
                 raise PlanError(
                     "a whole pass over the data gave no batch; look at the stages and at the number of samples",
-                    split=self._data.split,
+                    split=self.split,
                     rank=self._data.topology.rank,
                 )
 
     def _where(self) -> dict[str, object]:
         """Return split and rank, for errors of stages."""
-        return {"split": self._data.split, "rank": self._data.topology.rank}
+        return {"split": self.split, "rank": self._data.topology.rank}
 
     def _samples(self, epoch: int, passed: int) -> Iterator[Any]:
         with contextlib.closing(self._items.begin(epoch, passed)) as items:
-            yield from interleave(self._checked(items), max(1, self._num_workers))
+            for value, numbers in interleave(self._checked(items), max(1, self.num_workers)):
+                self._taken.extend(numbers)
+                yield value
 
     def _checked(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass on items, each of which must be its worker's next."""
-        due = dict.fromkeys(range(max(1, self._num_workers)), 0)
+        """Pass on items, each of which must be its worker's next, with the numbers of samples beside each value."""
+        due = dict.fromkeys(range(max(1, self.num_workers)), 0)
         left = set(due)
         for item in items:
             self._items.check(item, due.setdefault(item.worker, 0), of=f" of worker {item.worker}")
             values = tuple(item.values)
             due[item.worker] += len(values)
+            delivered = [self._items.delivered(item, number) for number in range(len(values))]
+            self.work.add(len(values), item.spent)
             if not values:
                 left.discard(item.worker)
-            yield replace(item, values=values)
+                self._taken.extend(itertools.chain.from_iterable(item.delivered))
+            yield replace(item, values=tuple(zip(values, delivered, strict=True)))
         if left:
             worker = min(left)
             raise self._items.out_of_turn(f"stopped after {due[worker]} samples of worker {worker}, which has more")

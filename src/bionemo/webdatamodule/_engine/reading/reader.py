@@ -41,6 +41,7 @@ __all__ = ["ShardReader", "ShardSet"]
 _T = TypeVar("_T")
 Use: TypeAlias = "Callable[[int, tuple[Column, ...]], _T]"
 """What is made of the number of a share among those asked for, and its columns."""
+_Made: TypeAlias = Callable[[tuple[Column, ...]], list[tuple[Any, ...]]]
 
 _log = logging.getLogger("bionemo.webdatamodule")
 _DEFAULT = Codecs()
@@ -145,11 +146,12 @@ class ShardReader:
         kept = ("codecs", "check", "on_error", "max_skipped", "split", "chosen", "joined")
         return ShardReader(self.sets, suffixes, **{name: getattr(self, name) for name in kept} | changed)
 
-    def read(self, ids: NDArray[np.int64]) -> list[tuple[Any, ...]]:
+    def read(self, ids: NDArray[np.int64], made: _Made = samples_of) -> list[tuple[Any, ...]]:
         """Return samples as tuples of their fields.
 
         Args:
             ids: Numbers of the samples, int64 of shape ``(n,)``, in any order.
+            made: Makes them of their columns; for who wants to know how long that takes.
 
         Returns:
             A tuple for each, in the order of ``ids``; samples that are skipped are left out.
@@ -163,8 +165,10 @@ class ShardReader:
         ids = np.asarray(ids, np.int64)
         most = self._places.at_once
         if len(ids) > most:
-            return [sample for first in range(0, len(ids), most) for sample in self.read(ids[first : first + most])]
-        return self._blaming(ids, samples_of)
+            return [
+                sample for first in range(0, len(ids), most) for sample in self.read(ids[first : first + most], made)
+            ]
+        return self._blaming(ids, made)
 
     def columns(self, shares: Sequence[NDArray[np.int64]], use: Use[_T], *, lazily: bool = False) -> Iterator[_T]:
         """Yield what a function makes of the columns of each share, when it is asked for.
@@ -246,17 +250,12 @@ class ShardReader:
                 return {"shard": found[0].path, "key": key_of(found)}
         return {}
 
-    def shard(self, number: int) -> Iterator[tuple[NDArray[np.int64], list[tuple[Any, ...]]]]:
-        """Yield all samples of one shard with their numbers, some at a time, in the order of its tar.
+    def runs(self, number: int) -> Iterator[NDArray[np.int64]]:
+        """Yield the numbers of the samples of one shard in the order of its tar, some to be read together at a time.
 
         Args:
             number: Number of the shard, counted over all sets.
         """
-        for ids in self.runs(number):
-            yield ids, self.read(ids)
-
-    def runs(self, number: int) -> Iterator[NDArray[np.int64]]:
-        """Yield the numbers of the samples of one shard, as many at a time as are read together."""
         start, end = int(self._places.starts[number]), int(self._places.ends[number])
         chunk = max(1, min(_CHUNK_SAMPLES, int(_CHUNK_BYTES / max(1.0, self.sample_bytes))))
         for first in range(start, end, chunk):
