@@ -68,18 +68,12 @@ class _Taken:
     """Which samples the stages took of an iteration.
 
     Attributes:
-        numbers: Those since it was last asked, also samples that were left out.
+        numbers: Those since this was emptied, also samples that were left out.
         last: The last one that was not left out, if there is one.
     """
 
     numbers: list[int] = field(default_factory=list)
     last: int | None = None
-
-    def take(self) -> tuple[int, ...]:
-        """Return the numbers, and begin at none."""
-        numbers = tuple(self.numbers)
-        self.numbers.clear()
-        return numbers
 
 
 PLAIN = Dealing()
@@ -158,7 +152,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         epoch, start = self.position.get()
         worker = _worker()[0]
         taken, watch = _Taken(), Stopwatch() if self.measures else None
-        samples = self._iterate(taken, watch)
+        samples, numbers = self._iterate(taken, watch), taken.numbers
         largest = max(1, min(LARGEST_ITEM, int(CHUNK_BYTES / max(1.0, self.sample_bytes))))
         number, size, count = 0, 1, 0
         values: list[Any] | None = None
@@ -168,14 +162,15 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             values, delivered = [], []
             for value in itertools.islice(samples, size):
                 values.append(value)
-                delivered.append(taken.take())
+                delivered.append(tuple(numbers))
+                numbers.clear()
             yield Item(  # an empty one at the end, so that a lost item is noticed
                 epoch=epoch,
                 start=start,
                 worker=worker,
                 number=number,
                 values=values,
-                delivered=delivered if values else [taken.take()],
+                delivered=delivered if values else [tuple(numbers)],
                 spent=watch.take() if watch is not None and watch.running else None,
             )
             number, size, count = number + len(values), min(2 * size, largest), count + 1
@@ -249,9 +244,8 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 left_out = self.reader.left_out(ids)
                 taken.numbers.extend(left_out)
                 kept = [number for number in ids.tolist() if number not in left_out]
-                for number, sample in zip(kept, samples, strict=True):
-                    taken.numbers.append(number)
-                    taken.last = number
+                for taken.last, sample in zip(kept, samples, strict=True):
+                    taken.numbers.append(taken.last)
                     yield sample
         if not dealt and self.dealing.empty_check:
             worker, workers = _worker()

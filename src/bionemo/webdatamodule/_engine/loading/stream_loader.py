@@ -78,7 +78,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         self._data = dataset
         self.num_workers = num_workers
         self._peers = peers
-        self._taken: list[int] = []  # numbers of the samples that stages took since the last batch
+        self._taken: list[Sequence[int]] = []  # numbers of the samples that stages took since the last batch
         self._watch = Stopwatch()
         self.work, self.own_work = Work(), Work()  # since :meth:`measure`: on samples in workers, on batches here
         self.progress = Progress(cursor, clock, skips_changed=skips_changed)
@@ -216,7 +216,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
     def _tally(self) -> Tally:
         """Return which samples stages took since the last batch."""
-        ids = np.array(self._taken, np.int64)
+        ids = np.fromiter(itertools.chain.from_iterable(self._taken), np.int64)
         self._taken.clear()
         return Tally.of(ids, self._data.reader.left_out(ids))
 
@@ -255,7 +255,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
     def _samples(self, epoch: int, passed: int) -> Iterator[Any]:
         with contextlib.closing(self._items.begin(epoch, passed)) as items:
             for value, numbers in interleave(self._checked(items), max(1, self.num_workers)):
-                self._taken.extend(numbers)
+                self._taken.append(numbers)
                 yield value
 
     def _checked(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -266,12 +266,13 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             self._items.check(item, due.setdefault(item.worker, 0), of=f" of worker {item.worker}")
             values = tuple(item.values)
             due[item.worker] += len(values)
-            delivered = [self._items.delivered(item, number) for number in range(len(values))]
             self.work.add(len(values), item.spent)
-            if not values:
+            if values:
+                self._items.delivered(item, len(values) - 1)
+            else:
                 left.discard(item.worker)
-                self._taken.extend(itertools.chain.from_iterable(item.delivered))
-            yield replace(item, values=tuple(zip(values, delivered, strict=True)))
+                self._taken.extend(item.delivered)
+            yield replace(item, values=tuple(zip(values, item.delivered, strict=False)))
         if left:
             worker = min(left)
             raise self._items.out_of_turn(f"stopped after {due[worker]} samples of worker {worker}, which has more")

@@ -36,6 +36,8 @@ class Tally(NamedTuple):
     @classmethod
     def of(cls, ids: NDArray[np.int64], left_out: Mapping[int, str]) -> Tally:
         """Return the tally of some samples, of which others were left out with the code of an error each."""
+        if not left_out:
+            return cls(len(ids), int(mixed(ids).sum()))
         kept = ids[~np.isin(ids, list(left_out))]
         skipped = Counter(left_out[number] for number in ids.tolist() if number in left_out)
         named = tuple(sorted(left_out)[:_NAMED])
