@@ -8,6 +8,8 @@ import pathlib
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +74,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves a directory, and misbehaves as often as it is told to.
 
     Attributes:
-        faults: For each path a list of what happens to its next requests: a status, or ("cut", bytes).
+        faults: For each path a list of what happens to its next requests: a status, seconds to wait, or ("cut", bytes).
         seen: The paths asked for.
     """
 
@@ -102,6 +104,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         faults = self.server.faults.get(path, [])
         fault = faults.pop(0) if faults else None
         file = self.server.root / path
+        if isinstance(fault, float):
+            time.sleep(fault)
         if isinstance(fault, int) or not file.is_file():
             self.send_error(fault or 404)
             return
@@ -449,3 +453,22 @@ def test_shards_of_a_web_server_are_given_as_a_pattern(server):
     server.seen.clear()
     assert ALL == read_all(ShardSet.open(f"{server.url}/data/t-{{000000..000002}}.tar", "t"))
     assert [] == server.seen
+
+
+def test_a_process_that_ends_while_it_fetches_says_nothing(server, tmp_path):
+    """What is fetched ahead is given up, without a retry, when the interpreter closes its connections."""
+    write_set(server.root / "data")
+    server.faults = {"data/t-000002.tar": [3.0] * 9}
+    code = f"""
+from bionemo.webdatamodule import WebDataModule
+
+options = {{"test": {{"cache_dir": {str(tmp_path / "cache")!r}}}}}
+module = WebDataModule(
+    {{"test": "{server.url}/data"}}, None, "x.pyd", 1, prefix_tars_wds="t", kwargs_wds=options
+)
+module.setup("test")
+next(iter(module.test_dataloader()))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (0, "", "") == (ended.returncode, ended.stdout, ended.stderr)
+    assert "data/t-000002.tar" in server.seen

@@ -12,7 +12,7 @@ import numpy as np
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.format.mapping import mapped
-from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, mapped_file, opened
+from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, opened
 from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
 from bionemo.webdatamodule._engine.storage.remote.pieces import Cut, Piece
 from bionemo.webdatamodule.errors import ChangedDataError, RemoteError
@@ -91,7 +91,7 @@ class OpenPieces:
         try:
             if os.fstat(descriptor).st_size != piece.file_bytes:
                 raise FileNotFoundError(piece.path)
-            data, own = mapped_file(descriptor)
+            data = mapped(descriptor)  # without a descriptor to ask for its size: that costs a call for each batch
             states = data[piece.states_at :]
             with contextlib.suppress(OSError):  # a cache that is read-only has no marks
                 if writable:
@@ -107,7 +107,7 @@ class OpenPieces:
             path=self.fetcher.name(piece),
             place=piece.path,
             data=data,
-            file=own,
+            file=None,
             index=piece.index,
             suffixes=self._suffixes,
             states=np.frombuffer(states, np.uint8),

@@ -46,6 +46,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._tensor = torch.zeros(_SLOTS, 3, dtype=torch.float64).share_memory_()
+        self._counts = self._tensor.numpy()
         _all.add(self)
 
     def add(self, worker: int, *, n_bytes: int = 0, n_requests: int = 0, waited: float = 0.0) -> None:
@@ -57,12 +58,11 @@ class Counters:
             n_requests: See :class:`Fetched`.
             waited: See :class:`Fetched`.
         """
-        slot = self._tensor.numpy()[worker % _SLOTS]
-        slot += (n_bytes, n_requests, waited)
+        self._counts[worker % _SLOTS] += (n_bytes, n_requests, waited)
 
     def total(self) -> Fetched:
         """Return what all of them fetched."""
-        n_bytes, n_requests, waited = self._tensor.sum(dim=0).tolist()
+        n_bytes, n_requests, waited = self._counts.sum(axis=0).tolist()
         return Fetched(n_bytes=int(n_bytes), n_requests=int(n_requests), waited=waited)
 
     def __getstate__(self) -> Any:
@@ -71,6 +71,7 @@ class Counters:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._counts = self._tensor.numpy()
         _all.add(self)
 
 

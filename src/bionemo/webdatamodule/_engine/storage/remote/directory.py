@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bionemo.webdatamodule._engine.storage.remote.retry import retried
+from bionemo.webdatamodule._engine.storage.remote.retry import notice_exit, retried
 from bionemo.webdatamodule._engine.storage.remote.urls import join, scheme_of, shown
 from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
 from bionemo.webdatamodule.errors import ConfigError, PluginError, RemoteError
@@ -112,6 +112,7 @@ class RemoteDirectory:
         client = _clients.get(key)
         if client is None:
             client = _clients.setdefault(key, build(self.store, {}))
+            notice_exit()
         return client
 
     def _renew(self) -> None:

@@ -33,7 +33,7 @@ from bionemo.webdatamodule._engine.storage.remote.pieces import (
     runs_of,
     write_at,
 )
-from bionemo.webdatamodule._engine.storage.remote.retry import one_thread
+from bionemo.webdatamodule._engine.storage.remote.retry import is_ending, one_thread
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote
 from bionemo.webdatamodule._engine.storage.shard_cache import FULL, lock, try_lock, unlock
 from bionemo.webdatamodule.errors import RemoteError
@@ -309,6 +309,8 @@ class Fetcher:
 
     def _next(self) -> list[_Task]:
         """Return what to fetch next, parts of one piece that lie side by side; called with the lock held."""
+        if is_ending():
+            return []
         if self._urgent:
             return [self._urgent.popleft()]
         while not self._queue and self._ahead < self._ahead_limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import queue
@@ -42,6 +43,28 @@ class Budget:
 BUDGET = Budget()
 """The budget of every operation on a store."""
 
+_LAST = 0.5  # seconds for which a process that ends waits for its background threads
+_ending = threading.Event()
+_background: set[threading.Thread] = set()  # those within one_thread
+
+
+def notice_exit() -> None:
+    """End background work when the interpreter ends. To be called when a client is made: it is closed after that."""
+    atexit.unregister(_end)
+    atexit.register(_end)
+
+
+def is_ending() -> bool:
+    """Return whether the interpreter ends, so that nothing more should be begun."""
+    return _ending.is_set()
+
+
+def _end() -> None:
+    _ending.set()
+    deadline = time.monotonic() + _LAST
+    for thread in list(_background):  # a thread that is cut off within C++ code may abort the process
+        thread.join(max(0.0, deadline - time.monotonic()))
+
 
 def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Callable[[], None] | None = None) -> _T:
     """Return what an attempt returns, trying again where waiting may help.
@@ -76,6 +99,8 @@ def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Cal
             renew()
             renew = None
         except Exception as error:
+            if is_ending():
+                raise RemoteError(f"{shown(url)} is not fetched or stored, since the process ends") from error
             reason = f"{type(error).__name__}{_because(error, url)}"
             wait = max(budget.first_wait * 2 ** (number - 1) * random.uniform(0.5, 1.5), _asked(error))
             now = time.monotonic()
@@ -94,9 +119,11 @@ def one_thread() -> Iterator[None]:
     It ends with the context. An attempt that takes too long keeps it, and the next gets another one.
     """
     _own.thread = _Attempts()
+    _background.add(threading.current_thread())
     try:
         yield
     finally:
+        _background.discard(threading.current_thread())
         _own.thread.end()
         del _own.thread
 
