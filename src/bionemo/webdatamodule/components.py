@@ -108,7 +108,8 @@ class FieldCodec(Protocol):
 
     * ``column(views: Sequence[memoryview]) -> Column``: see :class:`ColumnCodec`;
     * ``encode(value: Any) -> bytes``: see :class:`EncodingCodec`;
-    * ``recode(data: bytes) -> bytes``: see :class:`RecodingCodec`.
+    * ``recode(data: bytes) -> bytes``: see :class:`RecodingCodec`;
+    * ``sizes(lengths: NDArray[np.int64]) -> NDArray[np.int64]``: see :class:`SizingCodec`.
     """
 
     def decode(self, view: memoryview) -> Any:
@@ -145,6 +146,25 @@ class RecodingCodec(FieldCodec, Protocol):
 
         Raises:
             DecodeError: If ``data`` cannot be decoded. The conversion lists it and writes nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class SizingCodec(FieldCodec, Protocol):
+    """A codec of fields whose length in bytes tells the size of the value, whatever the bytes are.
+
+    For planners such as ``pack`` the sizes are then taken from the indexes of shards, and no field is read.
+    """
+
+    def sizes(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return for each field what :func:`bionemo.webdatamodule.planning.size_of` makes of its value.
+
+        Args:
+            lengths: Bytes of each field, int64 of shape ``(n,)``.
+
+        Raises:
+            Exception: If no field has one of these lengths. All are decoded then, so that the error names a sample.
         """
         ...
 

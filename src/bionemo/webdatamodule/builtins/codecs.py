@@ -40,6 +40,10 @@ class BytesCodec:
         """Return the value."""
         return bytes(value)
 
+    def sizes(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the lengths."""
+        return lengths
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextCodec:

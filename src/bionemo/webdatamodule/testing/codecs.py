@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.columns import pad_values
 from bionemo.webdatamodule.components import Codec
 from bionemo.webdatamodule.pickles import Policy
+from bionemo.webdatamodule.planning import size_of
 from bionemo.webdatamodule.testing.compare import same
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 from bionemo.webdatamodule.testing.processes import ProcessError, in_fresh_process
@@ -130,6 +132,21 @@ class CodecConformance(ComponentConformance):
                 subject.wrong("recode changes a value", "return bytes of the same value")
             if codec.recode(canonical) != canonical:
                 subject.wrong("recode changes its own result", "return the same bytes for every equal input")
+
+    def test_sizes_are_those_of_the_values(self, subject: Subject, encoded: Sequence[bytes]) -> None:
+        """Where a codec says sizes by lengths alone, they are those of the decoded values."""
+        codec = subject.make()
+        if not hasattr(codec, "sizes"):
+            return
+        lengths = np.array([len(data) for data in encoded], np.int64)
+        with subject.trying("sizes(lengths)", "return int64 of the same shape"):
+            found = np.asarray(codec.sizes(lengths.copy())).tolist()
+            expected = [size_of(codec.decode(memoryview(data))) for data in encoded]
+        if found != expected:
+            subject.wrong(
+                f"fields of {lengths.tolist()} bytes have the sizes {expected}, and sizes(lengths) gives {found}",
+                "leave sizes out where the length does not tell",
+            )
 
     def test_a_damaged_field_is_an_error_in_a_column_too(self, subject: Subject, encoded: Sequence[bytes]) -> None:
         """A column raises where decode raises, so that no damaged field passes in a batch."""

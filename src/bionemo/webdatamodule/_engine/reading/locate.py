@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardErr
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_AT_ONCE = 16  # indexes that are read at a time
 _EMPTY = ShardIndex(
     tar_bytes=0,
     suffixes=(),
@@ -137,6 +139,34 @@ class Places:
             nowhere = opened(path="", place="", data=data, file=None, index=_EMPTY, suffixes=self._suffixes)
             places = [next(found) if present else (nowhere, 0) for present in there.tolist()]
         return [places[side * len(ids) : (side + 1) * len(ids)] for side in range(len(self._sides))]
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the bytes of the only field of each sample by the indexes alone; -1 where the sample lacks it.
+
+        The field must lie on one side.
+
+        Raises:
+            ShardError: If an index cannot be read.
+        """
+        own = self._sides[0] is self._chosen
+        shards = self._shards[: self._n_own] if own else self._shards[self._n_own :]
+        with futures.ThreadPoolExecutor(_AT_ONCE) as pool:  # those of remote shards are fetched
+            found = list(pool.map(self._lengths_in, shards))
+        stored = np.concatenate([np.zeros(0 if own else int(self._stored_ends[self._n_own - 1]), np.int64), *found])
+        numbers = self._sides[0]
+        return stored if numbers is None else np.where(numbers < 0, -1, stored[numbers])
+
+    def _lengths_in(self, shard: tuple[ShardSet, int]) -> NDArray[np.int64]:
+        found, number = shard
+        try:
+            index = found.index(number)
+        except WebDataModuleError as error:
+            raise error.located(split=self._split, **process()) from error.__cause__
+        if self._suffixes[0] not in index.suffixes:
+            return np.full(index.n_samples, -1)
+        column = index.suffixes.index(self._suffixes[0])
+        lengths: NDArray[np.int64] = np.where(index.offsets[:, column] < 0, -1, index.sizes[:, column])
+        return lengths
 
     def _stored(self, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Return the numbers of samples among all that are stored."""

@@ -28,6 +28,7 @@ from bionemo.webdatamodule.errors import (
     CorruptShardError,
     DecodeError,
     MissingFieldError,
+    PluginError,
     RemoteError,
     ShardError,
     WebDataModuleError,
@@ -35,6 +36,8 @@ from bionemo.webdatamodule.errors import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from bionemo.webdatamodule.components import FieldCodec
 
 __all__ = ["ShardReader", "ShardSet"]
 
@@ -249,6 +252,37 @@ class ShardReader:
                 (found,) = self._places.locate(left[number : number + 1])
                 return {"shard": found[0].path, "key": key_of(found)}
         return {}
+
+    @property
+    def decoders(self) -> Mapping[str, FieldCodec]:
+        """What decodes each stored suffix of the fields."""
+        found = [zip(field.selected.suffixes, field.codecs, strict=False) for field in self._fields]
+        return dict(itertools.chain.from_iterable(found))  # the key has no codec
+
+    def sizes(self) -> NDArray[np.int64] | None:
+        """Return the sizes of the only field by its length in bytes, where that tells; see :class:`.SizingCodec`.
+
+        Returns:
+            int64 of shape ``(n,)``; ``None`` where the field has to be read, or reading it says what is wrong.
+        """
+        (field,) = self._fields
+        sized = getattr(field.codecs[0], "sizes", None) if len(field.codecs) == 1 else None
+        if sized is None or field.selected.optional:
+            return None
+        lengths = self._places.lengths()
+        if (lengths < 0).any():
+            return None
+        try:
+            found = np.asarray(sized(lengths.copy()))
+        except Exception:  # noqa: BLE001 - codecs raise what they like, and decoding says where
+            return None
+        if found.shape != lengths.shape or found.dtype.kind not in "iu" or (found < 0).any():
+            raise PluginError(
+                f"sizes(lengths) of the codec of {field.selected.asked!r} gives {found!r:.60}; return a whole number "
+                "from 0 on for each length, or leave sizes out",
+                split=self.split,
+            )
+        return found.astype(np.int64)
 
     def runs(self, number: int) -> Iterator[NDArray[np.int64]]:
         """Yield the numbers of the samples of one shard in the order of its tar, some to be read together at a time.

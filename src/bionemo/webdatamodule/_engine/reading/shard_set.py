@@ -151,12 +151,12 @@ class ShardSet:
         path = self.remote.whole(number)
         return path, Stamp.of(path)
 
-    def index(self, number: int, stamp: Stamp) -> ShardIndex:
-        """Return the index of a shard that is ready.
+    def index(self, number: int, stamp: Stamp | None = None) -> ShardIndex:
+        """Return the index of a shard.
 
         Args:
             number: The shard.
-            stamp: The state in which it must be.
+            stamp: The state in which it must be; ``None`` for that in which the set was opened.
 
         Raises:
             CorruptShardError: If the shard is not what the manifest says, or is not a valid tar.
@@ -165,6 +165,7 @@ class ShardSet:
         path = self.paths[number]
         if self.remote is not None:
             return self.remote.index(number)
+        stamp = stamp or self.stamps[number]
         check_stamp(path, stamp)
         if self.manifest is None:
             index = self.kept.get(number) or cached_index(path, stamp) or build_index(path)
