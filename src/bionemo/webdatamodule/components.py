@@ -152,7 +152,7 @@ class RecodingCodec(FieldCodec, Protocol):
 
 @runtime_checkable
 class SizingCodec(FieldCodec, Protocol):
-    """A codec of fields whose length in bytes tells the size of the value, whatever the bytes are.
+    """A codec of fields whose length in bytes determines the size of the value.
 
     For planners such as ``pack`` the sizes are then taken from the indexes of shards, and no field is read.
     """

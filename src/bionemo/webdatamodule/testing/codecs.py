@@ -145,7 +145,7 @@ class CodecConformance(ComponentConformance):
         if found != expected:
             subject.wrong(
                 f"fields of {lengths.tolist()} bytes have the sizes {expected}, and sizes(lengths) gives {found}",
-                "leave sizes out where the length does not tell",
+                "leave sizes out where the length does not determine the size",
             )
 
     def test_a_damaged_field_is_an_error_in_a_column_too(self, subject: Subject, encoded: Sequence[bytes]) -> None:

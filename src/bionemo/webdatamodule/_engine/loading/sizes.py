@@ -41,8 +41,8 @@ def measure(stage: Planner, reader: ShardReader, *, codecs: Codecs) -> Ids:
     """
     suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
     fields = reader.only(suffixes, codecs=codecs, check="never", on_error="raise")
-    if not callable(stage.size) and not hasattr(stage, "measure") and (told := fields.sizes()) is not None:
-        return told
+    if not callable(stage.size) and not hasattr(stage, "measure") and (sizes := fields.sizes()) is not None:
+        return sizes
     cache = _cache(stage, fields)
     if cache is not None and (known := _cached(cache, fields.n_samples)) is not None:
         return known

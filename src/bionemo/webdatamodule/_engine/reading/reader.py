@@ -260,7 +260,7 @@ class ShardReader:
         return dict(itertools.chain.from_iterable(found))  # the key has no codec
 
     def sizes(self) -> NDArray[np.int64] | None:
-        """Return the sizes of the only field by its length in bytes, where that tells; see :class:`.SizingCodec`.
+        """Return the sizes of the only field by its length in bytes, where :class:`.SizingCodec` allows it.
 
         Returns:
             int64 of shape ``(n,)``; ``None`` where the field has to be read, or reading it says what is wrong.
