@@ -705,7 +705,7 @@ def test_checksums_are_compared_when_asked(tmp_path, monkeypatch, check, expecte
     """Each sample once in a reader's life, each time, or not at all."""
     checked = []
     found = reader(write_set(tmp_path, tensors()), check=check)
-    monkeypatch.setattr(reader_module, "check_fields", lambda *_: checked.append(1))
+    monkeypatch.setattr(reader_module, "check_many", lambda places, _: checked.extend(places))
     found.read(np.arange(10))
     batch_of(found, np.arange(10))
     found.read(np.arange(10))

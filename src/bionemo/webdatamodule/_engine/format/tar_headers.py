@@ -10,10 +10,14 @@ import re
 import zlib
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
+import numpy as np
+
 from bionemo.webdatamodule.errors import CorruptShardError
 
 if TYPE_CHECKING:
     import mmap
+
+    from numpy.typing import NDArray
 
 Tar: TypeAlias = "mmap.mmap | bytes"
 
@@ -40,6 +44,7 @@ _REFUSED = {
     b"S": (_SPARSE, _WITHOUT_SPARSE),
 }
 _CHECKSUM = re.compile(rb"( *[0-7]+)(?:\x00 | \x00|[\x00 ])")
+_PLACES = (8 ** np.arange(6)[::-1]).astype(np.uint32)
 _RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
 
 
@@ -59,6 +64,23 @@ def check_header(header: bytes, position: int) -> None:
     summed = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
     if len(header) != BLOCK or (summed + 8 * 0x20 - 1 - stored) % 65521:
         fail(f"the header at byte {position} was changed: its checksum is wrong")
+
+
+def are_sound(headers: bytes) -> NDArray[np.bool_]:
+    """Say of header blocks whether their checksums are right and written in the usual way.
+
+    Args:
+        headers: The blocks, one behind the other.
+
+    Returns:
+        bool, one for each block; :func:`check_header` decides of those that are not.
+    """
+    table = np.frombuffer(headers, np.uint8).reshape(-1, BLOCK)
+    stored = table[:, 148:156]
+    usual = ((stored[:, :6] & 0xF8) == ord("0")).all(axis=1) & (stored[:, 6] == 0) & (stored[:, 7] == ord(" "))
+    summed = table.sum(axis=1, dtype=np.uint32) - stored.sum(axis=1, dtype=np.uint32) + 8 * 0x20
+    sound: NDArray[np.bool_] = usual & ((stored[:, :6] & 7) @ _PLACES == summed)
+    return sound
 
 
 def checksum(header: bytes, position: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
 from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
-from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, key_of
+from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, check_many, key_of
 from bionemo.webdatamodule._engine.reading.joined import join
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
@@ -420,8 +420,7 @@ class ShardReader:
         due = range(len(ids)) if self.check == "always" else np.flatnonzero(states[ids] != SOUND).tolist()
         if due:
             for side in places:
-                for number in due:
-                    check_fields(side[number], self._places.columns)
+                check_many([side[number] for number in due], self._places.columns)
             states[ids[due]] = SOUND
 
     def _is_sound(self, sample: int, places: Sequence[Place]) -> bool:
