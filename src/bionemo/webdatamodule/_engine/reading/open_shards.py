@@ -129,13 +129,16 @@ def open_shard(path: str, stamp: Stamp, index: ShardIndex, suffixes: Sequence[st
         CorruptShardError: If the archive has no end.
     """
     try:
-        with open(path, "rb") as file:
-            check_stamp(path, stamp, file.fileno())
-            data, own = mapped_file(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            check_stamp(path, stamp, descriptor)
+            data, own = mapped_file(descriptor)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise ChangedDataError(f"{path} is gone since the data were set up; start again", shard=path) from error
     shard = opened(path=path, place=path, data=data, file=own, index=index, suffixes=suffixes)
-    if any(data[-_END:]):
+    if data[-_END:].tobytes().strip(b"\0"):
         raise CorruptShardError(f"the end of the archive {path} is damaged; restore the shard", shard=path)
     return shard
 

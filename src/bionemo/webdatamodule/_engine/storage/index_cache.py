@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
-from bionemo.webdatamodule._engine.format.mapping import mapped
+from bionemo.webdatamodule._engine.format.mapping import mapped_path
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 
 _STAMP = struct.Struct("<8sqqq32x")  # magic, size and times of the tar; 64 bytes keep arrays aligned
@@ -83,8 +83,7 @@ def cached_index(path: str, stamp: Stamp) -> ShardIndex | None:
     since reading would not notice in all cases that it is of another one with the same size and modification time.
     """
     try:
-        with open(_index_path(path), "rb") as file:
-            data = mapped(file.fileno())
+        data = mapped_path(_index_path(path))
         *known, changed = _STAMP.unpack_from(data)
         if known != [_MAGIC, stamp.size, stamp.mtime_ns]:
             return None
@@ -137,9 +136,12 @@ def is_within(index: ShardIndex, tar_bytes: int) -> bool:
     """Return whether everything an index points to lies inside a tar of this size."""
     if index.tar_bytes != tar_bytes or not len(index.headers):
         return False
-    inside = (index.sizes >= 0).all() and (index.offsets >= -1).all() and (index.offsets <= tar_bytes).all()
-    inside = inside and (index.sizes <= tar_bytes - index.offsets).all()  # a sum could overflow
-    return bool(inside and index.headers.min() >= 0 and index.headers.max() < tar_bytes)
+    sizes, offsets, headers = index.sizes, index.offsets, index.headers
+    if not sizes.size:
+        return bool(headers.min() >= 0 and headers.max() < tar_bytes)
+    inside = sizes.min() >= 0 and offsets.min() >= -1 and offsets.max() <= tar_bytes
+    inside = inside and (sizes <= tar_bytes - offsets).all()  # a sum could overflow
+    return bool(inside and headers.min() >= 0 and headers.max() < tar_bytes)
 
 
 def _index_path(path: str) -> str:

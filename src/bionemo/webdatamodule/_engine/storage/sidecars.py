@@ -11,7 +11,7 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index, index_name
-from bionemo.webdatamodule._engine.format.mapping import mapped
+from bionemo.webdatamodule._engine.format.mapping import mapped_path
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, store_index
 from bionemo.webdatamodule.errors import CorruptShardError
@@ -41,8 +41,7 @@ def listed_index(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
 def _sidecar(path: str, entry: ShardEntry) -> ShardIndex | None:
     """Return the index beside a shard, if it is the one that the manifest knows."""
     try:
-        with open(index_name(path), "rb") as file:
-            data = mapped(file.fileno())
+        data = mapped_path(index_name(path))
     except (OSError, ValueError):  # missing, not readable, or empty
         return None
     return ShardIndex.from_buffer(data) if hashlib.sha256(data).hexdigest() == entry.index_sha256 else None
