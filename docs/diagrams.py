@@ -1,4 +1,4 @@
-# ruff: noqa: INP001 - scripts of the documentation are no package
+# ruff: noqa: INP001 - scripts of the documentation are not a package
 """Diagrams of boxes in rows, as SVG made from text.
 
 Each line is a row: a label, a colon, and boxes with ``>`` between them. The text can be read as it is, too::

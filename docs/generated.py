@@ -1,4 +1,4 @@
-# ruff: noqa: INP001 - scripts of the documentation are no package
+# ruff: noqa: INP001 - scripts of the documentation are not a package
 """Writes the parts of the documentation that are made from the code, in place: ``python docs/generated.py``.
 
 A page says by comments where they go::

@@ -1,4 +1,4 @@
-# ruff: noqa: INP001 - scripts of the documentation are no package
+# ruff: noqa: INP001 - scripts of the documentation are not a package
 """What mkdocs does beyond its own: pages from outside this directory, and diagrams as SVG."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = posixpath.normpath(posixpath.join(here, target))
         site = outside().get(path) or ("index.md" if path == "README.md" else path.removeprefix("docs/"))
         if not site.endswith(".md") or (not path.startswith("docs/") and path not in {*outside(), "README.md"}):
-            return match["text"]  # a file of the repository that is no page
+            return match["text"]  # a file of the repository that is not a page
         found = posixpath.relpath(site, posixpath.dirname(page.file.src_uri) or ".")
         return f"[{match['text']}]({found}{'#' + anchor if anchor else ''})"
 

@@ -147,7 +147,7 @@ def test_the_share_of_each_epoch_is_logged_at_its_end(tmp_path, clock):
     ("wait", "said"),
     [
         (1.0, "waited for data 50 % of its time; more num_workers or fewer stages would make it faster"),
-        (0.01, "waited for data 1 % of its time; nothing is to be gained there"),
+        (0.01, "waited for data 1 % of its time; faster loading would gain nothing"),
     ],
 )
 def test_a_line_of_each_epoch_says_whether_it_waited(tmp_path, caplog, clock, wait, said):

@@ -75,7 +75,7 @@ def test_wheels_say_what_they_are(project, wheel):
 
 
 def test_the_cores_wheel_holds_data_and_templates(tmp_path):
-    """What is no Python is there too: the demo's cells, and the files of a new plugin. `bionemo` is a namespace."""
+    """What is not a Python is there too: the demo's cells, and the files of a new plugin. `bionemo` is a namespace."""
     names = names_in(next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])))
 
     assert "bionemo/webdatamodule/data/pbmc68k_reduced.npz" in names

@@ -54,11 +54,11 @@ def test_a_key_that_can_be_written_is_read_back_by_everybody(key):
         ("a\nb", "tar readers cannot handle"),
         ("a\0b", "tar readers cannot handle"),
         ("__meta__/a", "webdataset skips"),
-        ("\ud800", "no text"),
+        ("\ud800", "not text"),
         ("a" * (LONGEST_KEY + 1), "the longest key has 65536"),
         ("日" * LONGEST_KEY, "has 196608 bytes"),
-        (7, "no string but int"),
-        (b"a", "no string but bytes"),
+        (7, "not a string but int"),
+        (b"a", "not a string but bytes"),
     ],
 )
 def test_bad_keys_are_named(key, reason):

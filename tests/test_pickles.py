@@ -262,7 +262,7 @@ def report(tmp_path_factory):
 
 
 def test_the_gadgets_work_where_nobody_refuses(tmp_path):
-    """The canary is no dead bird: the stock unpickler runs it."""
+    """The canary is not a dead bird: the stock unpickler runs it."""
     canary = tmp_path / "canary"
     assert pickle.loads(hostile.gadgets(str(canary))["os.system"]) == 0
     assert canary.exists()

@@ -66,7 +66,7 @@ BROKEN = {
     "import raises": ("raise RuntimeError('no licence')", "plugin_of_acme_broken.py:1); disable it with WEBDATAMOD"),
     "misspelt hook": (
         "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_writer(): return ()",
-        "it implements webdatamodule_writer, which is no hook of this version; did you mean webdatamodule_writers?",
+        "it implements webdatamodule_writer, which is not a hook of this version; did you mean webdatamodule_writers?",
     ),
     "argument with a default": (
         "from bionemo.webdatamodule import hookimpl\n@hookimpl\ndef webdatamodule_stages(config=None): return ()",
@@ -145,7 +145,7 @@ def test_a_second_plugin_of_one_name_is_left_out(install):
 
 
 def test_two_plugins_with_one_component_clash_when_it_is_asked_for(install):
-    """A clash is no error until the name is used; then both plugins are named."""
+    """A clash is not an error until the name is used; then both plugins are named."""
     install("acme-one", GOOD.format(component="same"), name="acme-1")
     install("acme-two", GOOD.format(component="same"), name="acme-2")
     found = Plugins()

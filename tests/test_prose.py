@@ -17,7 +17,7 @@ def _findings(text):
 
 
 def test_the_words_of_the_style_guide_are_found_in_prose_and_in_names():
-    """Each line is reported with the word; a file's ``tell()`` and a user of the system are no prose."""
+    """Each line is reported with the word; a file's ``tell()`` and a user of the system are not prose."""
     text = "Mend it.\n_told = stream.tell()\nos.path.expanduser('~nobody')\nThe value is had by it, and amended.\n"
     assert _findings(text) == [(1, "Mend"), (2, "told"), (4, "is had")]
 

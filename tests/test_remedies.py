@@ -334,7 +334,7 @@ ROWS = {
         ],
         20,
     ),
-    "a class that is no number": (
+    "a class that is not a number": (
         {"pipeline_prebatch_wld": Use("weighted", by="ratio.pyd", collate="list")},
         [
             (

@@ -28,6 +28,6 @@ def test_names_of_splits_are_taken_for_splits():
     ],
 )
 def test_wrong_mappings_are_refused(given, message):
-    """What is no mapping from splits is named with its argument."""
+    """What is not a mapping from splits is named with its argument."""
     with pytest.raises(ConfigError, match=message):
         by_split("n", given)

@@ -123,5 +123,5 @@ def test_a_string_that_is_no_key_is_not_decoded(key):
 
 def test_decoding_says_what_is_no_key():
     """The error shows the string."""
-    with pytest.raises(DecodeError, match=r"'a\.b' is no key of the encoder 'escaped'"):
+    with pytest.raises(DecodeError, match=r"'a\.b' is not a key of the encoder 'escaped'"):
         decode_escaped("a.b")

@@ -171,7 +171,7 @@ def test_a_pipeline_is_a_stage_or_several_of_any_form():
     ("given", "message"),
     [
         (3, r"pipeline_wds\[train\] is a stage or a list of stages, not int"),
-        ([3], r"pipeline_wds\[train\] holds 3, which is no stage"),
+        ([3], r"pipeline_wds\[train\] holds 3, which is not a stage"),
         (["untupel"], "did you mean 'untuple'"),
     ],
 )

@@ -117,7 +117,7 @@ def test_people_get_a_table(shards, capsys):
         (["--stage", "json:no_such_function"], "--stage json:no_such_function cannot be imported"),
         (["--stage", "shuffle:size=4,4"], "size is a whole number, not '4,4'"),
         (["--stage", "shuffle:size=0"], "size"),
-        (["--stage", "{shuffle}"], "--stage {shuffle} is no JSON"),
+        (["--stage", "{shuffle}"], "--stage {shuffle} is not JSON"),
         (["--batch-size", "0"], "argument --batch-size: 0 is less than 1"),
         (["--workers", "-1"], "argument --workers: -1 is less than 0"),
         (["--training", "-1"], "argument --training: -1 is not above 0"),

@@ -143,9 +143,9 @@ def test_ordinary_file_systems_are_fine(kind):
 
 def test_data_that_cannot_be_opened_are_a_problem():
     """With the reader's own message."""
-    ((level, said),) = judged(data=[DataSet(directory="/data", prefix="p", problem="/data is no directory")])
+    ((level, said),) = judged(data=[DataSet(directory="/data", prefix="p", problem="/data is not a directory")])
     assert "problem" == level
-    assert "/data is no directory" in said
+    assert "/data is not a directory" in said
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_builds_of_torch_are_compared_with_gpus(gpus, environment, expected):
         ({"WORLD_SIZE": "2"}, ["WORLD_SIZE is set and RANK is not"]),
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}, ["RANK is 2 and WORLD_SIZE is 2"]),
         ({"RANK": "0", "WORLD_SIZE": "2"}, ["MASTER_ADDR is not set"]),
-        ({"RANK": "one", "WORLD_SIZE": "1"}, ["RANK is 'one', which is no number"]),
+        ({"RANK": "one", "WORLD_SIZE": "1"}, ["RANK is 'one', which is not a number"]),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "SLURM_NTASKS": "8"},
             ["WORLD_SIZE is 2 and SLURM_NTASKS is 8"],
@@ -382,7 +382,7 @@ def test_the_command_prints_json(fake, tmp_path, capsys):
     assert ["machine", "trial", "data", "findings"] == list(told)
     assert (1024, 8192) == (told["machine"]["limits"]["open_files"], told["machine"]["limits"]["open_files_hard"])
     assert told["trial"]["problem"] is None
-    assert "is no directory" in told["data"][0]["problem"]
+    assert "is not a directory" in told["data"][0]["problem"]
     assert {"level", "what", "do"} == set(told["findings"][0])
 
 

@@ -75,7 +75,7 @@ def test_a_manifest_is_replaced_only_when_asked(foreign, capsys):
 
 def test_what_cannot_be_adopted_is_left_alone(foreign):
     """Damage, no shards and a conversion at work are errors, and no manifest appears."""
-    with pytest.raises(NoShardsError, match="no local directory"):
+    with pytest.raises(NoShardsError, match="not a local directory"):
         adopt(str(foreign / "nowhere"), "wdshards")
     with pytest.raises(NoShardsError, match="It has wdshards"):
         adopt(str(foreign), "other")

@@ -190,7 +190,7 @@ def test_keys_that_are_no_text_can_be_printed(fails, monkeypatch):
 
 
 def test_code_that_ends_the_program_is_an_error(fails, capsys):
-    """A plugin's `sys.exit()` is no success: nothing was done."""
+    """A plugin's `sys.exit()` is not a success: nothing was done."""
     assert 2 == fails(throwing(SystemExit(0)))
     assert "code of a plugin, or of another package, ended the program: SystemExit(0)" in capsys.readouterr().err
 

@@ -58,7 +58,7 @@ def test_the_plan_of_a_run_is_printed(shards, capsys):
     assert "optimizer steps   2, accumulating 4" in printed
     assert ["0", "6", "16", "3", "2"] == next(line for line in printed if line.startswith("0 ")).split()[:5]
     assert ["2", "6", "10", "2", "1"] == next(line for line in printed if line.startswith("2 ")).split()[:5]
-    assert "note: 8 is no multiple of 3 ranks: shares differ by one sample" in printed
+    assert "note: 8 is not a multiple of 3 ranks: shares differ by one sample" in printed
     assert "note: the last optimizer step of an epoch has 2 of 4 batches" in printed
 
 
@@ -283,7 +283,7 @@ def test_notes_say_what_may_surprise():
         "5 of 8 workers of each rank have nothing to do",
         "1 samples at the end of each epoch are dropped, others in each",
         "the last batch takes 11 samples of the next epoch's order, where they come again",
-        "3 is no multiple of 2 ranks: shares differ by one sample",
+        "3 is not a multiple of 2 ranks: shares differ by one sample",
         (
             "with fewer than two samples a rank and batch the last batch depends on the number of ranks; "
             "from a global batch of 4 on it does not"

@@ -147,7 +147,7 @@ def test_the_plan_of_a_topology_is_shown_when_asked_for(written, report):
     assert 0 == code
     assert "3 ranks with 2 workers each, in global batches of 8 samples. An epoch has 8 steps" in text
     assert "rank batches samples in a batch in the last 0 8 22 3 2 1 8 22 3 2 2 8 16 2 2" in text
-    assert "8 is no multiple of 3 ranks: shares differ by one sample" in text
+    assert "8 is not a multiple of 3 ranks: shares differ by one sample" in text
 
 
 def test_a_plan_that_cannot_be_done_is_a_finding(written, report):

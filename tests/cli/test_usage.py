@@ -125,7 +125,7 @@ def test_values_of_the_wrong_type(made, monkeypatch, capsys, line, message):
             "--split train= gives no samples; write a part such as train=0.8, names, or @FILE",
         ),
         (f"{SOURCE} --split train=@nowhere", "the list of names nowhere cannot be read"),
-        (f"{SOURCE} --split train=@file", "the list of names file is no UTF-8"),
+        (f"{SOURCE} --split train=@file", "the list of names file is not UTF-8"),
     ],
 )
 def test_convert_reports_options_as_they_are_typed(made, monkeypatch, capsys, words, message):

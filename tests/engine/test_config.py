@@ -28,7 +28,7 @@ def test_suffixes_are_one_or_several():
 
 @pytest.mark.parametrize("given", ["", [], [""], [3], 3, None, ["a", "a"]])
 def test_wrong_suffixes_are_refused(given):
-    """No suffix, an empty one, one twice, or one that is no text."""
+    """No suffix, an empty one, one twice, or one that is not text."""
     with pytest.raises(ConfigError, match=r"^s "):
         suffix_tuple("s", given)
 
@@ -74,7 +74,7 @@ def test_a_split_has_one_directory_or_a_mixture():
     ],
 )
 def test_wrong_directories_are_refused(given):
-    """What is no directory and no mixture is named."""
+    """What is not a directory and no mixture is named."""
     with pytest.raises(ConfigError, match=r"^dirs "):
         sources("dirs", given)
 

@@ -170,7 +170,7 @@ def gadgets(canary):
 
 
 def nested(canary):
-    """Streams whose code is inside bytes that are no legacy storage at all."""
+    """Streams whose code is inside bytes that are not legacy storage at all."""
     system = P + name("os", "system") + value((f"touch {canary}",)) + b"R."
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as made:
@@ -331,7 +331,7 @@ def states():
         "storage, negative": tensor(storage(numel=-1), 0, (1,), (1,)),
         "storage, two sizes": tensor(storage()[:-24] + struct.pack("<q", 3) + bytes(16), 0, (1,), (1,)),
         "storage, other key": tensor(storage(again=b"2"), 0, (1,), (1,)),
-        "storage, on a device that is no text": tensor(storage(location=3), 0, (1,), (1,)),
+        "storage, on a device that is not text": tensor(storage(location=3), 0, (1,), (1,)),
         "storage, a view": tensor(storage(view=("1", 0, 4)), 0, (1,), (1,)),
         "storage, big-endian": tensor(storage(little_endian=False), 0, (1,), (1,)),
         "storage, cut": tensor(storage()[:100], 0, (1,), (1,)),
@@ -616,7 +616,7 @@ def torch_files():
         "compressed": packed.getvalue(),
         "members in one place": overlapping.getvalue(),
         "a member that ends behind the file": beyond.replace(struct.pack("<LL", 16, 16), b"\0\0\0\x40" * 2),
-        "a member that is no member": beyond[:100] + beyond[100:].replace(b"PK\x03\x04", b"PK\x03\x05"),
+        "a member that is not a member": beyond[:100] + beyond[100:].replace(b"PK\x03\x04", b"PK\x03\x05"),
         "a storage that is not there": torch_zip(plain),
         "no pickle": torch_zip(plain).replace(b"data.pkl", b"data.plk"),
         "something behind the pickle": torch_zip(plain + b"x", four),

@@ -88,7 +88,7 @@ def test_a_run_goes_on_twice(tmp_path, make_data, make_trainer, recorder, whole)
 
 @pytest.mark.parametrize("workers", [(0, 2), (2, 0), (2, 1)])
 def test_a_run_goes_on_with_other_workers(tmp_path, make_data, make_trainer, recorder, whole, workers):
-    """The number of workers is no part of the state; what workers had fetched ahead is not lost."""
+    """The number of workers is not a part of the state; what workers had fetched ahead is not lost."""
     before, after = workers
     path = tmp_path / "some.ckpt"
     saving = make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)])

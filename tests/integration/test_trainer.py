@@ -381,7 +381,7 @@ def test_wrong_use_is_answered_in_one_sentence(tmp_path, shards, call, error, me
 
 
 def test_data_can_be_pinned_to_a_digest(tmp_path, shards):
-    """`expect` takes what `info` prints; other data are refused, and what is no digest is said at once."""
+    """`expect` takes what `info` prints; other data are refused, and what is not a digest is said at once."""
     digest = read_manifest(f"{shards}val", "wdshards").digest
 
     def data(expect, directory=f"{shards}val"):
@@ -391,7 +391,7 @@ def test_data_can_be_pinned_to_a_digest(tmp_path, shards):
     data([digest, digest], [f"{shards}val"] * 2).setup("validate")
     with pytest.raises(ChangedDataError, match="holds other data than expected"):
         data("0" * 64).setup("validate")
-    with pytest.raises(ConfigError, match="holds '12', which is no digest"):
+    with pytest.raises(ConfigError, match="holds '12', which is not a digest"):
         data("12")
     with pytest.raises(ConfigError, match="holds 1 digests for 2 directories"):
         data(digest, [f"{shards}val"] * 2)

@@ -98,7 +98,7 @@ def test_batches_of_a_stage_of_ones_own_are_noticed(base, order):
 
 @pytest.mark.parametrize("order", ["global", "shards"])
 def test_samples_made_of_several_are_joined(base, order):
-    """Pairs are no batches."""
+    """Pairs are not batches."""
     one, other = batches(base, pairs, order=order)[0]
 
     assert ((2, 3) if order == "global" else (4, 3)) == tuple(one.shape) == tuple(other.shape)

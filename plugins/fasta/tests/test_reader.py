@@ -157,7 +157,7 @@ def test_reads_without_a_mate_are_refused(write):
         list(FastaReader(paths=one, mates=two)(["a", "b"]))
     with pytest.raises(InputError, match=r"records 1 and 2, 'a/1' and 'b/1', are not the two reads of one pair"):
         FastaReader(paths=one, interleaved=True).names()
-    with pytest.raises(InputError, match=r"1 reads are no pairs; the last is 'a/2'"):
+    with pytest.raises(InputError, match=r"1 reads are not pairs; the last is 'a/2'"):
         FastaReader(paths=two, interleaved=True).names()
 
 

@@ -139,7 +139,7 @@ def test_wrong_options_are_refused_at_once(options, message):
 
 
 def test_the_stage_pickles_and_is_lazy():
-    """Workers get a copy, and an endless stream is no problem."""
+    """Workers get a copy, and an endless stream is not a problem."""
 
     def endless():
         while True:

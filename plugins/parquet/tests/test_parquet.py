@@ -144,7 +144,7 @@ def test_wrong_columns_and_suffixes_are_errors(tmp_path):
 
 
 def test_keys_must_be_unique_and_present(tmp_path):
-    """A key twice, a null key and a key that is no name are errors, when listed and when read."""
+    """A key twice, a null key and a key that is not a name are errors, when listed and when read."""
     twice = write(tmp_path / "twice.parquet", {"id": ["a", "b", "a"], "x": [1, 2, 3]}, row_group_size=2)
     null = write(tmp_path / "null.parquet", {"id": ["a", None], "x": [1, 2]})
     real = write(tmp_path / "real.parquet", {"id": [0.5], "x": [1]})
@@ -187,7 +187,7 @@ def test_files_directories_globs_and_lists(tmp_path):
     assert ["one/000000000", "two/000000000"] == names([one, f"{tmp_path}/deep/t*.parquet"])
     with pytest.raises(InputError, match="would both name their rows 'one'"):
         names([one, one])
-    with pytest.raises(InputError, match=r"no Parquet file, no directory with any, and no glob of any"):
+    with pytest.raises(InputError, match=r"not a Parquet file, no directory with any, and no glob of any"):
         names(f"{tmp_path}/none-*.parquet")
 
 
@@ -236,7 +236,7 @@ def test_damaged_files_are_named(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
-    with pytest.raises(InputError, match=r"no readable Parquet file.*file=.*no\.parquet"):
+    with pytest.raises(InputError, match=r"not a readable Parquet file.*file=.*no\.parquet"):
         ParquetReader(paths=str(tmp_path / "no.parquet")).names()
     with pytest.raises(InputError, match=r"row group 0 cannot be read.*file=.*t\.parquet"):
         list(ParquetReader(paths=str(path))(["t/000000000"]))

@@ -8,11 +8,11 @@ The files of this folder are the public interface. Where to make a change:
 |---|---|
 | the data modules' arguments | ``datamodule`` |
 | which sample goes to which split | ``splits`` |
-| what plugins may register, and what their objects have to do | ``components``, ``hookspecs`` |
+| what plugins register, and the protocols of their objects | ``components``, ``hookspecs`` |
 | how plugins are found, checked, disabled and looked up | ``plugins`` |
-| whole batches without samples in between | ``columns`` |
-| what a running stage, codec or loader may ask | ``context`` |
-| plans of an epoch made by a stage | ``planning`` |
+| batches made from columns, without samples | ``columns`` |
+| place, random numbers and worker of running code | ``context`` |
+| epoch plans of planner stages | ``planning`` |
 | what plugins share: checks of options, keys and suffixes, listing of folders | ``options``, ``names``, ``files`` |
 | reading and writing pickles by hand | ``pickles`` |
 | callbacks for a ``Trainer`` | ``callbacks`` |
@@ -23,13 +23,13 @@ The files of this folder are the public interface. Where to make a change:
 | URLs, downloads, caches, locks | ``_engine/storage`` |
 | conversion: names to published shards | ``_engine/writing`` |
 | decoding of samples, damage, skipping, verification | ``_engine/reading`` |
-| which sample comes when, on which rank | ``_engine/sampling`` |
+| the sample of each step and rank | ``_engine/sampling`` |
 | datasets, loaders, epochs, resume | ``_engine/loading`` |
 | a command | ``_cli`` |
-| what the tests of plugins check | ``testing`` |
+| the conformance kit | ``testing`` |
 
-``builtins`` and ``testing`` use only the public files, as any plugin does; ``_engine`` uses no builtin.
-A room of ``_engine`` uses the rooms above it in this table; ``sampling`` uses none.
+``builtins`` and ``testing`` import only public modules, as plugins do; ``_engine`` imports nothing of ``builtins``.
+A folder of ``_engine`` imports only folders above it in this table; ``sampling`` imports none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much of a training run is spent waiting for data: a Lightning callback that measures and logs it."""
+"""A Lightning callback that measures how long training waits for data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DataWaitMonitor", "resume_callbacks"]
 
 _FETCH = ".train_dataloader_next"  # how Lightning's profilers call the wait for the next batch
-_MUCH = 0.1  # of the time; beyond it the run would gain by more workers
+_MUCH = 0.1  # of the time; above it, faster loading would speed up the run
 
 
 _NAMES = {
@@ -30,10 +30,10 @@ _NAMES = {
 
 
 def resume_callbacks() -> list[L.Callback]:
-    """Return the callbacks that make resume exact and leave receipts; Lightning asks for them by an entry point.
+    """Return the callbacks for exact resume and receipts. Lightning calls this through an entry point.
 
-    Every ``Trainer`` gets them. They do something only where a loader of this package is used: passed to ``fit`` by a
-    data module, by itself, or in a ``CombinedLoader``.
+    Every ``Trainer`` gets them. They act only on loaders of this package, which are passed to ``fit`` by a data module,
+    directly, or in a ``CombinedLoader``.
     """
     from bionemo.webdatamodule._engine.loading.receipts import ReceiptCallback
     from bionemo.webdatamodule._engine.loading.resume import ResumeCallback
@@ -42,34 +42,34 @@ def resume_callbacks() -> list[L.Callback]:
 
 
 class _Quiet(list[L.Callback]):
-    """A list that counts as false, of which Lightning does not log that it adds its callbacks to every Trainer."""
+    """A list that is false, so that Lightning does not log that it adds these callbacks."""
 
     def __bool__(self) -> bool:
         return False
 
 
 class DataWaitMonitor(L.Callback):
-    """Log which share of each training step, and of each epoch, was spent waiting for batches, from 0 to 1.
+    """Log the share of each training step, and of each epoch, that was spent waiting for batches, from 0 to 1.
 
-    Near 0 the model is the bottleneck and nothing is to be gained on the data's side.
-    A share of one half says that the run would be twice as fast with data at hand. At the end of each epoch a line of
-    the log says what it waited for: the store, decoding, a stage, the transport from workers or their start; and the
-    one setting to change. For this, workers measure the work on some batches, in shards order on some samples.
+    Near 0, the model is the bottleneck. At 0.5, the run would be twice as fast with instant data.
+    At the end of each epoch, the log says what it waited for (the store, decoding, a stage, the transport from
+    workers, or their start) and which setting to change. For this, workers of loaders in global order measure some
+    of their batches.
 
-    The share of a step is the time that the ``Trainer`` waited for the batch over the time from there to the
-    end of the step; validation, checkpoints and other callbacks do not count.
-    Workers hand over several batches at a time, so single steps wait long or not at all; the share of the epoch,
-    logged at its end as the mean over ranks, is the reliable figure.
-    It works with any loader, and changes neither results nor random numbers.
+    The share of a step is the time spent waiting for the batch, divided by the time until the end of the step;
+    validation, checkpoints and other callbacks do not count.
+    Workers send several batches at a time, so single steps wait long or not at all. The share of the epoch, logged as
+    the mean over ranks, is the reliable figure.
+    The callback works with any loader, and changes neither results nor random numbers.
 
     Args:
-        name: What the value of each step is logged as; that of the epoch has ``_epoch`` behind it.
-        prog_bar: Whether the progress bar shows that of each step.
+        name: Name of the logged value of each step; that of the epoch is ``f"{name}_epoch"``.
+        prog_bar: Whether the progress bar shows the value of each step.
 
     Attributes:
         waited: Seconds spent waiting in the current epoch, or the last one.
         total: Seconds of its steps, waiting included.
-        verdict: What was logged of the last epoch.
+        verdict: The logged verdict on the last epoch.
 
     Example:
         ```python
@@ -95,7 +95,7 @@ class DataWaitMonitor(L.Callback):
         return self.waited / self.total if self.total else 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002 - Lightning's
-        """Listen to what the trainer reports to its profiler, and let workers measure what they do."""
+        """Observe the calls of the trainer's profiler, and let workers measure their work."""
         for loader in _loaders(trainer):
             loader.measure()
         self._profiler = profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it in a function
@@ -146,7 +146,7 @@ class DataWaitMonitor(L.Callback):
     def _judged(self, trainer: L.Trainer) -> str:
         """Return what the epoch waited for, and the setting to change."""
         if self.share <= _MUCH:
-            return "; nothing is to be gained there"
+            return "; faster loading would gain nothing"
         measured = [loader for loader in _loaders(trainer) if loader.work.measured]
         if not measured:
             return "; more num_workers or fewer stages would make it faster"
@@ -168,11 +168,11 @@ class DataWaitMonitor(L.Callback):
         return f", {share:.0%} of that for {name}; change {setting}"
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Leave the profiler as it was."""
+        """Restore the profiler."""
         self._stop_listening()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Leave the profiler as it was; Lightning calls no ``teardown`` then."""
+        """Restore the profiler; Lightning does not call ``teardown`` then."""
         self._stop_listening()
 
     def _stop_listening(self) -> None:

@@ -1,18 +1,18 @@
-"""The columnar form: fields of many samples that become a batch without a sample in between.
+"""The columnar form: fields of many samples that become a batch without single samples.
 
-A codec gives a :class:`Column` for the bytes of one field of many samples.
-Stages that have ``columns(fields)`` pass columns on or make a batch of them.
+A codec returns a :class:`Column` for the bytes of one field of many samples.
+Stages with ``columns(fields)`` return columns or a batch.
 ``fields`` has the structure of a sample, with a column for each value:
 
 ```text
 a sample                      its fields
-(a, b)                        (Column, Column)        what the first stage gets
+(a, b)                        (Column, Column)        for the first stage
 a                             Column                  after ``untuple``
 {"x": a, "y": b}              {"x": Column, "y": Column}    after ``named``
 ```
 
-From the first stage on that has no ``columns``, or whose ``columns`` returns ``NotImplemented``,
-samples are made and every stage is called with an iterator of them.
+From the first stage without ``columns``, or whose ``columns`` returns ``NotImplemented``, stages are called with an
+iterator of samples.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 @runtime_checkable
 class Column(Protocol):
-    """One field of several samples, in their order, not decoded yet.
+    """One field of several samples, in their order, before decoding.
 
     A column may also have ``__getitem__(slice) -> Column``, see :class:`SliceableColumn`.
-    Any method may raise what the codec raises for a field that cannot be decoded. The engine then decodes the
-    fields one by one and names the sample.
+    Any method may raise the codec's error for a field that cannot be decoded. The engine then decodes the fields one by
+    one to name the sample.
     """
 
     def __len__(self) -> int:
@@ -42,19 +42,19 @@ class Column(Protocol):
         ...
 
     def stack(self) -> Any:
-        """Return the batch that :func:`torch.utils.data.default_collate` makes of the values."""
+        """Return the batch of :func:`torch.utils.data.default_collate` for the values."""
         ...
 
     def pad(self) -> Any:
-        """Return the same after filling tensors with zeros to the longest in the batch, see :func:`pad_values`."""
+        """Return the batch after padding tensors with zeros to the longest, see :func:`pad_values`."""
         ...
 
 
 @runtime_checkable
 class SliceableColumn(Column, Protocol):
-    """A column that gives part of itself.
+    """A column that can be sliced.
 
-    The engine then asks a codec once for the fields of several batches, and slices.
+    The engine then decodes the fields of several batches together, and slices.
     """
 
     def __getitem__(self, where: slice, /) -> Column:
@@ -68,10 +68,10 @@ Fields: TypeAlias = "Column | tuple[Column, ...] | dict[str, Column]"
 
 @dataclass(frozen=True)
 class ValueColumn:
-    """A column of values that are decoded already, or decoded one by one.
+    """A column of decoded values, or of fields that are decoded one by one.
 
     Attributes:
-        fields: The values, or what ``decode`` makes values of.
+        fields: The values, or the arguments of ``decode``.
         decode: Returns the value of one field; ``None`` where ``fields`` are the values.
     """
 

@@ -1,7 +1,7 @@
-"""What plugins register and what users name: records, and the protocols of the objects that they make.
+"""The records that plugins register, and the protocols of the objects that their factories return.
 
 A plugin yields a record such as :class:`Stage`. Its factory takes the user's options as keywords and returns the
-working object, which follows the protocol that the record names. What a protocol calls optional may be left out.
+working object, which follows the protocol that the record names. Members that a protocol calls optional may be missing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """Something that a plugin offers under a name.
+    """A named factory that a plugin registers.
 
     Attributes:
-        name: What users write: lower-case letters, digits, dashes and underscores.
+        name: The name that users write: lower-case letters, digits, dashes and underscores.
         summary: One line of help, for listings.
         factory: Takes the user's options as keywords and returns the working object.
         override: Replace the default component of this kind and name.
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
     """One sample as a writer reads it from its source.
 
     Attributes:
-        name: The sample's name in the source. The key encoder makes the ``__key__`` of it.
+        name: The sample's name in the source. The key encoder derives the ``__key__`` from it.
         files: The bytes of each field, by suffix, such as ``{"tensor.pyd": b"..."}``.
     """
 
@@ -57,11 +57,11 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class SampleReader(Protocol):
-    """What a :class:`Writer` makes: reads samples from a source.
+    """The object of a :class:`Writer`, which reads samples from a source.
 
-    It must pickle, so that one shard is one task for any executor. Optional:
+    It must pickle, because each shard is a task of an executor. Optional:
 
-    * ``names() -> Sequence[str]``: the names of all samples, where the source can list itself;
+    * ``names() -> Sequence[str]``: the names of all samples, if the source can list them;
     * ``fingerprints(names: Sequence[str]) -> Sequence[str]``: a short string for each sample that changes when the
       sample changes, found without reading it (for files: size and modification time); ``""`` for a missing sample;
     * ``codecs: Mapping[str, str]``: the codec of each suffix whose extension does not name it. It is recorded in the
@@ -79,10 +79,7 @@ class SampleReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Writer(Component):
-    """A source format: ``factory(**options)`` returns a :class:`SampleReader`.
-
-    The plugin only reads its format; the core writes the tars.
-    """
+    """A source format: ``factory(**options)`` returns a :class:`SampleReader`. The core writes the tars."""
 
     factory: Callable[..., SampleReader]
 
@@ -102,9 +99,9 @@ class KeyEncoder(Component):
 
 @runtime_checkable
 class FieldCodec(Protocol):
-    """What a :class:`Codec` makes: decodes the fields of one suffix.
+    """The object of a :class:`Codec`, which decodes the fields of a suffix.
 
-    It must pickle, since worker processes get one. Optional:
+    It must pickle, because it is sent to worker processes. Optional:
 
     * ``column(views: Sequence[memoryview]) -> Column``: see :class:`ColumnCodec`;
     * ``encode(value: Any) -> bytes``: see :class:`EncodingCodec`;
@@ -113,7 +110,7 @@ class FieldCodec(Protocol):
     """
 
     def decode(self, view: memoryview) -> Any:
-        """Return the value of one field. It owns its memory: the view ends with the call."""
+        """Return the value of one field, which owns its memory: the view is invalid after the call."""
         ...
 
 
@@ -128,16 +125,16 @@ class ColumnCodec(FieldCodec, Protocol):
 
 @runtime_checkable
 class EncodingCodec(FieldCodec, Protocol):
-    """A codec that also writes."""
+    """A codec that also encodes."""
 
     def encode(self, value: Any) -> bytes:
-        """Return bytes of which ``decode`` makes an equal value."""
+        """Return bytes that ``decode`` turns into an equal value."""
         ...
 
 
 @runtime_checkable
 class RecodingCodec(FieldCodec, Protocol):
-    """A codec that brings the fields of a source into its canonical form at conversion."""
+    """A codec that rewrites the fields of a source in canonical form at conversion."""
 
     def recode(self, data: bytes) -> bytes | Sequence[bytes | memoryview]:
         """Return other bytes of the same value; the same bytes for every equal input.
@@ -177,10 +174,10 @@ class Codec(Component):
     which a codec that could run code has to follow.
 
     Attributes:
-        suffixes: What it decodes: extensions such as ``"npy"``, or whole suffixes such as ``"image.npy"``, which go
-            first. Letter case does not matter.
-        wraps: Whether it is a form around another codec, as gzip is: the factory then takes ``inner``, the codec of
-            the suffix without its last extension.
+        suffixes: The extensions that it decodes, such as ``"npy"``, or whole suffixes such as ``"image.npy"``, which
+            take precedence. Letter case is ignored.
+        wraps: Whether it wraps another codec, as gzip does. The factory then takes ``inner``, the codec of the suffix
+            without its last extension.
     """
 
     factory: Callable[..., FieldCodec]
@@ -193,26 +190,26 @@ class Codec(Component):
 
 @runtime_checkable
 class StageFunction(Protocol):
-    """What a :class:`Stage` makes: a function from an iterator of samples to an iterator of samples or batches.
+    """The object of a :class:`Stage`: a function from an iterator of samples to an iterator of samples or batches.
 
-    Random numbers come from :mod:`bionemo.webdatamodule.context`, so that a run repeats and resumes. Optional:
+    Random numbers come from :mod:`bionemo.webdatamodule.context`, so that a run is reproducible and resumes. Optional:
 
     * ``anywhere: bool``: true for a pure function of the share, a rank's part of a global batch. A worker process may
-      then run the stage although it stands behind the loader;
-    * ``makes_batches: bool``: true where it joins samples into batches, false where it takes batches apart. What
-      ``pipeline_wds`` has batched is passed on as it is, unless ``pipeline_prebatch_wld`` says otherwise;
+      then run the stage, even in ``pipeline_prebatch_wld``;
+    * ``makes_batches: bool``: true if it joins samples into batches, false if it splits batches. Batches made in
+      ``pipeline_wds`` are passed on, unless ``pipeline_prebatch_wld`` is given;
     * ``columns(fields: Fields) -> Fields | Any``: see :class:`ColumnStage`;
     * ``size`` and ``plan(sizes, request)``: see :class:`Planner`.
     """
 
     def __call__(self, samples: Iterator[Any], /) -> Iterable[Any]:
-        """Return the samples or batches that the stage makes of an iterator."""
+        """Return the samples or batches for an iterator of samples."""
         ...
 
 
 @runtime_checkable
 class ColumnStage(StageFunction, Protocol):
-    """A stage with a columnar form, which must give what the calls on samples would."""
+    """A stage with a columnar form, whose result must equal that of the call on samples."""
 
     def columns(self, fields: Fields) -> Any:
         """Return the columns for the next stage, or the batch of the share, or ``NotImplemented``.
@@ -230,15 +227,15 @@ class Planner(StageFunction, Protocol):
     It must be the first stage of ``pipeline_prebatch_wld``, in global order. Called as a stage, it gets the samples
     of one planned share and makes one batch of them; in shards order it gets the stream.
 
-    Optional: ``measure(value: Any) -> int``, which makes a whole number from 0 on of what the suffix holds, or of what
-    the function returns; by default :func:`bionemo.webdatamodule.planning.size_of`.
+    Optional: ``measure(value: Any) -> int``, which returns a whole number of 0 or more for the field's value or the
+    function's result; by default :func:`bionemo.webdatamodule.planning.size_of`.
     """
 
     @property
     def size(self) -> str | Callable[[Any], int]:
-        """A suffix whose field's length, or value if it is a number, is the size of a sample.
+        """A suffix, or a function of the stored sample: its value for one suffix, a tuple for several.
 
-        Or a function of a sample as it is stored: a value for one suffix, a tuple for several.
+        The size of a sample is the length of the field, or its value if it is a number, or the function's result.
         """
         ...
 
@@ -247,10 +244,10 @@ class Planner(StageFunction, Protocol):
 
         Args:
             sizes: The size of each sample, int64 of shape ``(n,)``.
-            request: Seed, shuffling and batch size that the user chose.
+            request: The user's seed, shuffling and batch size.
 
         Raises:
-            PlanError: If there is no such plan.
+            PlanError: If no plan is possible.
         """
         ...
 
@@ -267,22 +264,22 @@ class Stage(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What a loader moves from a worker to the main process: batches of consecutive steps, or samples.
+    """The unit that a loader moves from a worker to the main process: batches of consecutive steps, or samples.
 
-    A loader passes items on as they are and in the order of :attr:`number`. It may look at ``values``, for example to
-    pin their memory; :meth:`pin_memory` does that, and torch's loaders call it.
+    A loader passes items on unchanged, in the order of :attr:`number`. It may pin their memory with
+    :meth:`pin_memory`, which torch's loaders call.
 
     Attributes:
         epoch: Number of the epoch, from 0.
         start: Samples of the epoch that were consumed before this iteration began; in shards order the passes.
-        worker: Number of the worker that made it, from 0.
+        worker: Number of its worker, from 0.
         number: In global order the number of its first batch in this iteration; in shards order the number of its
             first sample among the worker's.
         values: In global order one value for each batch; without workers it may be an iterator that makes batches
-            when they are asked for, once. In shards order samples; a worker's last item there is empty.
-        delivered: Which samples each value was made of, for the receipt of the epoch. In global order it grows as
-            values are made.
-        spent: What the work on the values took, for some items where it is measured: seconds by part.
+            lazily, once. In shards order samples; a worker's last item is empty.
+        delivered: The samples of each value, for the receipt of the epoch. In global order it grows as values are
+            made.
+        spent: Seconds of work on the values by part, for those items where it is measured.
     """
 
     epoch: int
@@ -294,7 +291,7 @@ class Item:
     spent: Mapping[str, Any] | None = None
 
     def pin_memory(self) -> Item:
-        """Return a copy whose tensors are in page-locked memory; lazily, where batches are made lazily."""
+        """Return a copy whose tensors are in page-locked memory; lazily if ``values`` is an iterator."""
         from torch.utils.data._utils.pin_memory import pin_memory
 
         pinned = map(pin_memory, self.values)
@@ -303,13 +300,12 @@ class Item:
 
 @runtime_checkable
 class ItemDataset(Protocol):
-    """What a loader gets: an iterable of this worker's items.
+    """The argument of a loader: an iterable of this worker's items.
 
-    Iterated in the main process it yields all items. In worker ``number`` of ``count`` it yields that worker's part:
-    the loader says which worker it is by :func:`bionemo.webdatamodule.context.working`, and torch's ``DataLoader``
-    says so by itself. Taking an item from each worker in turn gives them in order.
-    It pickles if the user's stages do, and every worker needs a copy of its own.
-
+    In the main process, it yields all items. In worker ``number`` of ``count``, it yields that worker's part. A loader
+    declares the worker with :func:`bionemo.webdatamodule.context.working`; for torch's ``DataLoader``, this is
+    automatic. Taking an item from each worker in turn gives them in order.
+    It pickles if the user's stages do, and every worker needs its own copy.
     """
 
     @property
@@ -318,30 +314,29 @@ class ItemDataset(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Item]:
-        """Yield the items of an epoch. Every iteration begins where the data module says."""
+        """Yield the items of an epoch, from the position that the data module sets."""
         ...
 
 
 @runtime_checkable
 class ItemLoader(Protocol):
-    """What a :class:`Loader` makes: a function from a dataset to an iterable of all its items, in order.
+    """The object of a :class:`Loader`: a function from a dataset to an iterable of all its items, in order.
 
     A plain function without these attributes is a loader without workers.
-    The iterators of the result are closed by ``close()`` if they have it, as generators do; an iteration that
-    ended early then frees its workers, unless the loader keeps them. Those are freed by ``close()`` of the result.
-    ``kwargs_wld`` are the options of the factory. Where it takes ``batch_size``, ``collate_fn`` or ``drop_last``
-    itself they are passed to it; otherwise they say how the worker makes batches.
-
+    If an iterator of the result has ``close()``, as generators do, it is called when an iteration ends early, and
+    stops its workers unless the loader keeps them. ``close()`` of the result stops those.
+    ``kwargs_wld`` are the options of the factory. If it takes ``batch_size``, ``collate_fn`` or ``drop_last``, they are
+    passed to it; otherwise they define how the worker makes batches.
     """
 
     @property
     def num_workers(self) -> int:
-        """Workers that read; 0 reads in the main process."""
+        """The number of workers; 0 reads in the main process."""
         ...
 
     @property
     def keeps_workers(self) -> bool:
-        """Whether workers live on after an iteration and begin the next one."""
+        """Whether workers continue with the next iteration."""
         ...
 
     @property
@@ -356,10 +351,10 @@ class ItemLoader(Protocol):
 
 @runtime_checkable
 class Closable(Protocol):
-    """What a loader returns, or its iterator, where it has workers or files to close."""
+    """The result of a loader, or its iterator, if it has workers or files to close."""
 
     def close(self) -> object:
-        """End the workers; may be called twice."""
+        """Stop the workers; may be called twice."""
         ...
 
 
@@ -395,7 +390,7 @@ class StoredFile:
     Attributes:
         name: Its name in the directory.
         size: Its size in bytes.
-        version: What changes when the file is replaced, such as an ETag; empty where the store has nothing.
+        version: A text that changes when the file is replaced, such as an ETag; empty if the store has none.
     """
 
     name: str
@@ -404,12 +399,12 @@ class StoredFile:
 
 
 class ObjectStore(Protocol):
-    """What a :class:`Store` makes: files behind URLs.
+    """The object of a :class:`Store`: access to files by URL.
 
     Each method makes one attempt and does not retry: the core retries, within one budget of time.
-    A store is made in the process that uses it, and used by several threads.
-    All methods raise ``FileNotFoundError`` for what is not there and ``PermissionError`` for what may not be done,
-    both final. Any other exception may pass; one with a number ``retry_after`` says for how many seconds to wait.
+    A store is created in the process that uses it, and used by several threads.
+    All methods raise ``FileNotFoundError`` for a missing file and ``PermissionError`` for a forbidden operation, which
+    are not retried. Other exceptions are; an attribute ``retry_after`` is the number of seconds to wait.
     """
 
     def list(self, url: str) -> Sequence[StoredFile]:
@@ -421,7 +416,7 @@ class ObjectStore(Protocol):
         ...
 
     def stat(self, url: str) -> StoredFile:
-        """Return what is known of a file."""
+        """Return name, size and version of a file."""
         ...
 
     def read(self, url: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
@@ -442,7 +437,7 @@ class ObjectStore(Protocol):
         ...
 
     def put(self, data: bytes | str | os.PathLike[str], url: str) -> None:
-        """Write a file as a whole: bytes, or a local file by its path."""
+        """Write a complete file: bytes, or a local file by its path."""
         ...
 
     def delete(self, url: str) -> None:
@@ -493,4 +488,4 @@ def _use(name: str, options: dict[str, Any]) -> Use:
 
 
 Ref: TypeAlias = "str | Use | Mapping[str, Any] | Callable[..., Any]"
-"""How a component is chosen: its name, a :class:`Use`, the same as a mapping, or the working object itself."""
+"""A component as users choose it: its name, a :class:`Use`, the same as a mapping, or the working object."""

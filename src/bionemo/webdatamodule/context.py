@@ -1,4 +1,4 @@
-"""What a stage, a codec or a loader may ask: where in the run it is, its random numbers, which worker it is."""
+"""The context of running stages, codecs and loaders: the place in the run, random numbers, the worker."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Context:
     """The place of a running pipeline.
 
     Attributes:
-        order: How the split is read.
+        order: The order of the split.
         seed: The data module's seed.
         epoch: Number of the epoch, from 0.
         first: In global order the samples of the epoch that come before this part of it, over all ranks;
             in shards order the number of passes over the data before this one.
         rank: This process's rank.
         worker: The loader's worker; -1 in the main process.
-        batch_size: Samples of a batch of this rank; ``None`` where the plan has drawn the batches already.
+        batch_size: Samples of a batch of this rank; ``None`` if a planner made the batches.
     """
 
     order: Literal["global", "shards"] = "shards"
@@ -40,9 +40,9 @@ class Context:
     batch_size: int | None = None
 
     def rng(self, purpose: str = "") -> random.Random:
-        """Return a generator that depends on this place and the purpose alone.
+        """Return a generator that depends only on this place and the purpose.
 
-        In global order it depends on ``(seed, epoch, first)``, so neither ranks nor workers matter;
+        In global order it depends on ``(seed, epoch, first)``, so not on ranks or workers;
         in shards order on ``(seed, epoch, first, rank, worker)``.
         """
         place = () if self.order == "global" else (self.rank, self.worker)
@@ -59,10 +59,10 @@ class _Local(threading.local):
 
 
 def current() -> Context:
-    """Return the place of the pipeline that is being set up or run.
+    """Return the place of the running pipeline.
 
-    A stage asks when it is called with its samples, before it yields the first one.
-    Outside a data module's pipeline this is a default place, so a stage can be tried by itself.
+    Call it when the stage is called, before it yields the first sample.
+    Outside the pipeline of a data module, it returns a default place, so a stage can be run alone.
     """
     found = _local.context
     if not isinstance(found, Context):  # made on first use
@@ -70,8 +70,8 @@ def current() -> Context:
     return found
 
 
-class at:  # noqa: N801 - a function to its users; entered for every share, so it is no generator
-    """Make a place, or what makes it when it is asked for, the current one in this thread for a ``with`` block."""
+class at:  # noqa: N801 - a function to its users; entered for every share, so it is not a generator
+    """Set the current place of this thread, or a function that returns it, for a ``with`` block."""
 
     __slots__ = ("_before", "_context")
 
@@ -98,14 +98,13 @@ def _ignore(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One of a loader's workers, and what the loader offers there.
+    """A worker of a loader, and its services.
 
     Attributes:
         number: Its number, from 0.
-        count: How many workers there are; 0 in the main process, where nothing else reads.
-        empty: Returns contiguous memory for a batch from its shape and dtype, such as memory that the main process
-            sees too.
-        note: Takes a line of text about what the worker is doing, for messages about a worker that hangs or dies.
+        count: Number of workers; 0 in the main process.
+        empty: Returns contiguous memory for a batch of a shape and dtype, such as memory shared with the main process.
+        note: Takes a line about the current work, for messages about a worker that hangs or dies.
     """
 
     number: int = 0
@@ -120,10 +119,10 @@ _local = _Local()
 
 
 def worker() -> Worker:
-    """Return which worker this thread or process is.
+    """Return the worker of this thread or process.
 
-    It is what the loader said by :func:`working` or :func:`join`, else what torch's ``DataLoader`` says, else the
-    main process.
+    It is the one set by :func:`working` or :func:`join`, otherwise that of torch's ``DataLoader``, otherwise the main
+    process.
     """
     found = _local.worker or _process_worker
     if found is not None:
@@ -135,7 +134,7 @@ def worker() -> Worker:
 
 @contextlib.contextmanager
 def working(worker: Worker) -> Iterator[None]:
-    """Be a worker in this thread for the time of a ``with`` block; for loaders."""
+    """Set the worker of this thread for a ``with`` block; for loaders."""
     before = _local.worker
     _local.worker = worker
     try:
@@ -145,19 +144,19 @@ def working(worker: Worker) -> Iterator[None]:
 
 
 def join(worker: Worker | None) -> None:
-    """Be a worker in this process from now on; for loaders with worker processes. ``None`` ends that."""
+    """Set the worker of this process, or unset it with ``None``; for loaders with worker processes."""
     global _process_worker  # noqa: PLW0603 - one worker a process
     _process_worker = worker
 
 
 def shuffled(samples: Iterator[Any], size: int, initial: int | None, place: Context) -> Iterator[Any]:
-    """Yield samples in another order, through a buffer; it depends on the place alone.
+    """Yield samples in another order, through a buffer. The order depends only on the place.
 
     Args:
         samples: The stream.
         size: Samples in the buffer.
-        initial: Samples in the buffer before the first is passed on; ``None`` for a full buffer.
-        place: Where the pipeline stands.
+        initial: Samples in the buffer before the first is yielded; ``None`` for a full buffer.
+        place: The place of the pipeline.
     """
     pick = place.rng(f"shuffle {size} {initial}").randrange
     initial = min(size, initial or size)

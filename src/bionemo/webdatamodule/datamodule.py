@@ -63,12 +63,12 @@ class WebDataModule(L.LightningDataModule):
     Every mapping from splits also takes their names: ``{"train": ...}`` for ``{Split.train: ...}``.
 
     Args:
-        dirs_tars_wds: The directory of each split's shards, or any fsspec URL.
-            A list of directories, or of pairs of a directory and a weight, is a mixture; a mapping from steps to lists
-            of pairs is a mixture that changes, linearly between these steps.
-        n_samples: Samples of each split's epoch. ``None``, or a split left out, means all there are.
-            Fewer than there are: a training epoch is that many samples and the next one goes on behind them,
-            until all were seen; evaluation takes the first so many.
+        dirs_tars_wds: The directory of each split's shards, a path or a URL.
+            A list of directories is one data set, a list of pairs of a directory and a weight is a mixture, and a
+            mapping from steps to such lists is a mixture whose weights change linearly between these steps.
+        n_samples: Samples of each split's epoch. ``None``, or a missing split, means all samples.
+            A smaller number makes virtual epochs in training: each continues after the last one, until all samples
+            were used. Evaluation uses the first samples.
         suffix_keys_wds: The suffixes of the fields to read. One gives 1-tuples to the first stage, several give
             tuples in this order. ``"__key__"`` is the sample's key. Other fields are never decoded.
         global_batch_size: Samples of a batch, summed over all ranks.
@@ -83,43 +83,42 @@ class WebDataModule(L.LightningDataModule):
         kwargs_wld: For each split options of the loader, such as ``num_workers``.
         invoke_wds: For each split ``(method, kwargs)`` pairs, called on the dataset after its pipeline.
         invoke_wld: The same for the loader.
-        order: ``"global"``: samples are dealt by one plan, with equal steps on all ranks, each sample once an
-            epoch, and exact resume. ``"shards"``: shards are dealt and streamed as webdataset does.
-            ``None``: shards where ``kwargs_wds`` names a shard argument, else global.
-        seed: Where all randomness comes from.
-        tail: What becomes of samples that fill no global batch in training: ``"share"`` spreads them over the
-            last two, ``"drop"`` leaves them out, ``"fill"`` adds samples of the next epoch's order.
-        shuffle_shards: Shards that are read side by side in training, in an order of shards that is new in each epoch;
-            0 shuffles all samples together. By default 0 for local shards; remote ones are read in small pieces of
-            all shards, as many side by side as suits the size of the data and the global batch.
+        order: ``"global"``: a plan assigns samples, with equal steps on all ranks, each sample once per epoch, and
+            exact resume. ``"shards"``: shards are assigned and streamed as in webdataset.
+            ``None``: shards order if ``kwargs_wds`` has a shard argument, otherwise global order.
+        seed: The seed of all random numbers.
+        tail: What happens in training to samples that do not fill a global batch: ``"share"`` divides them between
+            the last two batches, ``"drop"`` drops them, ``"fill"`` adds samples of the next epoch's order.
+        shuffle_shards: Number of shards that are read in parallel in training, in a new order of shards in each epoch;
+            0 shuffles all samples together. By default 0 for local shards; remote shards are read in small pieces,
+            and their number follows from the size of the data and the global batch.
         loader: The loader: a name, a ``Use`` or a callable.
-        pickles: ``"safe"`` builds known types only; ``"trusted"`` runs what pickles ask for.
-        allow_pickle: Classes that safe pickles may build too: themselves, as ``"package.module.Class"``, or
-            ``"package.*"`` for all of a package.
-        codecs: For some suffixes the codec that decodes them: a name, a ``Use``, or an object with ``decode(view)``.
-            By default what the manifest says, else what is registered for the suffix.
+        pickles: ``"safe"`` builds known types only; ``"trusted"`` runs the code of pickles.
+        allow_pickle: Further classes that safe pickles may build: the class itself, ``"package.module.Class"``, or
+            ``"package.*"`` for all classes of a package.
+        codecs: The codec of some suffixes: a name, a ``Use``, or an object with ``decode(view)``.
+            By default that of the manifest, otherwise the one that is registered for the suffix.
         check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
-        on_error: ``"raise"``, or ``"skip"`` for leaving out samples that cannot be read.
-        max_skipped: Samples that may be skipped in a process.
-        where: For each split which of its samples are used: a rule on keys such as
-            :class:`~bionemo.webdatamodule.splits.Fold`, a list of keys, or a pair of a suffix and a predicate of its
-            value such as ``("cls", is_rare)``. It is worked out in ``setup``; the plan, its length and ``n_samples``
-            are of these samples.
-        join: For each split a directory, or several, whose fields are joined to its samples by key, such as labels
-            that lie apart from images. Each sample's key must be there once, in any order; further keys are no
-            matter. For a field asked for as ``"cls?"`` it may lack.
-        expect: For each split the digest that its data must have, as ``webdatamodule info`` prints it; of a mixture
-            one for each directory. For data that travelled, or were given to you.
-        resume: What a checkpoint of other data means, such as data that grew: ``"exact"``, an error;
-            ``"next_epoch"``, that the rest of its epoch is left out and the next one takes the data as they are now.
-        receipt: A file to which rank 0 appends a line of JSON at the end of each epoch: the samples that were
-            delivered, an order-free hash of their numbers over all ranks, and what was skipped and why.
+        on_error: ``"raise"``, or ``"skip"`` to skip samples that cannot be read.
+        max_skipped: The number of samples that each process may skip.
+        where: A subset of each split: a rule on keys such as :class:`~bionemo.webdatamodule.splits.Fold`, a list of
+            keys, or a pair of a suffix and a predicate of its value such as ``("cls", is_rare)``. It is evaluated in
+            ``setup``; the plan, its length and ``n_samples`` refer to these samples.
+        join: For each split one or several directories whose fields are joined to its samples by key, such as labels
+            that are stored apart from images. They must have each sample's key once, in any order; further keys are
+            ignored. For an optional field such as ``"cls?"``, keys may be missing.
+        expect: For each split the digest that its data must have, as ``webdatamodule info`` prints it; for a mixture
+            one for each directory.
+        resume: What happens with a checkpoint of other data, such as data that grew: ``"exact"`` raises an error,
+            ``"next_epoch"`` skips the rest of that epoch, and the next one uses the current data.
+        receipt: A file to which rank 0 appends a line of JSON at the end of each epoch: the number of delivered
+            samples, an order-free hash of their numbers over all ranks, and what was skipped and why.
             ``webdatamodule receipt`` compares two such files.
-        data_ranks: Where this process's data rank comes from: a ``DeviceMesh``, whose dimensions called ``dp``,
-            ``data_parallel``, ``fsdp`` and the like count, or a function that returns one, or a pair of the rank and
-            how many there are. Processes with one data rank, such as tensor-parallel ones, get the same batches.
-            By default the ``Trainer``'s strategy is asked, else ``torch.distributed``.
-        plugins: Where names are looked up; by default among the installed plugins.
+        data_ranks: The source of this process's data rank: a ``DeviceMesh``, whose dimensions named ``dp``,
+            ``data_parallel``, ``fsdp`` or similar count, a function that returns one, or a pair of the rank and the
+            number of ranks. Processes with the same data rank, such as tensor-parallel ones, get the same batches.
+            By default the ``Trainer``'s strategy decides, without a ``Trainer`` ``torch.distributed``.
+        plugins: The plugins in which names are looked up; by default the installed ones.
 
     Raises:
         ConfigError: If an argument is wrong.
@@ -232,21 +231,21 @@ class WebDataModule(L.LightningDataModule):
         self._resume: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
-        """Do nothing: the shards are there.
+        """Do nothing, because the shards exist.
 
         Lightning calls this on one process of each node, so it must not change this object.
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the datasets that a stage needs; Lightning calls this on every rank.
+        """Create the datasets that a stage needs. Lightning calls this on every rank.
 
         Args:
             stage: ``"fit"`` for the train split, and the val split if there is one; ``"validate"`` for val;
-                ``"test"`` or ``"predict"`` for test; ``None`` for every split there is.
+                ``"test"`` or ``"predict"`` for test; ``None`` for all splits.
 
         Raises:
             ConfigError: If the stage or its split is unknown.
-            PlanError: If the samples do not suffice for the ranks.
+            PlanError: If there are too few samples for the ranks.
             ShardError: If shards are missing or broken.
         """
         name = getattr(stage, "value", stage)
@@ -270,7 +269,7 @@ class WebDataModule(L.LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> Any:
-        """Return the loader of the val split; nothing to validate on, ``[]``, if ``fit`` has none."""
+        """Return the loader of the val split, or ``[]`` if ``fit`` has none."""
         if Split.val not in self._splits and Split.train in self._dataset:
             return []
         return self._setup_dataloader(Split.val)
@@ -288,14 +287,14 @@ class WebDataModule(L.LightningDataModule):
         return dict(getattr(self._train_loader, "state_dict", dict)())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a checkpoint's cursor; training goes on there."""
+        """Store the cursor of a checkpoint, from which training continues."""
         from lightning.pytorch.trainer.states import TrainerFn
 
         if self.trainer is None or self.trainer.state.fn is TrainerFn.FITTING:
             self._resume = dict(state_dict) or None
 
     def take_resume(self) -> dict[str, Any] | None:
-        """Return the cursor that a checkpoint brought, once; the resume callback asks."""
+        """Return the cursor of a checkpoint, once; for the resume callback."""
         state, self._resume = self._resume, None
         return state
 
@@ -304,7 +303,7 @@ class WebDataModule(L.LightningDataModule):
         """Samples of a batch, summed over all ranks.
 
         It can be set between runs, as Lightning's ``Tuner.scale_batch_size`` does with
-        ``batch_arg_name="global_batch_size"``; loaders made from then on follow it.
+        ``batch_arg_name="global_batch_size"``. It applies to loaders that are created later.
         """
         return self._settings.global_batch_size
 
@@ -317,7 +316,7 @@ class WebDataModule(L.LightningDataModule):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Samples that ``on_error="skip"`` left out so far, by split; worker processes included."""
+        """The number of samples that ``on_error="skip"`` has skipped, by split, in this process and its workers."""
         return {split.name: d.reader.skipped for split, d in self._dataset.items() if hasattr(d, "reader")}
 
     def _setup_wds(self, split: Split) -> Any:
@@ -342,25 +341,24 @@ class WebDataModule(L.LightningDataModule):
 
 
 class SourceDataWDS(WebDataModule):
-    """Samples of any source format, written to tar shards once and read from there.
+    """Samples of any source format, converted to tar shards once and read from them.
 
-    ``prepare_data`` writes the shards of each split to ``f"{prefix_dir_tars_wds}{split.name}"``: all of them or
-    nothing, again only where something changed, and in parallel.
+    ``prepare_data`` writes the shards of each split to ``f"{prefix_dir_tars_wds}{split.name}"``, in parallel. A split
+    is published completely or not at all, and a rerun rewrites only what changed.
 
     Args:
-        writer: What reads the source: the name of a writer plugin, a ``Use("name", option=...)``, or a reader.
-        names_subset: For each split the names of its samples; or, where the source can list itself, the part of
-            all names that it gets, such as ``0.8``, or a rule such as :class:`~bionemo.webdatamodule.splits.Fold`.
-        prefix_dir_tars_wds: Where the shards go; the split's name is appended. May be an fsspec URL.
-            Or for each split its directory.
+        writer: The writer: its name, a ``Use("name", option=...)``, or a reader.
+        names_subset: For each split the names of its samples; or, if the source lists its names, a fraction of
+            them, such as ``0.8``, or a rule such as :class:`~bionemo.webdatamodule.splits.Fold`.
+        prefix_dir_tars_wds: The prefix of the output directories, a path or a URL; the split's name is appended.
+            Or a mapping from splits to directories.
         suffix_keys_wds: The suffixes of the fields to read, as in :class:`WebDataModule`.
         global_batch_size: Samples of a batch, summed over all ranks.
-        n_tars_wds: Shards of each split; by default so many that each has about 256 MiB.
-        key_encoder: What makes a sample's key of its name: ``"dashes"`` turns dots into dashes as documented,
-            ``"escaped"`` can be reversed.
-        executor: What runs the conversion: ``"processes"`` on all cores, ``"serial"``, a plugin's name, a ``Use``,
+        n_tars_wds: Number of shards of each split; by default each shard has about 256 MiB.
+        key_encoder: The encoder from names to keys: ``"dashes"`` replaces dots by dashes, ``"escaped"`` is reversible.
+        executor: The executor of the conversion: ``"processes"`` on all cores, ``"serial"``, another name, a ``Use``,
             or any ``concurrent.futures.Executor``.
-        **kwargs: Further arguments of :class:`WebDataModule`; ``n_samples`` is known from the shards.
+        **kwargs: Further arguments of :class:`WebDataModule`; ``n_samples`` defaults to all samples.
 
     Raises:
         ConfigError: If an argument is wrong.
@@ -397,19 +395,19 @@ class SourceDataWDS(WebDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Write the shards of every split that are not there yet, or whose source changed.
+        """Write the shards of every split that are missing, or whose source changed.
 
-        Lightning calls this on one process of each node; on a disk that nodes share, one of them writes.
+        Lightning calls this on one process of each node. On a shared disk, one of the nodes writes.
 
         Raises:
             InputError: If the source is bad; all problems are listed and nothing is written.
-            ConversionError: If writing fails; what was there before is untouched.
+            ConversionError: If writing fails; published data are unchanged.
         """
         convert(self._conversion)
 
 
 class PickledDataWDS(SourceDataWDS):
-    """Pickle files, one for each sample and suffix, written to tar shards once and read from there.
+    """Pickle files, one for each sample and suffix, converted to tar shards once and read from them.
 
     The file of a sample is ``{dir_pickles}/{name}.{suffix_pickles}``.
     In the shards it is ``{"__key__": name.replace(".", "-"), suffix_pickles: pickle.dumps(data)}``.
@@ -418,9 +416,9 @@ class PickledDataWDS(SourceDataWDS):
         dir_pickles: The directory of the pickle files.
         suffix_pickles: The suffix of the files, and of the field in the shards; or several of them.
         names_subset: For each split the names of its samples.
-        prefix_dir_tars_wds: Where the shards go; the split's name is appended.
+        prefix_dir_tars_wds: The prefix of the output directories; the split's name is appended.
         *args: Further arguments of :class:`WebDataModule` from ``global_batch_size`` on, in their order.
-        n_tars_wds: Shards of each split; by default so many that each has about 256 MiB.
+        n_tars_wds: Number of shards of each split; by default each shard has about 256 MiB.
         **kwargs: Further arguments of :class:`SourceDataWDS` and :class:`WebDataModule`.
 
     Raises:

@@ -6,19 +6,19 @@ WebDataModuleError
 │   ├── PlanError                   no plan serves these samples, ranks and workers
 │   └── PeerMismatchError           processes that must get the same batches got different ones
 ├── UsageError (RuntimeError)       a method was called too early or in the wrong place
-├── PluginError                     a plugin broke its contract, or two offer one name
-│   └── UnknownNameError (LookupError)   no plugin registers that name
+├── PluginError                     a plugin broke its contract, or two register one name
+│   └── UnknownNameError (LookupError)   no plugin registers the name
 ├── InputError (ValueError)         the source of a conversion is bad; nothing was written
-├── ConversionError                 writing shards failed; what was there before is untouched
-├── ShardError                      what lies on disk is not what it should be
+├── ConversionError                 writing shards failed; published data are unchanged
+├── ShardError                      the files of a data set are missing or wrong
 │   ├── NoShardsError (FileNotFoundError)   there are no shards to read
 │   ├── ManifestError               the manifest is missing, unreadable or of another version
 │   ├── CorruptShardError           bytes are missing, changed or not a tar this package accepts
 │   ├── ChangedDataError            the data changed while they were being read
-│   ├── MissingFieldError (LookupError)     a sample lacks a suffix that was asked for
+│   ├── MissingFieldError (LookupError)     a sample lacks a requested suffix
 │   └── RemoteError (OSError)       a remote shard could not be fetched or stored
 ├── DecodeError (ValueError)        a field could not be decoded
-│   └── RefusedPickleError          the safe codec refuses what the pickle asks for
+│   └── RefusedPickleError          the safe codec refuses a class or function of the pickle
 ├── ResumeError                     a checkpoint does not fit these data or this plan
 └── WorkerError (RuntimeError)      a loader worker died, hung or failed
 ```
@@ -37,9 +37,9 @@ class WebDataModuleError(Exception):
     Args:
         message: What happened and what to do about it, in one or two sentences.
         **where: Who and where: any of ``plugin``, ``split``, ``sample``, ``shard``, ``key``, ``suffix``,
-            ``file``, ``rank``, ``worker``, ``pid``. Values are kept in :attr:`where` and shown behind the message.
+            ``file``, ``rank``, ``worker``, ``pid``. Values are kept in :attr:`where` and shown after the message.
 
-    Instances survive pickling, so an error of a worker process arrives whole.
+    Instances can be pickled without loss, as for errors of worker processes.
     """
 
     code: ClassVar[str] = "error"
@@ -50,11 +50,11 @@ class WebDataModuleError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence alone, without place and code."""
+        """The message without place and code."""
         return str(self.args[0])
 
     def located(self: _E, **where: object) -> _E:
-        """Return this error with more of the place known; what was known already stays."""
+        """Add to the place, without changing what is known, and return this error."""
         self.where = {**{name: value for name, value in where.items() if value is not None}, **self.where}
         return self
 
@@ -66,7 +66,7 @@ class WebDataModuleError(Exception):
 class ConfigError(WebDataModuleError, ValueError):
     """An argument is wrong, or two arguments do not fit together.
 
-    The message names the argument, what it got and what it takes.
+    The message names the argument, the given value and the accepted ones.
     """
 
     code = "config"
@@ -75,19 +75,18 @@ class ConfigError(WebDataModuleError, ValueError):
 class PlanError(ConfigError):
     """No plan serves these samples, ranks and workers.
 
-    The message gives the numbers: samples, shards, ranks, workers, global batch size.
-    Change one of them as it says.
+    The message has the numbers of samples, shards, ranks and workers and the global batch size, and the one to change.
     """
 
     code = "plan"
 
 
 class PeerMismatchError(ConfigError):
-    """Processes that must get the same batches got different ones, as those of one tensor-parallel group.
+    """Processes that must get the same batches, such as those of a tensor-parallel group, got different ones.
 
-    The first batch of each loader is compared where processes share a data rank.
-    Give all processes the same arguments and data, a data rank by ``data_ranks`` that fits the mesh, and stages that
-    draw random numbers from :mod:`bionemo.webdatamodule.context`.
+    The first batch of each loader is compared between processes with the same data rank.
+    Give all processes the same arguments and data, ``data_ranks`` that fit the mesh, and stages that draw random
+    numbers from :mod:`bionemo.webdatamodule.context`.
     """
 
     code = "peers"
@@ -96,28 +95,28 @@ class PeerMismatchError(ConfigError):
 class UsageError(WebDataModuleError, RuntimeError):
     """A method was called too early or in the wrong place, such as a loader before ``setup``.
 
-    Under a ``Trainer`` the order is right by itself; in a loop of your own call ``prepare_data``, ``setup`` with a
-    stage, and then the loader's method.
+    A ``Trainer`` calls the methods in the right order. In your own loop, call ``prepare_data``, ``setup`` with a stage,
+    and then the method for the loader.
     """
 
     code = "usage"
 
 
 class PluginError(WebDataModuleError):
-    """A plugin broke its contract, or two plugins offer one name.
+    """A plugin broke its contract, or two plugins register one name.
 
-    ``webdatamodule plugins`` lists what is installed.
-    A plugin is switched off with ``WEBDATAMODULE_DISABLED_PLUGINS=name``.
+    ``webdatamodule plugins`` lists the installed plugins.
+    ``WEBDATAMODULE_DISABLED_PLUGINS=name`` disables one.
     """
 
     code = "plugin"
 
 
 class UnknownNameError(PluginError, LookupError):
-    """No plugin registers that name.
+    """No plugin registers the name.
 
-    The message offers near names and says which installed plugins were left out.
-    Correct the name, or install the plugin; ``webdatamodule plugins`` lists what there is.
+    The message lists similar names, and installed plugins that were left out.
+    Correct the name, or install the plugin; ``webdatamodule plugins`` lists all components.
     """
 
     code = "unknown-name"
@@ -126,7 +125,7 @@ class UnknownNameError(PluginError, LookupError):
 class InputError(WebDataModuleError, ValueError):
     """The source of a conversion is bad, and nothing was written.
 
-    All problems are listed at once, the first twenty and the count of the rest.
+    The message lists the first twenty problems and the number of the others.
     Fix them, or leave those samples out of ``names_subset``, and run the conversion again.
     """
 
@@ -134,25 +133,25 @@ class InputError(WebDataModuleError, ValueError):
 
 
 class ConversionError(WebDataModuleError):
-    """Writing shards failed; what was published before is untouched.
+    """Writing shards failed; published data are unchanged.
 
-    Fix the cause that the message gives and run the conversion again: finished shards are kept.
+    Fix the cause in the message and run the conversion again: finished shards are kept.
     """
 
     code = "conversion"
 
 
 class ShardError(WebDataModuleError):
-    """What lies on disk is not what it should be.
+    """The files of a data set are missing or wrong.
 
-    The errors below say in which way; ``webdatamodule verify DIR`` looks at everything.
+    The subclasses say in which way; ``webdatamodule verify DIR`` checks all files.
     """
 
     code = "shard"
 
 
 class NoShardsError(ShardError, FileNotFoundError):
-    """There are no shards to read: no directory, or nothing of that prefix in it.
+    """There are no shards to read: no directory, or no shards of that prefix in it.
 
     Correct the path or ``prefix_tars_wds``, or convert the data first.
     """
@@ -173,7 +172,7 @@ class ManifestError(ShardError):
 
 
 class CorruptShardError(ShardError):
-    """Bytes of a shard are missing or changed, or it is no tar that this package accepts.
+    """Bytes of a shard are missing or changed, or it is not a tar that this package accepts.
 
     Restore the shard, or convert again with ``--check``; ``webdatamodule verify DIR`` lists all damage.
     """
@@ -191,9 +190,9 @@ class ChangedDataError(ShardError):
 
 
 class MissingFieldError(ShardError, LookupError):
-    """A sample lacks a suffix that was asked for; the message says which suffixes it has.
+    """A sample lacks a requested suffix; the message lists the suffixes that it has.
 
-    Correct ``suffix_keys_wds``, whose entries match whole suffixes exactly, or convert the data with that field.
+    Correct ``suffix_keys_wds``, make the field optional (``"cls?"``), or convert the data with that field.
     """
 
     code = "missing-field"
@@ -202,8 +201,8 @@ class MissingFieldError(ShardError, LookupError):
 class RemoteError(ShardError, OSError):
     """A remote shard could not be fetched or stored after all retries.
 
-    See that the URL is right and that this machine may read it, or write it where a conversion does;
-    the message has what the server said last. What was fetched already is kept, so going on is quick.
+    Check the URL, and that this machine may read it, or for a conversion write it.
+    The message has the last answer of the server. Fetched data are kept.
     """
 
     code = "remote"
@@ -215,27 +214,26 @@ class RemoteError(ShardError, OSError):
 class DecodeError(WebDataModuleError, ValueError):
     """A field could not be decoded; the message says which and why.
 
-    If the bytes were bad from the beginning, fix the source and convert again.
-    With ``on_error="skip"`` such samples are left out.
+    If the source was bad, fix it and convert again. ``on_error="skip"`` skips such samples.
     """
 
     code = "decode"
 
 
 class RefusedPickleError(DecodeError):
-    """The safe codec refuses what the pickle asks for.
+    """The safe codec refuses a class or function of the pickle.
 
-    If you trust where the data come from, allow the class that the message names
-    with ``allow_pickle=[...]``, or everything with ``pickles="trusted"``.
+    If you trust the source of the data, allow the class with ``allow_pickle=[...]``, or everything with
+    ``pickles="trusted"``.
     """
 
     code = "refused-pickle"
 
 
 class ResumeError(WebDataModuleError):
-    """A checkpoint does not fit these data or this plan, so going on would repeat or lose samples.
+    """A checkpoint does not fit these data or this plan, so a resume would repeat or lose samples.
 
-    Set what the message names as it was. To begin a new run from the model alone, load its weights
+    Restore the argument or the data that the message names. To start a new run from the model, load its weights
     instead of passing ``ckpt_path``.
     """
 
@@ -245,9 +243,9 @@ class ResumeError(WebDataModuleError):
 class WorkerError(WebDataModuleError, RuntimeError):
     """A worker process of the loader died, hung or failed.
 
-    The message says what it was doing and how it ended; a worker killed by SIGKILL most often ran out of memory,
-    which fewer workers, smaller batches or a smaller ``prefetch_factor`` avoid.
-    With ``num_workers=0`` a stage that fails can be stepped through in the main process.
+    The message says what the worker was doing and how it ended. SIGKILL usually means that memory ran out: use fewer
+    workers, smaller batches or a smaller ``prefetch_factor``.
+    To debug a stage, run it in the main process with ``num_workers=0``.
     """
 
     code = "worker"
@@ -258,4 +256,4 @@ class PluginWarning(UserWarning):
 
 
 class DataWarning(UserWarning):
-    """The data can be used, but not quite as the arguments ask."""
+    """The data are used, but not exactly as the arguments request."""

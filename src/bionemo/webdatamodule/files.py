@@ -1,4 +1,4 @@
-"""Files in a folder and below, for writers: one rule for what is listed and what is left out."""
+"""Listing of files for writers, with one rule for hidden names and links."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def encode_key(key: str) -> bytes:
 
 
 def decode_key(key: bytes) -> str:
-    """Return the key of its bytes in a tar; those that are no UTF-8 become surrogates, as in file names."""
+    """Return the key of its bytes in a tar; those that are not UTF-8 become surrogates, as in file names."""
     return key.decode("utf-8", "surrogateescape")
 
 
@@ -87,7 +87,7 @@ def check_suffixes(suffixes: str | Iterable[str], *, argument: str = "suffixes")
 def suffix_problem(suffix: Any) -> str | None:
     """Return what is wrong with a suffix, as the rest of a sentence, or ``None``."""
     if not isinstance(suffix, str):
-        return f"is no string but {type(suffix).__name__}"
+        return f"is not a string but {type(suffix).__name__}"
     if not suffix:
         return "is empty"
     if "/" in suffix:
@@ -98,7 +98,7 @@ def suffix_problem(suffix: Any) -> str | None:
         return "ends in two underscores, which webdataset keeps for itself"
     if _CONTROL.search(suffix):
         return "has a control character"
-    return None if _is_text(suffix) else "is no valid text"
+    return None if _is_text(suffix) else "is not valid text"
 
 
 def key_problem(key: Any) -> str | None:
@@ -108,7 +108,7 @@ def key_problem(key: Any) -> str | None:
     webdataset does not take it for metadata, and an archive with it can be unpacked by any program.
     """
     if not isinstance(key, str):
-        return f"is no string but {type(key).__name__}"
+        return f"is not a string but {type(key).__name__}"
     if not key:
         return "is empty"
     if _PLAIN_KEY.fullmatch(key):
@@ -122,7 +122,7 @@ def key_problem(key: Any) -> str | None:
     try:
         stored = encode_key(key)
     except UnicodeEncodeError:
-        return "is no text that a tar can hold"
+        return "is not text that a tar can hold"
     if len(stored) > LONGEST_KEY:
         return f"has {len(stored)} bytes; the longest key has {LONGEST_KEY}"
     if split_member(stored + b".x") != (stored, b"x"):

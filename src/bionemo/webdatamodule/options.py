@@ -1,4 +1,4 @@
-"""Checks of options, for the factories of components."""
+"""Checks of options for the factories of components."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def whole_number(argument: str, given: object, *, least: int) -> int:
     """Return a whole number that is large enough.
 
     Raises:
-        ConfigError: If it is no whole number, or too small.
+        ConfigError: If it is not a whole number, or too small.
     """
     try:
         number = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]  # asks for it
@@ -39,7 +39,7 @@ def one_of(argument: str, given: object, choices: tuple[object, ...]) -> Any:
 
 
 def function(argument: str, given: Callable[..., Any] | str) -> Callable[..., Any]:
-    """Return a function that is given as itself or by its import path, as configuration files do.
+    """Return a function that is given directly or by its import path.
 
     Raises:
         ConfigError: If it is neither.

@@ -30,14 +30,14 @@ class Policy:
 
     Attributes:
         pickles: ``"safe"`` builds known types only: Python's containers and scalars, times, Decimal, Fraction,
-            UUID, pure paths, numpy arrays, masked arrays and scalars, dense tensors, which come to the CPU.
-            ``"trusted"`` does whatever the pickle says, with Python's own unpickler.
-        allow: Further classes and functions (``allow_pickle`` of the data modules): themselves, their names such as
-            ``"pkg.mod.Class"``, or ``"pkg.*"`` for everything below a package or module. Kept as names.
-            They are imported and used as :mod:`pickle` would, so allow only what may be called with any arguments.
+            UUID, pure paths, numpy arrays, masked arrays and scalars, and dense tensors, on the CPU.
+            ``"trusted"`` runs the pickle with Python's unpickler.
+        allow: Further classes and functions (``allow_pickle`` of the data modules): the class, its name such as
+            ``"pkg.mod.Class"``, or ``"pkg.*"`` for everything below a package or module. Stored as names.
+            They are imported and used as by :mod:`pickle`, so allow only those that are safe with any arguments.
 
     Raises:
-        ConfigError: An unknown mode, or an entry that names nothing.
+        ConfigError: An unknown mode, or an invalid entry.
     """
 
     pickles: Literal["safe", "trusted"] = "safe"
@@ -62,7 +62,7 @@ def _allowed_name(entry: Any) -> str:
     """Return the name of what a user allows.
 
     Raises:
-        ConfigError: If it is no name, and nothing that a pickle could name.
+        ConfigError: If it is not a name, and nothing that a pickle could name.
     """
     name = entry
     if not isinstance(entry, str) and callable(entry):
@@ -84,15 +84,15 @@ def loads(data: bytes | bytearray | memoryview, *, policy: Policy = _SAFE) -> An
 
     Args:
         data: The pickle, of any protocol from 0 to 5.
-        policy: What it may build.
+        policy: The policy.
 
     Returns:
-        What :func:`pickle.loads` returns, with the same types. Numpy arrays are always writable, tensors lie on the
-        CPU, and the strings of Python 2 are text, one character for each byte (``encoding="latin1"``).
+        The result of :func:`pickle.loads`, with the same types. Numpy arrays are always writable, tensors are on the
+        CPU, and strings of Python 2 are text (``encoding="latin1"``).
 
     Raises:
-        RefusedPickleError: The pickle asks for something that the policy does not allow, or for a class that
-            cannot be imported. The message names it and the argument to add.
+        RefusedPickleError: The pickle names something that the policy does not allow, or a class that cannot be
+            imported. The message names it and the argument to add.
         DecodeError: The data are no well-formed pickle, or something follows it, or ``torch.save`` wrote them.
         MemoryError, ImportError: What a class of the user's raises of these passes unchanged.
     """

@@ -1,7 +1,7 @@
-"""What a planner stage builds on: the protocol of an epoch plan, a base for it, permutations, and equal division.
+"""Tools for planner stages: the protocol of an epoch plan, an implementation, permutations, and equal division.
 
-A planner's ``plan(sizes, request)`` returns any :class:`EpochPlan`. Where the batches of an epoch can be listed,
-:class:`ListedPlan` is one: it divides the list among ranks and goes on at any place of it.
+A planner's ``plan(sizes, request)`` returns an :class:`EpochPlan`. :class:`ListedPlan` is one for batches that can be
+listed: it divides the list among ranks and resumes at any place.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What the user chose, for a planner.
+    """The user's choices, for a planner.
 
     Attributes:
-        seed: Where all randomness comes from.
+        seed: The seed of all random numbers.
         shuffle: True for training; false for evaluation, whose order is the same in every epoch.
-        global_batch_size: Samples of a batch, summed over all ranks; a planner may have limits of its own instead.
-        tail: What becomes of samples that fill no batch in training.
+        global_batch_size: Samples of a batch, summed over all ranks; a planner may have its own limits instead.
+        tail: What happens in training to samples that do not fill a batch.
     """
 
     seed: int
@@ -56,18 +56,17 @@ class PlanRequest:
 
 @runtime_checkable
 class EpochPlan(Protocol):
-    """Which samples each rank takes at each step of an epoch: pure functions of integers.
+    """The samples of each rank at each step of an epoch, as pure functions of integers.
 
-    ``start`` is a number of samples of the epoch that are consumed already, as :meth:`consumed` returns it;
-    batches are counted from there. Planning on from any batch boundary must give the batches that were to come.
-    Plans pickle.
+    ``start`` is the number of consumed samples of the epoch, as :meth:`consumed` returns it; batches are counted from
+    there. A plan that starts at any batch boundary must give the remaining batches. Plans pickle.
 
     Attributes:
         n_samples: Samples of one epoch.
         seed: The seed of the request.
         global_batch_size: Samples of a global batch; 0 where it varies.
-        digest: A short text without a slash of all that the batches depend on beside the seed, the batch size and the
-            data, such as 16 hexadecimal digits.
+        digest: A short text without a slash that identifies everything that decides the batches, except the seed, the
+            batch size and the data, such as 16 hexadecimal digits.
     """
 
     @property
@@ -100,14 +99,14 @@ class EpochPlan(Protocol):
         ...
 
     def check(self, world_size: int) -> None:
-        """Raise a :class:`~bionemo.webdatamodule.errors.PlanError` with the numbers if the ranks cannot be served."""
+        """Raise a :class:`~bionemo.webdatamodule.errors.PlanError` if the plan cannot serve this number of ranks."""
         ...
 
 
 Batches: TypeAlias = Callable[[int], tuple[Ids, Ids]]
-"""Lists an epoch: its sample numbers in order, ``(n,)``, and where each batch begins and the last ends, ``(b + 1,)``.
+"""Lists an epoch: its sample numbers in order, ``(n,)``, and the batch boundaries, ``(b + 1,)``.
 
-It is a pure function of the epoch, gives the same number of batches in every epoch, and pickles.
+It is a pure function of the epoch, returns the same number of batches for every epoch, and pickles.
 """
 
 
@@ -115,16 +114,16 @@ It is a pure function of the epoch, gives the same number of batches in every ep
 class ListedPlan:
     """An :class:`EpochPlan` of batches that are listed for a whole epoch; at each step each rank takes the next one.
 
-    Where the batches do not divide by the ranks, those at the end of the epoch are divided further until they do
-    (:func:`divide_last`). So all ranks take equal steps, every sample comes once, and the batches but for the last
-    are the same for any number of ranks.
+    If the number of batches is not a multiple of the ranks, the last batches are divided until it is
+    (:func:`divide_last`). So all ranks take equal steps, every sample is used once, and all but the last batches are
+    the same for any number of ranks.
 
     Attributes:
         batches: Lists the batches of an epoch.
         n_samples: Samples of one epoch.
         seed: The seed of the request.
-        digest: A short text of all that the batches depend on beside the seed and the data.
-        global_batch_size: 0: the number of samples in a batch varies.
+        digest: A short text that identifies everything that decides the batches, except the seed and the data.
+        global_batch_size: 0, because the number of samples in a batch varies.
     """
 
     batches: Batches = field(repr=False)
@@ -207,18 +206,19 @@ def grouped_plan(
 ) -> EpochPlan:
     """Return a plan that draws from groups of samples in fixed proportions, in batches of ``global_batch_size``.
 
-    Each epoch has exactly its part of every group, see :func:`apportion`. A group is shuffled and taken to its end
-    before anything of it comes again. For evaluation every sample of the groups comes once, in their order.
+    Each epoch has the exact part of every group, see :func:`apportion`. A group is shuffled and used completely before
+    its samples repeat. In evaluation every sample of the groups is used once, in order.
 
     Args:
         groups: The numbers of the samples of each group, none empty.
         weights: One positive number for each group, in any unit.
         request: What the user chose.
         n_samples: Samples of an epoch.
-        reshuffle: Shuffle every group before each epoch, so that a sample comes once at most while a group suffices.
+        reshuffle: Shuffle every group before each epoch, so that no sample repeats within an epoch if the group is
+            large enough.
 
     Raises:
-        PlanError: If the groups cannot give such epochs.
+        PlanError: If the groups are too small.
     """
     sources = tuple(
         Source(samples=len(group), weight=weight if request.shuffle else None)
@@ -240,10 +240,10 @@ def size_of(value: Any, name: str = "a value") -> int:
 
     Args:
         value: The value of the field.
-        name: What it is, for the message.
+        name: Its name, for the message.
 
     Raises:
-        PlanError: If it has no length that means something, as a dictionary.
+        PlanError: If it has no meaningful length, such as a dictionary.
     """
     if getattr(value, "ndim", 0):  # before numbers, which tensors with one element pass for
         return len(value)

@@ -67,11 +67,11 @@ DEFAULT_PLUGINS: Mapping[str, str] = {
 """The modules of the default plugins, by plugin name."""
 
 DISABLED = "WEBDATAMODULE_DISABLED_PLUGINS"
-"""Environment variable: names of plugins to leave alone, comma-separated, defaults among them; ``*`` means all
-installed ones, but no default."""
+"""Environment variable: comma-separated names of plugins not to load, defaults included; ``*`` means every installed
+plugin, but no default."""
 
 STRICT = "WEBDATAMODULE_STRICT_PLUGINS"
-"""Environment variable: ``1`` makes the first plugin that fails to load an error instead of a warning."""
+"""Environment variable: ``1`` raises an error for a plugin that fails to load, instead of a warning."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _C = TypeVar("_C", bound=Component)
@@ -79,14 +79,14 @@ _C = TypeVar("_C", bound=Component)
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A component and where it comes from.
+    """A component and its origin.
 
     Attributes:
         component: The record.
         plugin: Name of the plugin that registers it: the name of its entry point.
-        distribution: The installed distribution that has the plugin; empty for a plugin registered by hand.
+        distribution: The installed distribution of the plugin; empty for a plugin that code registers.
         version: That distribution's version.
-        default: Whether it comes with this package.
+        default: Whether it is a default plugin.
     """
 
     component: Component
@@ -97,7 +97,7 @@ class Registered:
 
     @property
     def kind(self) -> str:
-        """The component's kind in the words of the documentation, such as ``key encoder``."""
+        """The component's kind in words, such as ``key encoder``."""
         return kind_name(kind_of(self.component))
 
     @property
@@ -107,7 +107,7 @@ class Registered:
 
     @property
     def where(self) -> Mapping[str, str]:
-        """The same for an error's ``where``; nothing for a default, whose name says enough."""
+        """Plugin and distribution for an error's ``where``; empty for a default."""
         if self.default:
             return {}
         distribution = {"distribution": f"{self.distribution} {self.version}"} if self.distribution else {}
@@ -116,14 +116,14 @@ class Registered:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """An installed plugin that is not in use, and why.
+    """An installed plugin that was left out, and why.
 
     Attributes:
         plugin: The plugin's name.
-        distribution: The distribution that has it.
+        distribution: Its distribution.
         version: That distribution's version.
-        reason: Why it is not in use.
-        remedy: What to do about it; empty where the user wants it so.
+        reason: Why it was left out.
+        remedy: What to do; empty if the user disabled it.
     """
 
     plugin: str
@@ -138,20 +138,20 @@ class LeftOut:
 
 
 class Plugins:
-    """A set of plugins: the defaults, and those registered or loaded on top.
+    """A set of plugins: the defaults, and those that are registered or loaded.
 
-    Most code needs none of this and calls :func:`find`; tests and notebooks make their own set
-    and pass it as ``plugins=`` to the data modules.
+    Most code calls :func:`find` instead. Tests and notebooks make their own set and pass it as ``plugins=`` to the
+    data modules.
 
     Args:
-        defaults: Names of the default plugins to begin with, see :data:`DEFAULT_PLUGINS`; ``()`` for none. Without
-            it all that ``WEBDATAMODULE_DISABLED_PLUGINS`` does not name.
+        defaults: Names of the default plugins, see :data:`DEFAULT_PLUGINS`; by default all that
+            ``WEBDATAMODULE_DISABLED_PLUGINS`` does not name.
 
     Attributes:
-        left_out: Plugins that are not in use.
+        left_out: Plugins that were left out.
 
     Raises:
-        ConfigError: If there is no default plugin of that name.
+        ConfigError: If there is no default plugin of a name.
     """
 
     def __init__(self, *, defaults: Iterable[str] | None = None) -> None:
@@ -175,16 +175,16 @@ class Plugins:
         self._registered = [replace(found, default=True) for found in self._registered]
 
     def register(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
-        """Register a plugin, all of it or nothing.
+        """Register a plugin completely or not at all.
 
         Args:
             plugin: A module, or any object, whose attributes are hook implementations.
             name: The plugin's name.
-            distribution: The installed distribution that it comes from, for messages.
+            distribution: Its installed distribution, for messages.
             version: That distribution's version.
 
         Raises:
-            PluginError: If the plugin breaks its contract. It is then left out as a whole.
+            PluginError: If the plugin breaks its contract.
         """
         if self._manager.has_plugin(name):
             raise PluginError("another plugin has this name; rename one of the two entry points", plugin=name)
@@ -209,10 +209,10 @@ class Plugins:
         ]
 
     def load_installed(self) -> None:
-        """Load every plugin of the entry-point group ``bionemo.webdatamodule``, each by itself.
+        """Load every plugin of the entry-point group ``bionemo.webdatamodule``.
 
-        A plugin that fails is left out with a :class:`PluginWarning`; the others go on.
-        What plugins print while they are imported goes to standard error.
+        A plugin that fails is left out with a :class:`PluginWarning`, and the others are loaded.
+        Output of plugins during their import goes to standard error.
 
         Raises:
             PluginError: If a plugin fails and ``WEBDATAMODULE_STRICT_PLUGINS`` is ``1``.
@@ -241,12 +241,12 @@ class Plugins:
 
     @property
     def registered(self) -> list[Registered]:
-        """Every component, those that are overridden included, sorted by kind, name and plugin."""
+        """Every component, including overridden ones, sorted by kind, name and plugin."""
         return sorted(self._registered, key=lambda r: (r.kind, r.component.name, r.plugin))
 
     @property
     def overridden(self) -> list[Registered]:
-        """The default components that another plugin's component replaces."""
+        """The default components that a plugin overrides."""
         replaced = {_identity(r.component) for r in self._registered if r.component.override and not r.default}
         return [r for r in self.registered if r.default and _identity(r.component) in replaced]
 
@@ -262,7 +262,7 @@ class Plugins:
         return component
 
     def lookup(self, kind: type[Component], name: str) -> Registered:
-        """Return the component of this kind and name with the plugin and the distribution that it comes from.
+        """Return the component of this kind and name with its plugin and distribution.
 
         Raises:
             UnknownNameError: If no plugin registers it.
@@ -282,7 +282,7 @@ class Plugins:
         return matches[0]
 
     def provider(self, kind: type[Component], name: str) -> Registered | None:
-        """Return where the component of this kind and name comes from, or ``None`` where no plugin registers it."""
+        """Return the component of this kind and name with its origin, or ``None``."""
         try:
             return self.lookup(kind, name)
         except UnknownNameError:
@@ -309,7 +309,7 @@ class Plugins:
                     continue
                 near = difflib.get_close_matches(caller.name, HOOKS, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; hooks are {', '.join(HOOKS)}"
-                raise PluginError(f"it implements {caller.name}, which is no hook of this version{hint}")
+                raise PluginError(f"it implements {caller.name}, which is not a hook of this version{hint}")
             if implementation.kwargnames:
                 raise PluginError(f"{caller.name} takes {', '.join(implementation.kwargnames)}, which no caller passes")
             if implementation.hookwrapper or implementation.wrapper:
@@ -351,7 +351,7 @@ class Plugins:
             raise PluginError(f"{hook} yields {component.name!r}, whose factory cannot be called")
         if not isinstance(component.override, bool):
             raise PluginError(
-                f"{hook} yields {component.name!r} with override={component.override!r}, which is no bool"
+                f"{hook} yields {component.name!r} with override={component.override!r}, which is not a bool"
             )
 
 
@@ -395,7 +395,7 @@ def provider(kind: type[Component], name: str, plugins: Plugins | None = None) -
 
 
 def as_use(ref: object) -> Use | None:
-    """Return a reference by name as a :class:`Use`, or ``None`` where it is no name.
+    """Return a reference by name as a :class:`Use`, or ``None`` where it is not a name.
 
     Raises:
         ConfigError: If it is a mapping other than ``{"name": ..., "options": {...}}``.

@@ -1,4 +1,4 @@
-"""The parts of a data set, and rules that divide names among them, the same on every machine."""
+"""Splits, and rules that divide names among them with the same result on every machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def by_split(argument: str, values: Mapping[Split, _T] | Mapping[str, _T] | None
         values: The user's mapping, or ``None`` for an empty one.
 
     Raises:
-        ConfigError: If it is no mapping, or a key is no split.
+        ConfigError: If it is not a mapping, or a key is not a split.
     """
     if values is None:
         return {}
@@ -55,12 +55,12 @@ def by_split(argument: str, values: Mapping[Split, _T] | Mapping[str, _T] | None
 class Fraction:
     """An exact part of all names: ``Fraction(start=0.0, stop=0.8)`` is four fifths of them.
 
-    Names are taken in the order of their hashes, so the parts are mixed whatever the order of the source,
-    and given back in the order of the source. Parts that do not overlap share no name and leave none out.
+    Names are divided in the order of their hashes, so the parts are mixed whatever the order of the source. The result
+    is in the order of the source. Adjacent parts share no name and omit none.
 
     Attributes:
-        start: Where the part begins, from 0 to 1.
-        stop: Where it ends, from ``start`` to 1.
+        start: Start of the part, from 0 to 1.
+        stop: End of the part, from ``start`` to 1.
         seed: Another seed gives another division.
     """
 
@@ -80,14 +80,13 @@ class Fraction:
 
 @dataclass(frozen=True, kw_only=True)
 class Hashed:
-    """The names whose hash lies in an interval: about that part of them.
+    """The names whose hash is in an interval: about that fraction of all names.
 
-    Whether a name belongs depends on that name alone, so samples that are added or removed later
-    never move others from one split to another.
+    The result for a name depends only on that name, so adding or removing samples never moves others between splits.
 
     Attributes:
-        start: Where the interval begins, from 0 to 1.
-        stop: Where it ends, from ``start`` to 1.
+        start: Start of the interval, from 0 to 1.
+        stop: End of the interval, from ``start`` to 1.
         seed: Another seed gives another division.
     """
 
@@ -109,12 +108,12 @@ class Fold:
     """One of several folds for cross-validation, or all but that one.
 
     ``{"train": Fold(number=i, of=5, rest=True), "val": Fold(number=i, of=5)}`` for ``i`` from 0 to 4 validates
-    on every sample once. As with :class:`Hashed`, the fold of a name depends on that name alone.
+    on every sample once. As with :class:`Hashed`, the fold of a name depends only on that name.
 
     Attributes:
-        number: Which fold, from 0.
-        of: How many folds there are, at least two.
-        rest: Take all names but those of the fold.
+        number: Number of the fold, from 0.
+        of: Number of folds, at least two.
+        rest: Return all names except those of the fold.
         seed: Another seed gives other folds.
     """
 

@@ -1,4 +1,4 @@
-"""Functions of bionemo-webdatamodule 1.0.0 outside of its classes."""
+"""Functions of bionemo-webdatamodule 1.0.0."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def twice(first, second):
 
 
 def test_memory_that_is_used_twice():
-    """One bytearray in two places stays one object, and is no hole."""
+    """One bytearray in two places stays one object, and is not a hole."""
 
     def stream(byte):
         shared = bytearray([byte]) * 8
@@ -283,7 +283,7 @@ def test_a_class_of_the_users_is_no_template():
 
 
 def test_a_refused_pickle_is_refused_every_time():
-    """A refusal is no template either."""
+    """A refusal is not a template either."""
     codec = PickleCodec(Policy())
     data = memoryview(b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01x\x85R.")
     for _ in range(3):

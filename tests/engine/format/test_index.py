@@ -157,7 +157,7 @@ def test_tars_of_the_tar_program_are_read(tmp_path, format_):
 
 
 def test_members_without_a_suffix_are_left_out_and_said(tmp_path, caplog):
-    """Files that are no fields do no harm, and the log names one of them."""
+    """Files that are not fields do no harm, and the log names one of them."""
     caplog.set_level(logging.WARNING, "bionemo.webdatamodule")
     path = tar(tmp_path / "a.tar", [("README", b"r"), ("a.x", b"1"), (".DS_Store", b"d"), ("b.x", b"2")])
     assert [("a", {"x": b"1"}), ("b", {"x": b"2"})] == fields(path)
@@ -490,7 +490,7 @@ def test_damaged_tars_give_documented_errors_only(tmp_path):
 
 @given(st.text(max_size=12, alphabet=st.sampled_from("a./_ü-")))
 def test_names_split_where_webdataset_splits_them(name):
-    """Key and suffix are webdataset's, except for names that begin with a dot, which are no fields here."""
+    """Key and suffix are webdataset's, except for names that begin with a dot, which are not fields here."""
     parts = split_member(name.encode())
     if parts is None:
         base = name.rpartition("/")[2]

@@ -61,7 +61,7 @@ def test_reads_back_what_was_written(tmp_path):
 
 
 def test_without_a_file_there_is_no_manifest(tmp_path):
-    """A missing manifest is no error, a missing directory neither."""
+    """A missing manifest is not an error, a missing directory neither."""
     assert None is read_manifest(str(tmp_path), "p")
     assert None is read_manifest(str(tmp_path / "nowhere"), "p")
 
@@ -94,7 +94,7 @@ def test_digest_identifies_the_data_alone():
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, text):
-    """What is no whole manifest is refused by name and with the remedy."""
+    """What is not a whole manifest is refused by name and with the remedy."""
     with pytest.raises(ManifestError, match="cut short or no manifest; run the conversion again"):
         read_manifest(written(tmp_path, text), "p")
 
@@ -126,15 +126,15 @@ def test_a_newer_format_is_refused(tmp_path):
 )
 def test_a_name_that_is_no_shard_of_the_prefix_is_refused(name):
     """A manifest with a good checksum cannot make anybody touch other files."""
-    with pytest.raises(ManifestError, match=r"which is (no shard of the prefix 'p'|not in its directory)"):
+    with pytest.raises(ManifestError, match=r"which is (not a shard of the prefix 'p'|not in its directory)"):
         Manifest.from_json(manifest(shards=(entry(0, name=name),)).to_json())
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"inputs": "../../victim"}, "are no hash"),
-        ({"inputs": None}, "are no hash"),
+        ({"inputs": "../../victim"}, "are not a hash"),
+        ({"inputs": None}, "are not a hash"),
         ({"sha256": "../x"}, "gives no hash of p-000000.tar"),
         ({"sha256": "0" * 63}, "gives no hash"),
         ({"index_sha256": 7}, "gives no hash"),

@@ -76,7 +76,7 @@ def test_blocking_factors(tmp_path, factor):
 
 @pytest.mark.parametrize("format_", ["gnu", "pax", "oldgnu"])
 def test_volume_labels(tmp_path, format_):
-    """A label is no member."""
+    """A label is not a member."""
     gnu_tar(tmp_path, f"--format={format_}", "--label=volume one")
     assert SAMPLES == read(tmp_path)
 

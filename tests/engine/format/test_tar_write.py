@@ -122,7 +122,7 @@ def test_pax_lengths_count_their_own_digits():
 
 
 def test_names_that_no_tar_holds_are_refused(tmp_path):
-    """Lone surrogates, and long names that are no text, have no form in a tar."""
+    """Lone surrogates, and long names that are not text, have no form in a tar."""
     with pytest.raises(InputError, match="key_encoder='escaped'"):
         write(tmp_path / "t.tar", [("\ud800", [("x", b"")])])
     with pytest.raises(InputError, match="key_encoder='escaped'"):

@@ -202,7 +202,7 @@ def test_a_suffix_in_both_is_refused(base):
     ],
 )
 def test_what_does_not_go_with_a_join_is_named(base, given, message):
-    """Weights do not, and what is no directory."""
+    """Weights do not, and what is not a directory."""
     given = {"join": {"train": str(base / "labels")}, **given}
     with pytest.raises(ConfigError, match=message):
         WebDataModule({"train": str(base / "images")}, None, ["x.pyd", "cls.pyd"], 4, **given).setup("fit")

@@ -84,7 +84,7 @@ def test_a_batch_is_listed_lane_by_lane(first, length, lanes, ranks):
 
 
 def test_an_epoch_takes_every_sample_once_in_another_order_each_time():
-    """Uneven shards, a batch that is no divisor of anything, shards without samples."""
+    """Uneven shards, a batch that is not a divisor of anything, shards without samples."""
     counts = [0, *uneven(30), 0, 7]
     plan = plan_of(source_of(counts), size=96)
     epochs = [list(itertools.chain(*batches_of(plan, 1, epoch=epoch))) for epoch in range(3)]

@@ -135,7 +135,7 @@ def test_by_default_an_epoch_is_as_long_as_all_sources_and_evaluation_reads_each
 
 
 def test_one_weighted_source_is_an_ordinary_plan():
-    """A mixture of one is no mixture."""
+    """A mixture of one is not a mixture."""
     ordinary = Plan(sources=(Source(samples=50),), global_batch_size=8, n_samples=20)
 
     assert epoch_of(ordinary, 7) == epoch_of(mixture((50, 3.5), n_samples=20), 7)

@@ -224,7 +224,7 @@ def test_appended_samples_change_only_the_last_shards(source, out):
 
 
 class Plain:
-    """A reader that is no dataclass and cannot tell whether its samples changed."""
+    """A reader that is not a dataclass and cannot tell whether its samples changed."""
 
     def __init__(self, scale=1):
         self.scale = scale
@@ -308,7 +308,7 @@ def test_options_are_identified_by_name_and_value(out):
 
 
 def test_a_function_counts_by_its_name_and_a_lambda_is_logged(out, caplog):
-    """Bytecode differs between versions of Python, so it is no part of what a shard is made from."""
+    """Bytecode differs between versions of Python, so it is not a part of what a shard is made from."""
     add = adding(1)
     before = inputs(Made(scale=add), out)
     add.__code__ = add.__code__.replace(co_consts=(*add.__code__.co_consts, "another Python compiles it otherwise"))
@@ -366,7 +366,7 @@ def test_another_key_encoder_makes_the_shards_anew(source, out):
 
 
 def test_lost_shards_and_indexes_are_made_again(source, out):
-    """A shard that was removed or cut, or an index that is gone, is no finished conversion."""
+    """A shard that was removed or cut, or an index that is gone, is not a finished conversion."""
     run(source, out)
     before = contents(out)
     for damage in (
@@ -864,7 +864,7 @@ def test_an_output_that_is_a_file_is_refused(source, tmp_path):
     """[15] Also where it is a parent of the output."""
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="file is no directory, so shards cannot go to"):
+        with pytest.raises(InputError, match="file is not a directory, so shards cannot go to"):
             run(source, out)
 
 
@@ -1227,8 +1227,8 @@ def test_odd_suffixes_come_back_exactly(suffix, source, out):
         ("__key__", "ends in two underscores"),
         ("x__", "ends in two underscores"),
         ("a\nb", "control character"),
-        ("\udcff", "no valid text"),
-        (7, "no string but int"),
+        ("\udcff", "not valid text"),
+        (7, "not a string but int"),
     ],
 )
 def test_suffixes_that_cannot_be_stored_are_refused_at_construction(suffix, said, source):
@@ -1305,7 +1305,7 @@ def test_values_that_look_like_nothing_come_back(source, out):
     ["a b", "run[1]", "run#1", "run?1", "100%d", "{0..3}", "a::b", "a;b", "~x", "日本", "q'uote", "-dash", "a:b"],
 )
 def test_any_output_path_works(name, source, tmp_path):
-    """[40] Brackets, hashes, percent signs, braces, quotes and spaces are no syntax."""
+    """[40] Brackets, hashes, percent signs, braces, quotes and spaces are not syntax."""
     run(source, tmp_path / name / "train")
     assert NAMES == keys(tmp_path / name / "train")
 
@@ -1587,7 +1587,7 @@ def test_codecs_that_no_reader_knows_are_refused_before_work_starts(codecs, said
 @pytest.mark.parametrize(
     ("encode", "said"),
     [
-        (lambda name: None, "makes None of the name 's00', which is no string but NoneType"),
+        (lambda name: None, "makes None of the name 's00', which is not a string but NoneType"),
         (lambda name: 1 / 0, "fails at the name 's00' with ZeroDivisionError"),
     ],
 )
@@ -1617,11 +1617,11 @@ class Broken(contextlib.AbstractContextManager):
     [
         (lambda: 1 / 0, "cannot start: ZeroDivisionError"),
         (lambda: Path("/nowhere").read_text(), "cannot start: FileNotFoundError"),
-        (lambda: 7, "gives int, which is no concurrent.futures.Executor"),
+        (lambda: 7, "gives int, which is not a concurrent.futures.Executor"),
     ],
 )
 def test_an_executor_that_does_not_start_is_named(fault, said, source, out):
-    """[94] It is no error of the disk, and nothing is published."""
+    """[94] It is not an error of the disk, and nothing is published."""
     with pytest.raises(PluginError, match=rf"the executor \S*Broken {said}"):
         run(source, out, executor=Broken(fault))
     assert [] == list(out.iterdir())
@@ -1648,13 +1648,13 @@ def settled(result):
 @pytest.mark.parametrize(
     ("submit", "error", "said"),
     [
-        (lambda _: None, PluginError, "gives NoneType for a task, which is no Future"),
+        (lambda _: None, PluginError, "gives NoneType for a task, which is not a Future"),
         (lambda _: settled(None), PluginError, "gives NoneType as the result of a task"),
         (lambda _: settled("cancelled"), ConversionError, "the executor cancelled a shard; run it again"),
     ],
 )
 def test_an_executor_that_breaks_its_contract_is_told(submit, error, said, source, out):
-    """Whatever comes back, it is no internal error."""
+    """Whatever comes back, it is not an internal error."""
     with pytest.raises(error, match=said):
         run(source, out, executor=contextlib.nullcontext(Odd(submit)))
 

@@ -185,7 +185,7 @@ def _scan(path: Path) -> tuple[list[str], NDArray[np.int64]]:
 def _pairs(names: Sequence[str]) -> list[str]:
     """Return the name of each two reads, one behind the other."""
     if len(names) % 2:
-        raise InputError(f"{len(names)} reads are no pairs; the last is {names[-1]!r}")
+        raise InputError(f"{len(names)} reads are not pairs; the last is {names[-1]!r}")
     pairs = [pair_name(name) for name in names]
     for number, (one, other) in enumerate(zip(pairs[::2], pairs[1::2], strict=True)):
         if one != other:

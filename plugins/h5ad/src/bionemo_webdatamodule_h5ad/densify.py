@@ -20,7 +20,7 @@ class Densify:
         size: Length of the vectors, the number of genes.
 
     Raises:
-        ConfigError: If ``size`` is no positive number.
+        ConfigError: If ``size`` is not a positive number.
     """
 
     size: int

@@ -53,7 +53,7 @@ class DecodeImage:
         """Yield the samples with their image decoded.
 
         Raises:
-            DecodeError: If the bytes are no image that these options accept.
+            DecodeError: If the bytes are not an image that these options accept.
         """
         for sample in samples:
             if isinstance(sample, tuple):
@@ -66,7 +66,7 @@ class DecodeImage:
         """Return the pixels of one image.
 
         Raises:
-            DecodeError: If the bytes are no image that these options accept.
+            DecodeError: If the bytes are not an image that these options accept.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise DecodeError(
@@ -92,7 +92,7 @@ class DecodeImage:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             if isinstance(error, DecodeError):
                 raise
-            raise DecodeError(f"these {len(data)} bytes are no readable image: {error}") from error
+            raise DecodeError(f"these {len(data)} bytes are not a readable image: {error}") from error
         if self.output == "numpy":
             return pixels
         import torch

@@ -103,7 +103,7 @@ class ImageReader:
         """Return the file of a name; a folder is listed once and kept in ``listed``."""
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or str(path) != name:
-            raise InputError(f"{name!r} is no path below the directory", key=name, file=self.directory)
+            raise InputError(f"{name!r} is not a path below the directory", key=name, file=self.directory)
         folder = str(Path(self.directory, path.parent))
         if folder not in listed:
             listed[folder] = self._images(folder)

@@ -221,7 +221,7 @@ def _lists(column: Any) -> Values:
 
 
 def _with_nulls(column: Any, filled: NDArray[Any]) -> Values:
-    """Return the rows that are no nulls, with ``None`` for those that are."""
+    """Return the rows that are not nulls, with ``None`` for those that are."""
     if not column.null_count:
         return filled
     rest = iter(filled)
@@ -273,7 +273,7 @@ def _as_text(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise TypeError("it is no text")
+        raise TypeError("it is not text")
     return value.encode()
 
 
@@ -281,7 +281,7 @@ def _as_class(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise TypeError("it is no whole number")
+        raise TypeError("it is not a whole number")
     return str(int(value)).encode()
 
 

@@ -79,7 +79,7 @@ def casted(column: Any, kind: pa.DataType) -> Any:
     try:
         new = column.cast(kind)
         exact = _merged(column.type, kind) is not None or new.cast(column.type).equals(column)
-        if not exact and pa.types.is_floating(column.type):  # NaN is no fault
+        if not exact and pa.types.is_floating(column.type):  # NaN is not a fault
             back = new.cast(column.type)
             exact = pc.all(pc.or_(pc.equal(back, column), pc.is_nan(column))).as_py() is not False
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -46,13 +46,13 @@ class File:
         """Open the file as a ``pyarrow.parquet.ParquetFile`` that verifies page checksums where there are any.
 
         Raises:
-            InputError: If it is no Parquet file.
+            InputError: If it is not a Parquet file.
         """
         with self.system.open(self.path) as stream:
             try:
                 parquet = pq.ParquetFile(stream, page_checksum_verification=True)
             except pa.ArrowInvalid as error:
-                raise InputError(f"this is no readable Parquet file: {error}", file=self.path) from error
+                raise InputError(f"this is not a readable Parquet file: {error}", file=self.path) from error
             yield parquet
 
 
@@ -68,7 +68,7 @@ def footer(file: File) -> Footer:
     """Return the columns of a file and the number of rows in each of its row groups.
 
     Raises:
-        InputError: If it is no Parquet file.
+        InputError: If it is not a Parquet file.
     """
     with file.open() as parquet:
         metadata = parquet.metadata
@@ -134,7 +134,9 @@ def _files(path: str) -> list[File]:
         matches = _visible(list(system.glob(root)), base, hidden)
         found = [p for m in matches for p in ([m] if system.isfile(m) else _below(system, m))]
     if not found:
-        raise InputError(f"paths names {path!r}, which is no Parquet file, no directory with any, and no glob of any")
+        raise InputError(
+            f"paths names {path!r}, which is not a Parquet file, no directory with any, and no glob of any"
+        )
     return [
         File(
             stem=posixpath.splitext(posixpath.relpath(p, base or "."))[0],

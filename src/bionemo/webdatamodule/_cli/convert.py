@@ -173,7 +173,7 @@ def choose_names(
         options: The writer's options, for messages.
 
     Raises:
-        ConfigError: If the source cannot list itself, a part is also the name of a sample, or parts are no parts.
+        ConfigError: If the source cannot list itself, a part is also the name of a sample, or a part is out of range.
         InputError: If the source has no samples.
     """
     parts = {split: what for split, what in subsets.items() if isinstance(what, Share)}
@@ -226,7 +226,7 @@ def _listed_names(path: str) -> list[str]:
     try:
         lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the list of names {path} is no UTF-8: {error}") from error
+        raise ConfigError(f"the list of names {path} is not UTF-8: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"the list of names {path} cannot be read: {error}") from error
     if not lines[-1]:

@@ -180,7 +180,7 @@ def _near(word: str, words: Iterable[str]) -> str:
 
 
 def _command(words: Sequence[str]) -> str | None:
-    """Return the first word that is no option."""
+    """Return the first word that is not an option."""
     return next((word for word in words if not word.startswith("-")), None)
 
 

@@ -33,7 +33,7 @@ def failure(code: str, message: str, where: Mapping[str, object] | None = None) 
     """Return what stands for a failure in JSON.
 
     Args:
-        code: The error's code, or another word for what is no error of this package.
+        code: The error's code, or another word for what is not an error of this package.
         message: What happened.
         where: Who and where, by name.
     """

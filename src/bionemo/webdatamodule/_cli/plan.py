@@ -101,7 +101,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.plot and args.order == "shards":
         raise ConfigError("--plot shows order='global'; in shards order the shuffle is a buffer of shards")
     if args.weights and args.order == "shards":
-        raise ConfigError("--weights needs --order global; in shards order a data set is no mixture")
+        raise ConfigError("--weights needs --order global; in shards order a data set is not a mixture")
     if args.weights and len(args.weights) != len(args.directory):
         raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
     for step, *weights in args.weights_at or ():

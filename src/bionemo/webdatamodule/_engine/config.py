@@ -73,7 +73,7 @@ def receipt_path(given: str | os.PathLike[str] | None) -> str | None:
         given: What the user gave.
 
     Raises:
-        ConfigError: If it is no path on a disk.
+        ConfigError: If it is not a path on a disk.
     """
     if given is None:
         return None
@@ -87,14 +87,14 @@ def suffix_tuple(argument: str, given: object) -> tuple[str, ...]:
     """Return one suffix, or an iterable of them, as a tuple.
 
     Raises:
-        ConfigError: If there is none, one twice, or one that is no text.
+        ConfigError: If there is none, one twice, or one that is not text.
     """
     suffixes = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else None
     if not suffixes:
         raise ConfigError(f"{argument} is a suffix such as 'tensor.pyd' or several of them, not {given!r}")
     for suffix in suffixes:
         if not isinstance(suffix, str) or not suffix:
-            raise ConfigError(f"{argument} holds {suffix!r}, which is no suffix")
+            raise ConfigError(f"{argument} holds {suffix!r}, which is not a suffix")
     if len(set(suffixes)) != len(suffixes):
         raise ConfigError(f"{argument} names a suffix twice: {', '.join(map(str, suffixes))}")
     return suffixes
@@ -141,7 +141,7 @@ def joined_sources(argument: str, given: object) -> tuple[Source, ...]:
     """Return the directories that are joined to those of a split.
 
     Raises:
-        ConfigError: If they are no directories, or have weights.
+        ConfigError: If they are not directories, or have weights.
     """
     found = () if given is None else sources(argument, given)
     if any(source.weight is not None for source in found):
@@ -188,7 +188,7 @@ def pinned(argument: str, found: tuple[Source, ...], given: object) -> tuple[Sou
         given: A digest, or one for each directory; ``None`` for whatever is there.
 
     Raises:
-        ConfigError: If they are no digests, or not as many as there are directories.
+        ConfigError: If they are not digests, or not as many as there are directories.
     """
     if given is None:
         return found
@@ -197,7 +197,7 @@ def pinned(argument: str, found: tuple[Source, ...], given: object) -> tuple[Sou
         raise ConfigError(f"{argument} holds {len(digests)} digests for {len(found)} directories; give one for each")
     for digest in digests:
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-            raise ConfigError(f"{argument} holds {digest!r:.80}, which is no digest; `webdatamodule info` prints it")
+            raise ConfigError(f"{argument} holds {digest!r:.80}, which is not a digest; `webdatamodule info` prints it")
     return tuple(source._replace(digest=digest) for source, digest in zip(found, digests, strict=True))
 
 
@@ -255,5 +255,5 @@ def error_policy(kwargs_wds: Mapping[str, Any], policy: ErrorPolicy) -> ErrorPol
 def _directory(given: Any, argument: str) -> str:
     path = os.fspath(given)
     if not isinstance(path, str) or not path:
-        raise ConfigError(f"{argument} holds {given!r}, which is no path")
+        raise ConfigError(f"{argument} holds {given!r}, which is not a path")
     return path if "://" in path else os.path.expanduser(path)

@@ -32,7 +32,7 @@ def resolve_stages(argument: str, given: object, plugins: Plugins | None = None)
         plugins: Where to look names up; by default among the installed plugins.
 
     Raises:
-        ConfigError: If something given is no stage.
+        ConfigError: If something given is not a stage.
         UnknownNameError: If a name is not registered.
     """
     one = isinstance(given, str | Use | Mapping) or _runs(given)
@@ -47,7 +47,7 @@ def resolve_stages(argument: str, given: object, plugins: Plugins | None = None)
             resolved.append(resolve(Stage, stage, plugins))
         else:
             raise ConfigError(
-                f"{argument} holds {stage!r:.80}, which is no stage; a stage is a name such as 'shuffle', "
+                f"{argument} holds {stage!r:.80}, which is not a stage; a stage is a name such as 'shuffle', "
                 "a Use, or a callable from an iterator to an iterator"
             )
     return tuple(resolved)

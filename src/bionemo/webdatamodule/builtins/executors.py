@@ -40,7 +40,7 @@ class Processes:
             in milliseconds and scripts need no ``__main__`` guard. Elsewhere it is Python's, ``"spawn"``.
 
     Raises:
-        ConfigError: If ``workers`` is no positive number or there is no such start method.
+        ConfigError: If ``workers`` is not a positive number or there is no such start method.
     """
 
     def __init__(self, *, workers: int | None = None, start_method: str | None = None) -> None:

@@ -18,15 +18,15 @@ _EMPTY = "%-"
 
 
 def dashes() -> Callable[[str], str]:
-    """Return the documented encoder: dots become dashes.
+    """Return the documented encoder, which replaces dots by dashes.
 
-    Two names may get one key, which conversion refuses, naming both.
+    If two names get the same key, the conversion raises an error that names both.
     """
     return encode_dashes
 
 
 def escaped() -> Callable[[str], str]:
-    """Return an encoder that gives every name a key of its own, from which :func:`decode_escaped` gets it back."""
+    """Return a reversible encoder with a unique key for every name, see :func:`decode_escaped`."""
     return encode_escaped
 
 
@@ -38,20 +38,20 @@ def encode_dashes(name: str) -> str:
 def encode_escaped(name: str) -> str:
     """Return the name with ``%2e`` for a dot, ``%25`` for a percent sign and so on.
 
-    Letters, digits, spaces, slashes and text of any language stay as they are.
+    Letters of any language, digits, spaces and slashes are unchanged.
     """
     return _UNSAFE.sub(_escape, name) or _EMPTY
 
 
 def decode_escaped(key: str) -> str:
-    """Return the name that :func:`encode_escaped` made the key of.
+    """Return the name of a key of :func:`encode_escaped`.
 
     Raises:
         DecodeError: If no name has that key.
     """
     name = _ESCAPED.sub(_unescape, key)
     if encode_escaped(name) != key:
-        raise DecodeError(f"{key!r} is no key of the encoder 'escaped'", key=key)
+        raise DecodeError(f"{key!r} is not a key of the encoder 'escaped'", key=key)
     return name
 
 
@@ -68,5 +68,5 @@ def _unescape(match: re.Match[str]) -> str:
 @hookimpl
 def webdatamodule_key_encoders() -> Iterable[KeyEncoder]:
     """Register the key encoders ``dashes`` and ``escaped``."""
-    yield KeyEncoder(name="dashes", summary="dots become dashes, as documented", factory=dashes)
-    yield KeyEncoder(name="escaped", summary="reversible, any name has a key of its own", factory=escaped)
+    yield KeyEncoder(name="dashes", summary="replace dots by dashes", factory=dashes)
+    yield KeyEncoder(name="escaped", summary="reversible, with a unique key for every name", factory=escaped)

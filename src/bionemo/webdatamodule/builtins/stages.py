@@ -1,4 +1,4 @@
-"""Default stages for single samples: the pipeline steps that most data sets need."""
+"""The default stages for single samples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bionemo.webdatamodule.options import whole_number
 
 @dataclass(frozen=True, kw_only=True)
 class Untuple:
-    """Turn 1-tuples, which samples of one suffix are, into their only value.
+    """Unpack 1-tuples, the samples of one suffix.
 
     Raises:
-        ConfigError: If a sample is no 1-tuple.
+        ConfigError: If a sample is not a 1-tuple.
     """
 
     anywhere = True
@@ -40,14 +40,14 @@ class Untuple:
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffle:
-    """Shuffle a stream through a buffer, in an order that is new in each epoch and repeats between runs.
+    """Shuffle a stream through a buffer, in a reproducible order that is new in each epoch.
 
-    In global order the plan has shuffled already, and this stage passes samples on as they come.
-    In shards order the randomness comes from the data module's seed, the epoch, the rank and the worker.
+    In global order, where the plan shuffles, this stage does nothing.
+    In shards order, the order depends on the data module's seed, the epoch, the rank and the worker.
 
     Args:
         size: Samples in the buffer.
-        initial: Samples in the buffer before the first is passed on; by default a full buffer.
+        initial: Samples in the buffer before the first is yielded; by default a full buffer.
     """
 
     size: int
@@ -78,7 +78,7 @@ class Map:
         object.__setattr__(self, "function", as_function("function", self.function))
 
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
-        """Yield what the function makes of each sample."""
+        """Yield the result of the function for each sample."""
         function: Any = self.function
         return map(function, samples)
 
@@ -108,11 +108,10 @@ class MapTuple:
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
-    """Keep the samples for which a function says so.
+    """Keep the samples for which a function is true.
 
-    In global order the batches lose what is left out, so they differ in size, and a share that loses all its samples
-    is an error, since ranks must take equal steps. For full batches of a part of the samples, give the data module
-    ``where={"train": ("cls", function)}`` instead: the part is then in the plan.
+    In global order, batches get smaller, and a share without samples is an error, because ranks must take equal steps.
+    For full batches of a subset, use ``where={"train": ("cls", function)}`` of the data module instead.
 
     Args:
         predicate: Takes a sample, gives true or false; or an import path.
@@ -158,7 +157,7 @@ class Named:
 @hookimpl
 def webdatamodule_stages() -> Iterable[Stage]:
     """Register the default stages."""
-    yield Stage(name="untuple", summary="1-tuples become their only value", factory=Untuple)
+    yield Stage(name="untuple", summary="unpack 1-tuples", factory=Untuple)
     yield Stage(name="shuffle", summary="shuffle a stream through a buffer (shards order)", factory=Shuffle)
     yield Stage(name="map", summary="apply a function to each sample", factory=Map)
     yield Stage(name="map_tuple", summary="apply a function to each value", factory=MapTuple)

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 _CALL = """
 import os, pickle, sys
 answer = os.fdopen(os.dup(1), "wb")
-os.dup2(2, 1)  # what the called code prints is no answer
+os.dup2(2, 1)  # what the called code prints is not an answer
 function, args, kwargs = pickle.load(sys.stdin.buffer)
 pickle.dump(function(*args, **kwargs), answer)
 """

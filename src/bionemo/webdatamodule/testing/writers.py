@@ -226,7 +226,7 @@ class WriterConformance(ComponentConformance):
                 f"{kept!r} has the fingerprint {after[kept]!r} also after its source changed, so its old bytes would "
                 "be kept",
                 "make it of size and modification time of the sample's file, or override change_source() in the test "
-                "class if the source is no file",
+                "class if the source is not a file",
             )
 
     def test_reads_the_same_after_pickling(self, subject: Subject, names: Sequence[str]) -> None:

@@ -103,7 +103,7 @@ def _stage(word: str) -> Any:
         try:
             given = json.loads(word)
         except ValueError as error:
-            raise ConfigError(f"--stage {word} is no JSON: {error}") from error
+            raise ConfigError(f"--stage {word} is not JSON: {error}") from error
         return resolve_stages("--stage", given)[0]
     if "=" in more:
         return resolve_stages("--stage", reference(Stage, word, "--stage"))[0]

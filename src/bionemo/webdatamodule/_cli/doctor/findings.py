@@ -220,8 +220,8 @@ def _data(data: Iterable[DataSet]) -> Iterator[Finding]:
         about = f"{found.directory} is on {kind}"
         if any(name in kind for name in _OBJECT_STORES):
             yield _problem(
-                f"{about}, an object store made to look like files: renaming is no single step there, so a conversion "
-                "that is stopped may leave anything, and mapped reads are slow",
+                f"{about}, an object store mounted as a file system: renames are not atomic, so a stopped conversion "
+                "may leave partial data, and mapped reads are slow",
                 "give the store's own URL, such as s3://…, which is read through the cache; convert on a disk, "
                 "then upload",
             )
@@ -240,7 +240,9 @@ def _ranks(environment: Mapping[str, str]) -> Iterator[Finding]:
         if text is None:
             continue
         if not text.isdecimal():
-            yield _problem(f"{name} is {text!r}, which is no number", f"unset {name}, or start the run with torchrun")
+            yield _problem(
+                f"{name} is {text!r}, which is not a number", f"unset {name}, or start the run with torchrun"
+            )
         else:
             numbers[name] = int(text)
     world = numbers.get("WORLD_SIZE")

@@ -171,7 +171,7 @@ def build_index(path: str | os.PathLike[str]) -> ShardIndex:
 
     Raises:
         CorruptShardError: If it is damaged, no tar, holds a member twice or the members of one sample apart,
-            or has members that are no plain files (see :func:`~bionemo.webdatamodule._engine.format.tar_scan.walk`).
+            or has members that are not plain files (see :func:`~bionemo.webdatamodule._engine.format.tar_scan.walk`).
         OSError: If the file cannot be read.
     """
     with open(path, "rb") as file:

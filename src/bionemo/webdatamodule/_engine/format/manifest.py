@@ -111,7 +111,7 @@ class Manifest:
             prefix: The prefix that it must be of.
 
         Raises:
-            ManifestError: If it is no manifest, was changed by hand, lists what is no shard of its prefix,
+            ManifestError: If it is no manifest, was changed by hand, lists what is not a shard of its prefix,
                 or is of a newer format.
         """
         try:
@@ -178,7 +178,7 @@ def _shard_problem(shard: Any, prefix: str) -> str | None:
     """Return what is wrong with what a manifest says of a shard, as the rest of a sentence, or ``None``."""
     name = shard.get("name") if isinstance(shard, dict) else None
     if not isinstance(name, str) or not is_shard_name(name, prefix):
-        return f"lists {name!r:.200}, which is no shard of the prefix {prefix!r}"
+        return f"lists {name!r:.200}, which is not a shard of the prefix {prefix!r}"
     if os.path.basename(name) != name or "\0" in name:
         return f"lists {name!r:.200}, which is not in its directory"
     size, samples = shard.get("bytes"), shard.get("samples")
@@ -189,7 +189,9 @@ def _shard_problem(shard: Any, prefix: str) -> str | None:
     if not all(_is_sha256(shard.get(sha256)) for sha256 in ("sha256", "index_sha256")):
         return f"gives no hash of {name}"
     inputs = shard.get("inputs", "")
-    return None if inputs == "" or _is_sha256(inputs) else f"gives {name} the inputs {inputs!r:.200}, which are no hash"
+    return (
+        None if inputs == "" or _is_sha256(inputs) else f"gives {name} the inputs {inputs!r:.200}, which are not a hash"
+    )
 
 
 def _is_count(value: Any) -> bool:

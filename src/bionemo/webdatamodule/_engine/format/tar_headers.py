@@ -91,7 +91,7 @@ def checksum(header: bytes, position: int) -> int:
     """
     found = _CHECKSUM.fullmatch(header[148:156])
     if found is None or (found[1].startswith(b" ") and header[124:125] == b"0"):
-        fail(f"the block at byte {position} is no tar header")
+        fail(f"the block at byte {position} is not a tar header")
     return int(found[1], 8)
 
 
@@ -201,7 +201,7 @@ def padded(size: int) -> int:
 
 
 def refuse_kind(kind: bytes, member: bytes, position: int) -> NoReturn:
-    """Raise the error for a member that is no plain file."""
+    """Raise the error for a member that is not a plain file."""
     what, remedy = _REFUSED.get(kind, (f"of the unknown kind {kind!r}", _DELETE))
     refuse(what, member, position, remedy)
 

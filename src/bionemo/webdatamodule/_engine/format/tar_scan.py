@@ -61,7 +61,7 @@ def walk(data: Tar) -> Members:  # noqa: C901, PLR0912, PLR0915 - calls would do
         data: The whole tar.
 
     Raises:
-        CorruptShardError: If it is damaged, no tar, or has members that are no plain files.
+        CorruptShardError: If it is damaged, no tar, or has members that are not plain files.
     """
     _check_beginning(data)
     total = len(data)
@@ -163,7 +163,7 @@ def _check_beginning(data: Tar) -> None:
                     f"unpack it with `{command}`"
                 )
     if len(data) % BLOCK:
-        fail(f"its {len(data)} bytes are no multiple of {BLOCK}", cut=True)
+        fail(f"its {len(data)} bytes are not a multiple of {BLOCK}", cut=True)
 
 
 def _check_end(grid: NDArray[np.uint8], position: int) -> None:

@@ -197,7 +197,7 @@ def _long_header(path: bytes, size: int) -> bytes:
     prefix, name = b"", path
     try:
         path.decode()
-    except UnicodeDecodeError:  # a file name that is no text; tar readers hand such bytes back as they are
+    except UnicodeDecodeError:  # a file name that is not text; tar readers hand such bytes back as they are
         if len(path) > _NAME:
             raise InputError(
                 f"the key in {path!r} is neither text nor short enough for a tar; use key_encoder='escaped'"
@@ -250,4 +250,4 @@ def _encode(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise InputError(f"{text!r} is no text that a tar can hold; use key_encoder='escaped'") from None
+        raise InputError(f"{text!r} is not text that a tar can hold; use key_encoder='escaped'") from None

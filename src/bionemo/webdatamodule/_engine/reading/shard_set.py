@@ -183,7 +183,7 @@ class ShardSet:
 def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
     if not os.path.isdir(directory):
         hint = "; commands are never run" if directory.startswith("pipe:") else ""
-        raise NoShardsError(f"{directory} is no directory{hint}; convert the data first, or correct the path")
+        raise NoShardsError(f"{directory} is not a directory{hint}; convert the data first, or correct the path")
     place = os.path.abspath(directory)  # shards are opened when they are read, wherever the process is by then
     manifest = read_manifest(directory, prefix)
     if manifest is None:

@@ -106,7 +106,7 @@ class Cursor:
 
         Raises:
             ResumeError: If data, seed, length of the epoch or order differ: going on would repeat or lose samples.
-                Another global batch size is no error.
+                Another global batch size is not an error.
         """
         (data, _, order), (data_now, _, order_now) = self.digest.partition("/"), now.digest.partition("/")
         if data != data_now:

@@ -28,7 +28,7 @@ def check(points: Points, sources: int) -> None:
     """Check a schedule.
 
     Raises:
-        PlanError: If its places do not rise from 0, or weights are no proportions.
+        PlanError: If its places do not rise from 0, or weights are not proportions.
     """
     places = [place for place, _ in points]
     if places[0] != 0 or any(after <= before for before, after in itertools.pairwise(places)):

@@ -258,7 +258,7 @@ def _notes(plan: Plan, found: dict[str, Any], ranks: int, available: int) -> lis
     if idle:
         notes.append(f"{len(idle)} of {len(found['workers'])} workers of each rank have nothing to do")
     if plan.global_batch_size % ranks:
-        notes.append(f"{plan.global_batch_size} is no multiple of {ranks} ranks: shares differ by one sample")
+        notes.append(f"{plan.global_batch_size} is not a multiple of {ranks} ranks: shares differ by one sample")
     if plan.global_batch_size < 2 * ranks:
         notes.append(
             f"with fewer than two samples a rank and batch the last batch depends on the number of ranks; "

@@ -72,7 +72,7 @@ class LocalTarget:
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
         if not os.path.isdir(existing):
-            yield f"{existing} is no directory, so shards cannot go to {self.directory}"
+            yield f"{existing} is not a directory, so shards cannot go to {self.directory}"
         elif not os.access(existing, os.W_OK | os.X_OK):
             yield f"{existing} is read-only, so shards cannot go to {self.directory}"
 

@@ -108,7 +108,7 @@ def adopt_remote(
     Raises:
         NoShardsError: If there are none.
         ManifestError: If there is a manifest where it is to go, or a conversion is at work or never finished.
-        CorruptShardError: If a shard is no good tar; no manifest was written.
+        CorruptShardError: If a shard is not a good tar; no manifest was written.
         RemoteError: If the store refuses.
         ConversionError: If the disk refuses.
     """
@@ -182,7 +182,7 @@ def _manifest(directory: str, prefix: str, entries: Sequence[ShardEntry], suffix
 
 def _check(directory: str, prefix: str, *, again: bool) -> None:
     if not os.path.isdir(directory):
-        raise NoShardsError(f"{directory} is no local directory; correct the path")
+        raise NoShardsError(f"{directory} is not a local directory; correct the path")
     if os.path.lexists(manifest_path(directory, prefix)) and not again:
         raise ManifestError(
             f"{directory} has a manifest of the prefix {prefix!r} already; "

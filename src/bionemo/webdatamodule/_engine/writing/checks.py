@@ -145,7 +145,7 @@ def name_problems(
             ) from error
         if not isinstance(found, str):
             raise PluginError(
-                f"the key encoder {encoder} makes {found!r:.80} of the name {name!r}, which is no string but "
+                f"the key encoder {encoder} makes {found!r:.80} of the name {name!r}, which is not a string but "
                 f"{type(found).__name__}",
                 plugin=encoder,
             )
@@ -156,7 +156,7 @@ def name_problems(
 
 
 def no_names(names: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Yield which splits are empty, and what among the names is no string or empty."""
+    """Yield which splits are empty, and what among the names is not a string or empty."""
     for split, members in names.items():
         if not len(members):
             yield f"split {split} is empty; leave it out or give it names"

@@ -127,7 +127,7 @@ def check_n_shards(n_shards: Any, *, argument: str = "n_shards") -> int | None:
     """Return a number of shards, or ``None`` for one that follows from the size of the data.
 
     Raises:
-        ConfigError: If it is no positive whole number.
+        ConfigError: If it is not a positive whole number.
     """
     if n_shards is not None and (isinstance(n_shards, bool) or not isinstance(n_shards, int) or n_shards < 1):
         raise ConfigError(f"{argument} must be a positive whole number or None, not {n_shards!r}")

@@ -83,7 +83,9 @@ def _enter(executor: AbstractContextManager[futures.Executor], n_tasks: int, ent
     except Exception as error:
         raise PluginError(f"the executor {name} cannot start: {type(error).__name__}: {error}") from error
     if not callable(getattr(pool, "submit", None)):
-        raise PluginError(f"the executor {name} gives {type(pool).__name__}, which is no concurrent.futures.Executor")
+        raise PluginError(
+            f"the executor {name} gives {type(pool).__name__}, which is not a concurrent.futures.Executor"
+        )
     return pool
 
 
@@ -115,7 +117,7 @@ def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:
     except Exception as error:
         raise _failure(error, task) from error
     if not isinstance(future, futures.Future):
-        raise PluginError(f"the executor gives {type(future).__name__} for a task, which is no Future")
+        raise PluginError(f"the executor gives {type(future).__name__} for a task, which is not a Future")
     return future
 
 

@@ -158,7 +158,7 @@ class ShardTask:
             raise self._breach("ends before this sample", missing)
 
     def _read(self, names: Sequence[str]) -> Iterator[Any]:
-        """Yield what the reader yields; errors that are no fault of a sample are the reader's own."""
+        """Yield what the reader yields; errors that are not a fault of a sample are the reader's own."""
         done = 0
         try:
             for sample in self.recipe.reader(names):

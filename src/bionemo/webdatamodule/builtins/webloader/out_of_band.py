@@ -111,7 +111,7 @@ class Pickler(pickle.Pickler):
         self._collected = collected
 
     def reducer_override(self, obj: Any) -> Any:
-        """Pickle tensors and storages by number; the pickle module asks for every object that is no builtin."""
+        """Pickle tensors and storages by number; the pickle module asks for every object that is not a builtin."""
         if type(obj) is torch.Tensor and _is_plain(obj):
             return self._reduce_tensor(obj)
         # Parameters, subclasses, sparse and quantized tensors: torch knows how, down to their storages.

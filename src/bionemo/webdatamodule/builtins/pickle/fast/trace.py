@@ -402,7 +402,7 @@ def _known(node: Node) -> Any:
         return node.known
     if isinstance(node, (Leaf, Const)):
         return node.value
-    raise NotTraceableError(f"{type(node).__name__} is no constant")
+    raise NotTraceableError(f"{type(node).__name__} is not a constant")
 
 
 def _integer(node: Node) -> Leaf:

@@ -34,7 +34,7 @@ class Slot:
     Attributes:
         values: Makes it.
         memory: Where the memory of an array or tensor lies.
-        shape: The shape of an array or tensor; what is no part of the program is read from rows.
+        shape: The shape of an array or tensor; what is not a part of the program is read from rows.
     """
 
     values: Values

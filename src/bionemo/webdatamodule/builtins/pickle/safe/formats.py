@@ -1,4 +1,4 @@
-"""Recognise data that are no plain pickle by their first bytes, and name what to do about them."""
+"""Recognise data that are not plain pickle by their first bytes, and name what to do about them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def from_torch(data: memoryview) -> bool:
 
 
 def other_format(data: memoryview) -> str | None:
-    """Return what data are that are no plain pickle, and a remedy; ``None`` if they may be one."""
+    """Return what data are that are not plain pickle, and a remedy; ``None`` if they may be one."""
     if not data:
         return (
             "this is empty, so whatever wrote it did not finish; write it again, or leave the sample out of the names"
         )
     for magic, (name, function) in _COMPRESSED.items():
         if bytes(data[: len(magic)]) == magic:
-            return f"this is compressed with {name} and is no plain pickle; unpack it: {function}(path).read()"
+            return f"this is compressed with {name} and is not a plain pickle; unpack it: {function}(path).read()"
     if bytes(data[:6]) == b"\x93NUMPY":
         return (
             "this is a file of numpy.save and no plain pickle; write it again with "
@@ -42,7 +42,7 @@ def other_format(data: memoryview) -> str | None:
         )
     if from_torch(data):
         return (
-            "this was written by torch.save, or is another zip archive, and is no plain pickle; write it again with "
+            "this was written by torch.save, or is another zip archive, and is not a plain pickle; write it again with "
             "pickle.dump(torch.load(path), file), or store it as it is with a writer of your own, "
             "under a suffix that ends in .pth"
         )

@@ -44,7 +44,7 @@ def check_dtype(dtype: Any, *, objects: bool = False) -> np.dtype[Any]:
 
 def check_shape(shape: Any) -> int:
     """Return the number of elements of a shape: a tuple of plain integers, none negative."""
-    expect(type(shape) is tuple and len(shape) <= 32, "a shape that is no short tuple")
+    expect(type(shape) is tuple and len(shape) <= 32, "a shape that is not a short tuple")
     expect(all(map(is_size, shape)), "a shape with an invalid size")
     expect(math.prod(filter(None, shape)) <= MAX_EMPTY or 0 not in shape, "an empty array of absurd shape")
     return math.prod(shape)

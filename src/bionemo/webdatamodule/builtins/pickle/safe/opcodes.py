@@ -253,7 +253,7 @@ def _global(unpickler: Unpickler, position: int) -> int:
 def _stack_global(unpickler: Unpickler) -> None:
     name, module = unpickler.stack.pop(), unpickler.stack.pop()
     if type(name) is not str or type(module) is not str:
-        raise DecodeError("the pickle names a class by something that is no text")
+        raise DecodeError("the pickle names a class by something that is not text")
     unpickler.push_global(module, name)
 
 
@@ -270,7 +270,7 @@ def _newobj(unpickler: Unpickler) -> None:
 def _newobj_ex(unpickler: Unpickler) -> None:
     kwargs, args, cls = unpickler.stack.pop(), unpickler.stack.pop(), unpickler.stack.pop()
     if type(kwargs) is not dict:
-        raise DecodeError("the pickle passes keywords that are no dict")
+        raise DecodeError("the pickle passes keywords that are not a dict")
     unpickler.call(cls, args, kwargs, new=True)
 
 
@@ -406,10 +406,10 @@ def _run(unpickler: Unpickler, start: int) -> tuple[Any, int]:
 
 
 def _refused_opcode(code: int, position: int) -> DecodeError:
-    """Return the error for a byte that is no opcode, or none that is followed."""
+    """Return the error for a byte that is not an opcode, or none that is followed."""
     known = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
     if code not in known:
-        return DecodeError(f"no pickle: byte {code:#04x} at {position} is no opcode")
+        return DecodeError(f"no pickle: byte {code:#04x} at {position} is not an opcode")
     return RefusedPickleError(
         f"the pickle uses {known[code]} at {position}, which the safe codec does not follow; "
         'if you trust where the data come from, read them with pickles="trusted"'

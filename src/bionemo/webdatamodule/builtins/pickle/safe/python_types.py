@@ -117,7 +117,7 @@ def _defaultdict(factory: Any = None) -> defaultdict[Any, Any]:
     # a class that the user allowed is here itself, and nothing else can be
     made = factory.real if type(factory) is Global else factory
     if (made is None and factory is not None) or not isinstance(made, type | None):
-        raise RefusedPickleError("the pickle has a defaultdict whose factory is no plain type")
+        raise RefusedPickleError("the pickle has a defaultdict whose factory is not a plain type")
     return defaultdict(made)
 
 
@@ -136,7 +136,7 @@ _CODES: Final = frozenset("bBhHiIlLqQfd")
 
 
 def _array(cls: Any, code: str, machine_format: int, data: bytes) -> array.array[Any]:
-    # machine formats 0 to 15 are the integers and floats of known size; "u" may hold what is no text
+    # machine formats 0 to 15 are the integers and floats of known size; "u" may hold what is not text
     data = as_bytes(data)
     expect(is_named(cls, "array.array") and type(code) is str and code in _CODES, "an unknown array")
     made = array.array(code)

@@ -86,7 +86,7 @@ def find_storage(module: str, name: str) -> StorageType:
         return StorageType(None)
     if module == "torch" and name in _STORAGES:
         return StorageType(_STORAGES[name])
-    raise RefusedPickleError(f"the storage of a pickled tensor names {module}.{name}, which is no storage")
+    raise RefusedPickleError(f"the storage of a pickled tensor names {module}.{name}, which is not a storage")
 
 
 def _promise(saved: Any) -> _Promise:

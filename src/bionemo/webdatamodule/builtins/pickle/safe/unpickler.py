@@ -157,7 +157,7 @@ class Unpickler:
             name = f"an object of type {type(function).__name__}" if token is None else token.name
             raise RefusedPickleError(f"the pickle calls {name}, which cannot be called that way")
         if type(args) is not tuple:
-            raise DecodeError("the pickle calls something with arguments that are no tuple")
+            raise DecodeError("the pickle calls something with arguments that are not a tuple")
         for used in (function, *args):
             if type(used) is Global:
                 self._unused[used] -= 1

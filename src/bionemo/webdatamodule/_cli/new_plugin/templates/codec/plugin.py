@@ -31,7 +31,7 @@ class Numbers:
         try:
             return [float(word) for word in str(view, "utf-8").split(self.separator)]
         except ValueError as error:
-            raise DecodeError(f"these are no numbers: {error}") from error
+            raise DecodeError(f"these are not numbers: {error}") from error
 
     def encode(self, value: list[float]) -> bytes:
         """Return the bytes of a value. Leave it out if your codec only reads."""
