@@ -436,7 +436,8 @@ class Fetcher:
                 if attempt:
                     raise RemoteError(
                         f"bytes {piece.begin + begin} to {piece.begin + end} do not have the checksums "
-                        "of the shard's index; it was replaced or damaged there: restore it, or convert again",
+                        "of the shard's index; it was replaced or damaged there: restore it, or run "
+                        "`webdatamodule convert` with --check",
                         shard=self.name(piece),
                     )
                 self._damaged(piece, "came damaged")

@@ -37,21 +37,20 @@ def walked_index(directory: RemoteDirectory, cache: Cache, name: str, size: int)
 
 def _walked(directory: RemoteDirectory, name: str, size: int) -> bytes:
     url = f"{directory}/{name}"
-    with tempfile.NamedTemporaryFile() as file:  # sparse: it holds what was fetched where it is in the tar
-        os.truncate(file.fileno(), size)
-        try:
+    try:
+        with tempfile.NamedTemporaryFile() as file:  # sparse: it holds what was fetched where it is in the tar
+            os.truncate(file.fileno(), size)
             _fetch_headers(directory, name, size, file.fileno())
-            index = build_index(file.name)
-        except CorruptShardError as error:
-            error.where["shard"] = url
+            return build_index(file.name).to_bytes()
+    except CorruptShardError as error:
+        error.where["shard"] = url
+        raise
+    except (struct.error, ValueError) as error:
+        raise CorruptShardError(f"{url} cannot be read as a tar: {error}", shard=url) from error
+    except OSError as error:
+        if isinstance(error, RemoteError):
             raise
-        except (struct.error, ValueError) as error:
-            raise CorruptShardError(f"{url} cannot be read as a tar: {error}", shard=url) from error
-        except OSError as error:
-            if isinstance(error, RemoteError):
-                raise
-            raise RemoteError(f"no room for the headers of {url}: {error.strerror}; set TMPDIR") from error
-    return index.to_bytes()
+        raise RemoteError(f"no room for the headers of {url}: {error.strerror or error}; set TMPDIR") from error
 
 
 def _fetch_headers(directory: RemoteDirectory, name: str, size: int, descriptor: int) -> None:

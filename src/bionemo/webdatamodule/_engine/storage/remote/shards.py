@@ -160,5 +160,5 @@ class Remote:
             if attempt:
                 raise RemoteError(
                     f"{self.directory}/{shard.name} is another file than the manifest lists: its hash differs; "
-                    "restore it, or convert again"
+                    "restore it, or run `webdatamodule convert` with --check"
                 )
