@@ -112,7 +112,7 @@ ROWS = {
         [["verify", "foreign"]],
         [("run `webdatamodule index` first", [INDEX, ["verify", "foreign"]])],
     ),
-    "no such directory": ([["index", "nowhere"]], [("is no local directory; correct the path", [INDEX])]),
+    "no such directory": ([["index", "nowhere"]], [("local directory; correct the path", [INDEX])]),
     "samples behind a URL": (
         [["verify", "memory://remedies", "--deep"]],
         [
