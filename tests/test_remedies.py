@@ -506,7 +506,7 @@ def test_the_remedy_for_a_checkpoint_of_another_run_works(base, what, other):
     state = first.train_dataloader().state_dict()
     with pytest.raises(WebDataModuleError) as caught:
         again.train_dataloader().load_state_dict(state)
-    found = re.search(rf"set {what}=(\d+) to go on", caught.value.message)
+    found = re.search(rf"set {what}=(\d+) to resume", caught.value.message)
     module = data(base, **arguments, **{what: int(found[1])})
     module.setup("fit")
     loader = module.train_dataloader()

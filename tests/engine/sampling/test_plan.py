@@ -359,7 +359,7 @@ def test_cursors_are_small_and_plain():
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (Cursor.of(plan_of(37, 4, seed=1), "data"), "seed=0.*seed=0 to go on"),
+        (Cursor.of(plan_of(37, 4, seed=1), "data"), "seed=0.*seed=0 to resume"),
         (Cursor.of(plan_of(37, 4, n_samples=36), "data"), "n_samples=37.* 36"),
         (Cursor.of(plan_of(37, 4), "other"), "other data.*data.*other"),
         (Cursor.of(plan_of(37, 4, shuffle=False), "data"), "order"),

@@ -32,7 +32,7 @@ _LOST = (
     exceptions.OutOfMemoryError,
     exceptions.WorkerCrashedError,
 )
-"""What Ray says when a task's worker or node is no more, or was stopped for want of memory."""
+"""Ray's errors for a task whose worker or node was lost, or was stopped for lack of memory."""
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - the cause of an error, never raised by itself
@@ -57,7 +57,7 @@ class RayExecutor(futures.Executor):
     cancelled one by one, as in a pool of processes. The rest wait here.
     Calls go by Ray's cloudpickle, so functions of ``__main__`` and lambdas work, too.
 
-    Ray's own retries are off, since those for want of memory may never end. Lost tasks are run again from here.
+    Ray's own retries are off, since those for lack of memory may never end. Lost tasks are run again from here.
 
     All state belongs to one thread, which does what it finds in its inbox: Ray reports finished tasks in
     a thread of its own, which must not block.

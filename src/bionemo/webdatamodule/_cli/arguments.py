@@ -82,7 +82,7 @@ def add_policy(parser: argparse.ArgumentParser, *, trusted: str = "let pickles r
         action="append",
         default=[],
         metavar="CLASS",
-        help="class, or PACKAGE.*, that pickles may hold",
+        help="class, or PACKAGE.*, that pickles may contain; repeatable",
     )
 
 

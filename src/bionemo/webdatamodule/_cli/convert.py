@@ -21,14 +21,14 @@ from bionemo.webdatamodule.plugins import find
 from bionemo.webdatamodule.splits import Split
 
 _EPILOG = """\
-A split is given by its part of all samples, by its samples, or by a file that lists them, one a line:
+--split takes a fraction of all samples, sample names, or a file with one name per line:
 
   webdatamodule convert --option directory=pickles --option suffixes=pyd --split train=0.8 --split val=0.2 out/
   webdatamodule convert --option directory=pickles --option suffixes=pyd --split train=a,b --split val=@val.txt out/
 
-A plain number is a part; samples whose names are numbers are given by such a file.
+A number is a fraction; for sample names that are numbers, use a file.
 
-Shards go to the directory OUT + split: out/train/wdshards-000000.tar and so on.
+The shards are written to OUT + split, such as out/train/wdshards-000000.tar.
 """
 
 
@@ -40,45 +40,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument(
-        "out", metavar="OUT", help="beginning of the splits' directories; to it the split's name is added"
+        "out", metavar="OUT", help="prefix of the output directories, to which the split's name is added"
     )
     parser.add_argument(
         "--writer",
         default="pickles",
         metavar="NAME[:K=V,K=V]",
-        help="the source's format; `webdatamodule plugins` lists them (%(default)s)",
+        help="writer of the source format; `webdatamodule plugins` lists them (%(default)s)",
     )
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="K=V",
-        help="option of the writer; V may be JSON where it takes that",
+        help="option of the writer, as text or JSON; repeatable",
     )
     parser.add_argument(
         "--split",
         action="append",
         default=[],
         metavar="SPLIT=WHAT",
-        help="what goes into a split, see below; by default all into train",
+        help="samples of a split, see below; by default all samples are train",
     )
-    parser.add_argument("--prefix", default=USUAL_PREFIX, help="beginning of the shards' names")
+    parser.add_argument("--prefix", default=USUAL_PREFIX, help="prefix of the shards' names (%(default)s)")
     parser.add_argument(
-        "--shards", type=positive, metavar="N", help="shards of each split; by default each becomes about 256 MiB"
+        "--shards", type=positive, metavar="N", help="shards per split; by default a shard has about 256 MiB"
     )
     parser.add_argument(
         "--key-encoder",
         default="dashes",
         metavar="NAME[:K=V,K=V]",
-        help="makes the keys in the shards of the samples' names (%(default)s)",
+        help="encoder from sample names to keys (%(default)s)",
     )
     parser.add_argument(
-        "--executor", default="processes", metavar="NAME[:K=V,K=V]", help="what runs the work (%(default)s)"
+        "--executor", default="processes", metavar="NAME[:K=V,K=V]", help="executor of the conversion (%(default)s)"
     )
-    parser.add_argument("--workers", type=positive, metavar="N", help="how many workers the executor has")
+    parser.add_argument("--workers", type=positive, metavar="N", help="number of workers of the executor")
     add_policy(parser, trusted="let pickles run code while they are checked")
     parser.add_argument(
-        "--check", action="store_true", help="compare the hashes of all shards that are there; rewrite damaged ones"
+        "--check", action="store_true", help="compare the hashes of existing shards, and rewrite damaged ones"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -17,7 +17,7 @@ from bionemo.webdatamodule._cli.arguments import natural, positive
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("--directory", default="webdatamodule-demo", help="where the files go (%(default)s)")
+    parser.add_argument("--directory", default="webdatamodule-demo", help="output directory (%(default)s)")
     parser.add_argument("--epochs", type=positive, default=20, help="epochs to train (%(default)s)")
     parser.add_argument("--workers", type=natural, default=0, help="worker processes of each loader (%(default)s)")
 

@@ -15,9 +15,11 @@ from bionemo.webdatamodule.errors import ConfigError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split, or its URL")
-    parser.add_argument("--prefix", default=USUAL_PREFIX, help="beginning of the shards' names (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="replace a manifest, taking the shards as they are now")
-    parser.add_argument("--output", metavar="DIR", help="of a URL: where indexes and manifest go, if not beside shards")
+    parser.add_argument("--prefix", default=USUAL_PREFIX, help="prefix of the shards' names (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="replace an existing manifest")
+    parser.add_argument(
+        "--output", metavar="DIR", help="for a URL: directory for indexes and manifest, instead of beside the shards"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -15,7 +15,7 @@ from bionemo.webdatamodule.errors import ManifestError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split, or its URL")
-    parser.add_argument("--prefix", help="beginning of the shards' names; by default all that have a manifest")
+    parser.add_argument("--prefix", help="prefix of the shards' names; by default all that have a manifest")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -25,17 +25,17 @@ from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModule
 COMMANDS = {
     "demo": "convert real cells to shards, train a classifier on them, and print a summary",
     "convert": "write samples of any source format to tar shards",
-    "index": "adopt shards that another tool wrote: check and index them, and list them in a manifest",
-    "info": "say what a directory of shards holds",
-    "preview": "show the first samples of a directory or URL, and what kind of value each field is",
-    "verify": "compare shards with what their manifest says",
-    "report": "write a page about a data set: shards, sizes, shapes, labels, plan, verification, provenance",
-    "plan": "say which rank and worker reads what, before a run",
-    "bench": "measure how fast this machine reads a data set, part by part and by number of workers",
-    "doctor": "check this machine and its settings, and say what would go wrong and what to do",
-    "receipt": "compare what two runs delivered, epoch by epoch, by their receipts",
-    "plugins": "list installed plugins and what they offer",
-    "new-plugin": "write the package of a new plugin, ready to install and to change",
+    "index": "adopt shards of another tool: check and index them, and write a manifest",
+    "info": "print the contents of a directory of shards",
+    "preview": "print the first samples of a directory or URL, with the type of each field",
+    "verify": "compare shards with their manifest",
+    "report": "write a report on a data set: shards, sizes, shapes, labels, plan, verification, provenance",
+    "plan": "print what each rank and worker reads in a run",
+    "bench": "measure how fast this machine reads a data set, by part and number of workers",
+    "doctor": "check this machine and its settings, and list problems with remedies",
+    "receipt": "compare the receipts of two runs, epoch by epoch",
+    "plugins": "list installed plugins and their components",
+    "new-plugin": "create the package of a new plugin",
 }
 """Subcommands and their one-line help, in the order of a data set's life."""
 

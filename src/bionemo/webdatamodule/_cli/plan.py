@@ -21,13 +21,13 @@ _MOST = 1_000_000  # processes whose work is listed
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split; several are read together")
-    parser.add_argument("--ranks", type=positive, help="number of ranks (1, or those of the nodes)")
+    parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split; several form one data set")
+    parser.add_argument("--ranks", type=positive, help="number of ranks (default: those of the nodes)")
     parser.add_argument("--nodes", type=positive, default=1, help="number of nodes, each with a cache (%(default)s)")
     parser.add_argument("--ranks-per-node", type=positive, metavar="RANKS", help="ranks of each node (1)")
     parser.add_argument("--workers", type=natural, default=0, help="workers of each rank (%(default)s)")
     parser.add_argument("--global-batch", type=positive, required=True, help="samples of a batch over all ranks")
-    parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
+    parser.add_argument("--prefix", help="prefix of the shards' names; by default the only one with a manifest")
     parser.add_argument("--weights", type=real, nargs="+", metavar="W", help="weight of each DIR: a mixture")
     parser.add_argument(
         "--weights-at",
@@ -35,17 +35,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="append",
         metavar="STEP W",
-        help="weights from a step on, for a mixture that changes linearly; may be repeated",
+        help="weights at a step, for a mixture that changes linearly; repeatable",
     )
-    parser.add_argument("--accumulate", type=positive, default=1, help="batches to an optimizer step (%(default)s)")
-    parser.add_argument("--n-samples", type=positive, default=0, help="samples of an epoch (all there are)")
+    parser.add_argument("--accumulate", type=positive, default=1, help="batches per optimizer step (%(default)s)")
+    parser.add_argument("--n-samples", type=positive, default=0, help="samples of an epoch (default: all)")
     parser.add_argument("--tail", choices=["share", "drop", "fill"], default="share", help="last batch (%(default)s)")
     parser.add_argument("--order", choices=["global", "shards"], default="global", help="(%(default)s)")
     parser.add_argument(
-        "--shuffle-shards", type=natural, metavar="SHARDS", help="read so many shards side by side (0: shuffle all)"
+        "--shuffle-shards",
+        type=natural,
+        metavar="SHARDS",
+        help="number of shards to read in parallel (0: shuffle all samples)",
     )
     parser.add_argument("--remote", action="store_true", help="plan as if the shards were behind a URL")
-    parser.add_argument("--evaluation", action="store_true", help="unshuffled, as validation, test and predict read")
+    parser.add_argument("--evaluation", action="store_true", help="plan an evaluation, unshuffled")
     parser.add_argument("--seed", type=whole, default=0, help="seed of the order (%(default)s)")
     parser.add_argument("--epoch", type=natural, default=0, help="epoch to show (%(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the shuffle (.png, .svg, .pdf); needs the extra 'plot'")

@@ -26,7 +26,7 @@ _MOST = 20  # items of a container that are described
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="directory of a split, or a URL")
-    parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
+    parser.add_argument("--prefix", help="prefix of the shards' names; by default the only one with a manifest")
     parser.add_argument("-n", type=positive, default=3, metavar="N", help="samples to show (default: %(default)s)")
     add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -15,8 +15,8 @@ _REMEDY = "to repair it, restore what is damaged, or run the conversion again wi
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split, or its URL")
-    parser.add_argument("--prefix", help="beginning of the shards' names; by default all that have a manifest")
-    parser.add_argument("--deep", action="store_true", help="decode every sample, too")
+    parser.add_argument("--prefix", help="prefix of the shards' names; by default all that have a manifest")
+    parser.add_argument("--deep", action="store_true", help="also decode every sample")
     add_policy(parser, trusted="with --deep: let pickles run code")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -236,7 +236,7 @@ def error_policy(kwargs_wds: Mapping[str, Any], policy: ErrorPolicy) -> ErrorPol
     """Return the policy that webdataset's ``handler`` means, or the given one without a handler.
 
     Raises:
-        ConfigError: If the handler is none of webdataset's that raise or go on with the next sample.
+        ConfigError: If the handler is not one of webdataset's.
     """
     handler = kwargs_wds.get("handler")
     if handler is None:

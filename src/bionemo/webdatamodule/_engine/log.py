@@ -20,7 +20,7 @@ def decided(message: str, *values: object) -> None:
     """Log a decision.
 
     Args:
-        message: A sentence with ``%s`` and the like.
+        message: A sentence with placeholders such as ``%s``.
         *values: What to put there.
     """
     _log.log(logging.INFO if is_first() else logging.DEBUG, message, *values, stacklevel=2)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 DataRanks: TypeAlias = "DeviceMesh | Callable[[], DeviceMesh | tuple[int, int]] | None"
-"""Where the data rank comes from: a mesh, or a function that returns one, or the rank and how many there are."""
+"""The source of the data rank: a mesh, a function that returns one, or the rank and the number of ranks."""
 
 _DATA = ("data", "data_parallel", "ddp", "dp", "fsdp", "hsdp", "replicate", "shard")
 """Names of the dimensions of a mesh along which batches differ, and those that begin with ``data_`` or ``dp_``."""
@@ -60,7 +60,7 @@ def topology_of(trainer: L.Trainer | None, data_ranks: DataRanks = None) -> Topo
 
 
 def processes() -> tuple[int, int]:
-    """Return the number of this process among all of the run, data-parallel or not, and how many there are."""
+    """Return the rank of this process among all of the run, data-parallel or not, and the number of processes."""
     if _is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -78,7 +78,7 @@ def _given(found: Any, data_ranks: DataRanks) -> Topology:
     if not 0 <= rank < world_size:
         raise ConfigError(
             f"data_ranks is {describe(data_ranks)} and gives {found!r:.60}; give a DeviceMesh, or a function that "
-            "returns one, or this process's data rank and how many there are, such as (0, 4)"
+            "returns one, or this process's data rank and the number of data ranks, such as (0, 4)"
         )
     return Topology(rank=rank, world_size=world_size)
 

@@ -63,7 +63,7 @@ def chain(
     Args:
         stages: The stages.
         samples: What the first of them gets.
-        where: Returns split, shard, key and the like, at the time of an exception.
+        where: Returns split, shard and key at the time of an exception.
         watch: Measures each stage.
 
     Raises:
@@ -135,7 +135,7 @@ def run_columns(stages: Sequence[Any], fields: Any, where: Where = dict) -> tupl
     Args:
         stages: A pipeline.
         fields: The columns of one share.
-        where: Returns split, rank and the like, at the time of an exception.
+        where: Returns split and rank at the time of an exception.
 
     Returns:
         What to call the other stages with: the share's samples, or its batch as the only item; and these stages.

@@ -1,4 +1,4 @@
-"""The default planner: batches of samples of like size, as many as a limit holds."""
+"""The planner ``batch_by_size``: batches of samples of similar size, within a limit."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ Oversize: TypeAlias = Literal["error", "alone"]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchBySize:
-    """Join samples of like size into batches whose padded size is limited, such as at most 4,096 tokens.
+    """Join samples of similar size into batches of limited padded size, such as 4,096 tokens.
 
-    As the first stage of ``pipeline_prebatch_wld`` in global order it decides the plan: sizes are read once at setup,
-    every rank takes the same number of batches, and ``global_batch_size`` plays no part.
-    In shards order it batches the stream as it comes.
+    As the first stage of ``pipeline_prebatch_wld`` in global order, it makes the plan: sizes are read once at setup,
+    every rank takes the same number of batches, and ``global_batch_size`` is ignored.
+    In shards order it batches the stream.
 
     Args:
         size: The size of a sample. A suffix: the length of that field, or its value if it is a number.
-            Or a function of a sample: in global order of the fields as they are stored, a value for one suffix and
-            a tuple for several; in shards order of what reaches this stage.
+            Or a function of a sample: in global order of the stored fields, a value for one suffix and a tuple for
+            several; in shards order of the sample at this stage.
         max_total: Limit of a batch.
         total: What is limited: ``"padded"``, the number of samples times the largest size, for tensors that are
-            padded; or ``"sum"``, the sum of the sizes, for graphs and whatever is joined without padding.
+            padded; or ``"sum"``, the sum of the sizes, for graphs and other samples that are joined without padding.
         max_samples: Limit of a batch in samples; 0 for none.
-        width: In global order with ``"padded"``, how far sizes in a batch may lie apart: 0.1 for about 10 %.
-            Less wastes less on padding, more mixes better.
+        width: In global order with ``"padded"``, how much sizes in a batch may differ: 0.1 for about 10 %.
+            A smaller width needs less padding, a larger one mixes better.
         window: In shards order, samples that are sorted at a time.
-        oversize: What becomes of a sample that is larger than ``max_total``: ``"error"``, or a batch ``"alone"``.
-        collate: What makes a batch of a list of samples, as in ``batch``.
+        oversize: For a sample that is larger than ``max_total``: ``"error"``, or ``"alone"`` for a separate batch.
+        collate: The function from a list of samples to a batch, as in ``batch``.
     """
 
     size: str | Callable[[Any], int]

@@ -1,4 +1,4 @@
-"""Default stages that join samples into batches: by number."""
+"""The default stages ``batch`` and ``unbatch``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Batch:
     Args:
         size: Samples in a batch. By default, in global order, the planned share of this rank;
             in shards order ``global_batch_size // world_size``.
-        collate: What makes a batch of a list of samples: ``"default"`` for torch's ``default_collate``;
-            ``"pad"`` for the same after filling tensors up with zeros to the longest in the batch;
+        collate: The function from a list of samples to a batch: ``"default"`` for torch's ``default_collate``;
+            ``"pad"`` for the same after padding tensors with zeros to the longest in the batch;
             ``"list"`` for the list itself; or any function of a list.
-        partial: Pass on a last batch that is smaller.
+        partial: Whether to yield a smaller last batch.
     """
 
     size: int | None = None
@@ -62,7 +62,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Unbatch:
-    """Turn each batch, any iterable, back into its samples."""
+    """Split each batch, any iterable, into its samples."""
 
     anywhere = True
     makes_batches = False

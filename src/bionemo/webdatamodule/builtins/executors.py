@@ -61,7 +61,7 @@ class Processes:
         return _processes, (self.workers, self.start_method)
 
     def for_tasks(self, n_tasks: int) -> AbstractContextManager[futures.Executor]:
-        """Return an executor for so many tasks: without processes for one, unless their number was given."""
+        """Return an executor for a number of tasks; for one task without processes, unless ``workers`` is given."""
         if self.workers is None and n_tasks == 1:
             return Serial()
         workers = min(self.workers or _cores(), n_tasks)
@@ -94,9 +94,9 @@ class Processes:
 
 
 def _unblock(pool: futures.ProcessPoolExecutor) -> None:
-    """Let a pool go on whose workers ended, one perhaps in the middle of a message.
+    """Unblock a pool whose workers ended, one perhaps in the middle of a message.
 
-    The pool waits for the rest of the message as long as anybody could write it, and it could itself.
+    The pool waits for the rest of the message while any process, itself included, could write it.
     """
     for process in list((pool._processes or {}).values()):  # noqa: SLF001 - there is no public way
         with contextlib.suppress(ValueError):  # closed already
@@ -105,7 +105,7 @@ def _unblock(pool: futures.ProcessPoolExecutor) -> None:
 
 
 class _Pool(futures.Executor):
-    """The standard pool, except that what cannot be pickled does it no harm, and that cancelling is safe.
+    """The standard pool, but safe for tasks that cannot be pickled and for cancelled tasks.
 
     The standard pool pickles what workers are about to take in a thread of its own. Where that fails, it races with
     one that clears up after dead workers, so here it never fails: the worker raises the error.

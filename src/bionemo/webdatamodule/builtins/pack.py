@@ -27,21 +27,21 @@ class Pack:
     """Join whole samples whose sizes sum to at most a limit, such as 8,192 tokens, without padding.
 
     As the first stage of ``pipeline_prebatch_wld`` in global order it decides the plan: sizes are read once at setup,
-    every rank takes one pack at each step, all take the same number of steps, and ``global_batch_size`` plays no part.
-    In shards order it packs the stream as it comes.
+    every rank takes one pack at each step, all take the same number of steps, and ``global_batch_size`` is ignored.
+    In shards order it packs the stream.
 
     Args:
         size: The size of a sample. A suffix: the length of that field, or its value if it is a number.
-            Or a function of a sample: in global order of the fields as they are stored, a value for one suffix and
-            a tuple for several; in shards order of what reaches this stage.
+            Or a function of a sample: in global order of the stored fields, a value for one suffix and a tuple for
+            several; in shards order of the sample at this stage.
         max_total: Limit of a pack: the sum of its sizes.
         max_samples: Limit of a pack in samples; 0 for none.
-        multiple_of: Each sequence is filled with zeros to a multiple of this; its size counts as filled.
+        multiple_of: Each sequence is padded with zeros to a multiple of this, and its size includes the padding.
         collate: ``"thd"`` makes a dictionary, see :class:`Thd`; ``"list"``, ``"default"``, ``"pad"`` and functions of
             a list of samples as in ``batch``.
         fields: Names, or numbers in a tuple, of the fields that ``"thd"`` concatenates. By default the first field
             with a dimension, and those that are as long as it in every sample of the pack.
-        pad_to: ``"max_total"`` fills concatenated fields with zeros to ``max_total``, so that all packs have one shape.
+        pad_to: ``"max_total"`` pads concatenated fields with zeros to ``max_total``, so that all packs have one shape.
         window: In shards order, samples that are packed at a time.
     """
 

@@ -25,20 +25,19 @@ _MOST_CLASSES = 4096
 class Weighted:
     """Make batches in which classes of samples have a chosen part, such as rare cell types.
 
-    As the first stage of ``pipeline_prebatch_wld`` in global order it decides the plan: classes are read once at
-    setup, and every epoch has exactly its part of each class, in batches of ``global_batch_size``.
-    The samples of a class are shuffled and taken to the end before any comes again.
+    As the first stage of ``pipeline_prebatch_wld`` in global order, it makes the plan: classes are read once at setup,
+    and every epoch has the exact part of each class, in batches of ``global_batch_size``.
+    The samples of a class are shuffled and used completely before any repeats.
 
     Args:
-        by: The class of a sample. A suffix, whose field is a whole number or text; or a function of the sample's
-            fields as they are stored, a value for one suffix and a tuple for several, such as of its ``__key__``.
-        weights: For each class its part of the samples drawn, in any unit; 0 leaves it out. ``"balanced"``: all
-            classes have the same part.
-        n_samples: Samples of an epoch. By default as many as there are, or without replacement as many as the
-            scarcest class allows.
-        replacement: Whether a sample may come several times an epoch. If not, each epoch takes other samples of a
-            class that has more than its part.
-        collate: What makes a batch of a list of samples, as in ``batch``.
+        by: The class of a sample. A suffix, whose field is a whole number or text; or a function of the stored
+            fields, a value for one suffix and a tuple for several, such as ``__key__``.
+        weights: The part of each class in an epoch, in any unit; 0 leaves it out. ``"balanced"``: all classes have
+            the same part.
+        n_samples: Samples of an epoch. By default all, or without replacement as many as the scarcest class allows.
+        replacement: Whether a sample may repeat within an epoch. If not, each epoch uses other samples of the
+            frequent classes.
+        collate: The function from a list of samples to a batch, as in ``batch``.
     """
 
     by: str | Callable[[Any], Any]

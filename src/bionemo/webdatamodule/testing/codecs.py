@@ -37,7 +37,7 @@ class CodecConformance(ComponentConformance):
     """Checks of a codec.
 
     Override the fixture ``values``, or ``encoded`` for a codec that cannot encode.
-    A codec that wraps another is given one that hands out bytes.
+    A codec that wraps another gets one that returns bytes.
     """
 
     kind: ClassVar[type[Codec]] = Codec

@@ -103,7 +103,7 @@ class PlannerConformance(ComponentConformance):
                 start = made.consumed(done, world, epoch=1)
                 if not _equal(_batches(subject, made, 1, world, start), whole[done:]):
                     subject.wrong(
-                        f"after {done} of {len(whole)} steps of {world} ranks it goes on with other batches",
+                        f"after {done} of {len(whole)} steps of {world} ranks it continues with other batches",
                         "let shares() depend on epoch and start alone",
                     )
 

@@ -121,7 +121,7 @@ class WriterConformance(ComponentConformance):
     def test_missing_sample_is_an_error(self, subject: Subject, reader: Any, names: Sequence[str]) -> None:
         """A name that is not there is an error that says so, when its turn comes.
 
-        The core then goes on behind it, so that a user sees all bad samples at once.
+        The core then continues after it, so that a user sees all bad samples at once.
         """
         self._missing(subject, reader, (self.missing,), before=0)
         self._missing(subject, reader, (names[0], self.missing, names[1]), before=1)
@@ -189,13 +189,13 @@ class WriterConformance(ComponentConformance):
             )
         if marks != again:
             subject.wrong(
-                "fingerprints(names) changes while the source does not, so every conversion would start afresh",
+                "fingerprints(names) changes while the source does not, so every conversion would start again",
                 "use size and modification time, no hash() or id()",
             )
         if missing != [marks[0], ""]:
             subject.wrong(
                 f"fingerprints(names) gives {_brief(missing)} for one sample and a missing one",
-                "return '' for a sample that is not there; reading it will say so",
+                "return '' for a missing sample; reading it raises the error",
             )
 
     def change_source(self, options: Mapping[str, Any]) -> str | None:

@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="directory of a split")
-    parser.add_argument("--prefix", help="beginning of the shards' names; by default that of the manifest")
-    parser.add_argument("--suffix", action="append", help="field to read, again for more; by default all")
+    parser.add_argument("--prefix", help="prefix of the shards' names; by default the only one with a manifest")
+    parser.add_argument("--suffix", action="append", help="field to read; repeatable; by default all")
     parser.add_argument("--workers", type=natural, nargs="+", default=[0, 2], metavar="N", help="numbers of workers")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples of a batch (64)")
     parser.add_argument(
         "--stage",
         action="append",
         default=[],
-        help="stage of pipeline_wds: NAME, NAME:K=V,K=V, as JSON, or MODULE:FUNCTION; again for more",
+        help="stage of pipeline_wds: NAME, NAME:K=V,K=V, as JSON, or MODULE:FUNCTION; repeatable",
     )
     parser.add_argument(
         "--loader", default="webloader", metavar="NAME[:K=V,K=V]", help="loader to measure (%(default)s)"
     )
     parser.add_argument("--seconds", type=above_zero, default=3.0, metavar="S", help="time for each figure (3)")
     parser.add_argument(
-        "--training", type=above_zero, metavar="N", help="samples a second that the model takes, for the verdict"
+        "--training", type=above_zero, metavar="N", help="samples per second of the model, for the verdict"
     )
     add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

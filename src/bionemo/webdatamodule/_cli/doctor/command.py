@@ -16,8 +16,8 @@ from bionemo.webdatamodule._cli.output import print_json
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("directory", metavar="DIR", nargs="*", help="directories or URLs that will be read")
-    parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
+    parser.add_argument("directory", metavar="DIR", nargs="*", help="directories or URLs to read")
+    parser.add_argument("--prefix", help="prefix of the shards' names; by default the only one with a manifest")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -129,7 +129,7 @@ class DataSet:
 
 
 def look(root: Path = Path("/")) -> Machine:
-    """Return what there is on this machine.
+    """Return the facts about this machine.
 
     Args:
         root: Where ``proc``, ``sys`` and ``dev`` are.

@@ -30,10 +30,10 @@ _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("name", metavar="NAME", help="what users will write: lower-case letters, digits and dashes")
-    parser.add_argument("--kind", choices=KINDS, required=True, help="what the plugin offers")
+    parser.add_argument("name", metavar="NAME", help="name of the component: lower-case letters, digits and dashes")
+    parser.add_argument("--kind", choices=KINDS, required=True, help="kind of the component")
     parser.add_argument(
-        "--directory", default=".", metavar="DIR", help="where to make the folder webdatamodule-NAME (default: here)"
+        "--directory", default=".", metavar="DIR", help="parent of the new folder webdatamodule-NAME (default: here)"
     )
 
 

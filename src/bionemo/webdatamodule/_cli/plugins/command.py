@@ -25,13 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        help="show the components of this name or plugin with their options",
+        help="show the components with this name, or of this plugin, with their options",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="look for plugins that were left out, names that clash, entry points that no one reads and missing "
+        help="find plugins that were left out, duplicate names, misspelt entry-point groups and missing "
         "dependencies; exit with 1 if there are any",
     )
 

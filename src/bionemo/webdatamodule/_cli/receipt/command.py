@@ -17,8 +17,8 @@ Receipts: TypeAlias = "dict[tuple[str, int, int], dict[str, Any]]"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("first", metavar="A", help="file that a run wrote: receipt= of its data module")
-    parser.add_argument("second", metavar="B", help="that of another run")
+    parser.add_argument("first", metavar="A", help="receipt file of a run (receipt= of its data module)")
+    parser.add_argument("second", metavar="B", help="receipt file of another run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -16,9 +16,9 @@ from bionemo.webdatamodule.errors import ConfigError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="directory of a split, or a URL")
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (%(default)s)")
-    parser.add_argument("--prefix", help="beginning of the shards' names; by default the only one with a manifest")
-    parser.add_argument("--global-batch", type=positive, help="show the plan for so many samples over all ranks")
+    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="output file (%(default)s)")
+    parser.add_argument("--prefix", help="prefix of the shards' names; by default the only one with a manifest")
+    parser.add_argument("--global-batch", type=positive, help="show the plan for this many samples over all ranks")
     parser.add_argument("--ranks", type=positive, default=1, help="number of ranks of that plan (%(default)s)")
     parser.add_argument("--workers", type=natural, default=0, help="workers of each rank (%(default)s)")
     parser.add_argument(
@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"samples to decode, spread evenly (by default {facts.SAMPLES}, fewer if they are large)",
     )
-    parser.add_argument("--deep", action="store_true", help="decode all samples; of a URL fetch all shards")
-    parser.add_argument("--no-hashes", action="store_true", help="do not read all bytes to compare their hashes")
+    parser.add_argument("--deep", action="store_true", help="decode all samples; for a URL, fetch all shards")
+    parser.add_argument("--no-hashes", action="store_true", help="do not compare the hashes of all bytes")
     add_policy(parser)
 
 

@@ -67,7 +67,7 @@ class Part:
 
     @property
     def is_label(self) -> bool:
-        """Whether its values look like labels: by their name, or since they are few and come again and again."""
+        """Whether its values look like labels: by their name, or because they are few and repeat."""
         if not self.values or sum(self.values.values()) < self.seen:
             return False
         named = re.split(r"[\[\]'\".]+", self.name.rstrip("]'\""))[-1].lower() in _LABELS

@@ -38,7 +38,7 @@ class ShardSet:
     """The shards of one split's directory; light, and it pickles.
 
     Attributes:
-        directory: Where the shards are, as it was given.
+        directory: The directory of the shards, as the user gave it.
         prefix: Beginning of the shards' names.
         split: The split's name, for messages.
         paths: The shards as local files, or what messages call remote ones, in the order in which their samples are
@@ -189,8 +189,7 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
     if manifest is None:
         if os.path.lexists(staging_path(directory, prefix)):
             raise ManifestError(
-                f"a conversion into {directory} was stopped before it finished; "
-                "run it again, it goes on where it stopped",
+                f"a conversion into {directory} was stopped before it finished; run it again, finished shards are kept",
                 file=staging_path(directory, prefix),
             )
         found = index_foreign(place, prefix)

@@ -87,7 +87,7 @@ def find_prefixes(directory: str) -> list[str]:
     found = sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
     if not found and any(name.startswith(".") and name.endswith(_STAGING) for name in names):
         raise NoShardsError(
-            f"a conversion into {directory} was stopped before it finished; run it again, it goes on where it stopped"
+            f"a conversion into {directory} was stopped before it finished; run it again, finished shards are kept"
         )
     if not found:
         raise NoShardsError(

@@ -23,7 +23,7 @@ class Cursor:
         samples: Samples of the epoch that all ranks together have used.
         n_samples: Samples of an epoch.
         seed: The seed of the order.
-        global_batch_size: Samples of a global batch when the state was made; another one may go on from it.
+        global_batch_size: Samples of a global batch when the state was made; another one may resume from it.
             0 where batches have no fixed number of samples.
         digest: ``"{data}/{order}"``: what identifies the data, and the settings that their order depends on.
     """
@@ -70,7 +70,7 @@ class Cursor:
 
         Args:
             state: What it wrote.
-            expected: Any cursor of the run that wants to go on from it; see :meth:`check`.
+            expected: Any cursor of the run that resumes from it; see :meth:`check`.
 
         Raises:
             ResumeError: If it is of a newer version, not such a state, or does not fit the run.
@@ -81,7 +81,7 @@ class Cursor:
         if type(version) is int and version > VERSION:
             raise ResumeError(
                 f"the checkpoint's loader state is of version {version}, and this package reads up to {VERSION}; "
-                "upgrade bionemo-webdatamodule to go on"
+                "upgrade bionemo-webdatamodule to resume"
             )
         values = {}
         for attribute in fields(cls):
@@ -99,13 +99,13 @@ class Cursor:
         return cursor
 
     def check(self, now: Cursor) -> None:
-        """Check that a run may go on from this cursor.
+        """Check that a run may resume from this cursor.
 
         Args:
             now: Any cursor of the run that wants to.
 
         Raises:
-            ResumeError: If data, seed, length of the epoch or order differ: going on would repeat or lose samples.
+            ResumeError: If data, seed, length of the epoch or order differ: a resume would repeat or lose samples.
                 Another global batch size is not an error.
         """
         (data, _, order), (data_now, _, order_now) = self.digest.partition("/"), now.digest.partition("/")
@@ -118,7 +118,7 @@ class Cursor:
             then, given = getattr(self, what), getattr(now, what)
             if then != given:
                 raise ResumeError(
-                    f"the checkpoint was made with {what}={then}, and this run has {given}; set {what}={then} to go on"
+                    f"the checkpoint was made with {what}={then}, and this run has {given}; set {what}={then} to resume"
                 )
         if order != order_now:
             raise ResumeError(

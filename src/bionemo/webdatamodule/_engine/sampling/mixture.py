@@ -51,7 +51,7 @@ def draws(counts: tuple[int, ...], places: Ids, seed: str) -> tuple[Ids, Ids]:
 
     Any 256 places in a row from a multiple of 256 on hold each source in proportion, give or take one,
     in random order, and a source's draws are numbered in the order of the places:
-    so it is read to its end before anything of it comes again.
+    so it is read completely before its samples repeat.
 
     Args:
         counts: Draws of each source in an epoch, positive.
@@ -75,7 +75,7 @@ def _block(counts: tuple[int, ...], block: int, seed: str) -> tuple[Ids, Ids]:
     """Work out one block: Bresenham's even spread, source by source, then a shuffle of the block.
 
     The first source takes every place where ``place * count // total`` steps up;
-    the places it leaves are counted afresh, and the next source takes its part of those.
+    the remaining places are counted again, and the next source takes its part of those.
     Products are taken from Python's integers before numpy's, so that no length overflows.
     """
     left, at = sum(counts), block * _BLOCK

@@ -44,9 +44,9 @@ class Order:
     Sample ids count through the sources one after another.
     Without weights the sources are one data set, read in passes that are each a permutation of it.
     Epoch ``e`` takes places ``e * n_samples`` to ``(e + 1) * n_samples`` of that sequence,
-    so with epochs shorter than a pass all samples are seen before any comes again.
-    With weights each source gives its apportioned count to every epoch and goes on where it stopped;
-    what comes again comes only after the whole of its source.
+    so with epochs shorter than a pass all samples are used before any repeats.
+    With weights each source gives its apportioned count to every epoch and continues where it stopped;
+    samples repeat only after all of their source.
     With lanes (:mod:`~bionemo.webdatamodule._engine.sampling.lanes`) that is so in each lane, and each lane is a
     mixture of its own.
 
@@ -108,7 +108,7 @@ class Order:
     def digest(self) -> str:
         """A short text of all that the order depends on beside the seed and the data themselves.
 
-        It ends with lanes and bytes of a piece, where there are lanes, so that a run goes on in the same ones.
+        It ends with lanes and bytes of a piece, if there are lanes, so that a run continues in the same ones.
         """
         if not self.lanes:
             return _hashed(self, [], 0)

@@ -35,7 +35,7 @@ class Plan:
         tail: What becomes of samples that do not fill a global batch.
             ``"share"``: the last two batches share them evenly; with fewer than two samples a rank and batch
             they join the last one. ``"drop"``: they are left out of this epoch.
-            ``"fill"``: the batch is filled up with the first samples of the next epoch, where they come again.
+            ``"fill"``: the batch is filled with the first samples of the next epoch, which uses them again.
         lanes: Lanes of an order that reads piece by piece (:mod:`~bionemo.webdatamodule._engine.sampling.lanes`);
             a global batch is then listed lane by lane, so that a rank reads from its own lanes.
             0 shuffles all samples together.
@@ -157,9 +157,9 @@ class Plan:
         return [Piece(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def continued(self, digest: str) -> Plan:
-        """Return the plan that goes on in the lanes of a run whose cursor has this digest of the order.
+        """Return the plan that continues in the lanes of a run whose cursor has this digest of the order.
 
-        Lanes are chosen by the global batch size; a run that goes on with another one keeps its lanes.
+        Lanes are chosen by the global batch size; a run that continues with another one keeps its lanes.
 
         Raises:
             ResumeError: If the digest is of the windows of shards that version 0.1 had in place of lanes.

@@ -109,7 +109,7 @@ def _table(points: Points, lanes: int) -> tuple[int, Ids]:
 
 @functools.lru_cache(maxsize=64)
 def _apportioned(weights: tuple[float, ...], total: int) -> Ids:
-    """Return how many of so many draws each source gives, by the largest remainder; 0 where the weight is 0."""
+    """Return the number of draws of each source, by the largest remainder; 0 for the weight 0."""
     whole = sum(map(Fraction, weights))
     quotas = [total * Fraction(weight) / whole for weight in weights]
     counts = [math.floor(quota) for quota in quotas]

@@ -155,7 +155,7 @@ class Cache:
         return UnusableCacheError(f"the cache of remote shards {self.root} cannot be used: {error.strerror}; {remedy}")
 
     def make_room(self, needed: int, is_done: Callable[[str], bool] | None = None) -> None:
-        """Remove files until so many more bytes fit.
+        """Remove files until a number of bytes fits.
 
         Files of other data sets that were not used lately go first, then files whose samples this epoch needs no more,
         then the files used longest ago.
@@ -216,7 +216,7 @@ def used(path: str, found: os.stat_result) -> None:
 
 
 def lock(descriptor: int) -> None:
-    """Wait for the lock on an open file; where the file system has no locks, go on, since any result is right."""
+    """Wait for the lock on an open file; without locks in the file system, continue, because any result is right."""
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 

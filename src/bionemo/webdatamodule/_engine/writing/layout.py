@@ -150,7 +150,7 @@ def cut(n_samples: int, n_shards: int) -> list[range]:
 
 
 def default_n_shards(n_bytes: float) -> int:
-    """Return how many shards of about :data:`SHARD_BYTES` hold that many bytes."""
+    """Return the number of shards of about :data:`SHARD_BYTES` for a number of bytes."""
     return max(1, round(n_bytes / SHARD_BYTES))
 
 

@@ -5,7 +5,7 @@ The order of steps, each brought to the disk before the next:
 1. The shards and their indices lie finished in the staging directory. Where a URL has no data yet, they are uploaded
    from there while others are made (:mod:`.early`), behind a journal that lists nothing.
 2. The new manifest appears as the journal. From here on readers refuse the directory or URL,
-   and the next conversion goes on with step 3 whatever happens.
+   and the next conversion continues with step 3 in any case.
 3. Shards are put over the old ones, and shards that are no longer needed are removed.
    Readers of a local directory that have old ones open keep them.
 4. The journal becomes the manifest. Readers see the new data.
@@ -46,7 +46,7 @@ def publish(target: Target, manifest: Manifest, *, check: Check, there: Collecti
         there: Names of files that are in place, although they are staged.
 
     Raises:
-        OSError: If the disk fails; the next conversion goes on from there.
+        OSError: If the disk fails; the next conversion continues from there.
         RemoteError: If an upload fails; likewise.
     """
     check()

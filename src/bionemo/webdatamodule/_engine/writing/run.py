@@ -139,7 +139,7 @@ def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
         return error
     if isinstance(error, futures.BrokenExecutor):
         return ConversionError(
-            f"a process that made shards died, perhaps for want of memory ({error}); "
+            f"a process that made shards died, perhaps for lack of memory ({error}); "
             "run it again with fewer workers, finished shards are kept"
         )
     for what, part in (("writer", task.recipe.reader), ("key encoder", task.recipe.encode)):

@@ -41,7 +41,7 @@ def identity(reader: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _is_dataclass(value: Any) -> bool:
-    """Return whether the fields are all there is: not where a plain class inherits from a dataclass."""
+    """Return whether the fields identify an object: not if a plain class inherits from a dataclass."""
     return "__dataclass_fields__" in type(value).__dict__ and is_dataclass(value)
 
 

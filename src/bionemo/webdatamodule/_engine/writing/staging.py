@@ -38,7 +38,7 @@ class Progress:
         self._next = time.monotonic() + _PROGRESS_EVERY
 
     def note(self, done: int) -> None:
-        """Record that so many samples are done; it is written twice a second at most."""
+        """Record the number of finished samples, at most twice a second."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _PROGRESS_EVERY

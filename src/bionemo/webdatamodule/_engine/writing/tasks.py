@@ -104,7 +104,7 @@ class ShardTask:
         return Result(staged=keep(self.staging, self.inputs, part, written))
 
     def _copy(self, writer: ShardWriter) -> _Problems:
-        """Copy the samples into the tar, and after a first problem only go on looking for others."""
+        """Copy the samples into the tar; after the first problem, only look for others."""
         problems = _Problems()
         progress = Progress(progress_path(self.staging, self.inputs))
         layouts: dict[tuple[str, ...], list[tuple[str, Recode | None]]] = {}
@@ -131,7 +131,7 @@ class ShardTask:
                     position += 1
                     progress.note(position)
                     del found, data, fields  # a large sample is gone before the next is read
-            except (InputError, DecodeError, OSError) as error:  # noqa: PERF203 - the loop goes on behind a bad sample
+            except (InputError, DecodeError, OSError) as error:  # noqa: PERF203 - the loop continues after a bad sample
                 problems.add(names[position], error)
                 position += 1
         return problems

@@ -8,7 +8,7 @@ directly from its bytes.
 
 What keeps this sound:
 
-* Where anything differs, be it a length or a byte of unknown meaning, ``loads`` decides, not the template.
+* If anything differs, such as a length or a byte of unknown meaning, ``loads`` decodes, not the template.
 * Data that the program uses twice (through the memo), as a key or as a name belong to the program.
 * Lengths belong to the program too, until pickles are seen that differ in nothing else. Then they are read from
   the stream, and everything that says the same has to agree with them: counts, FRAME, shape, strides, torch's
@@ -16,7 +16,7 @@ What keeps this sound:
 * torch names a storage by its address: the digits may differ, and have to be equal in both positions.
 * Classes that the user allowed are called as ``loads`` calls them, in the same order, and nothing else of the
   user's runs. What is counted against a pickle's budget is bounded in a program that has a template.
-* A template is kept only if it gives back the very value that it was made from.
+* A template is kept only if it reproduces the value that it was made from.
 """
 
 from __future__ import annotations

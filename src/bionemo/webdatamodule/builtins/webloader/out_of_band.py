@@ -92,7 +92,7 @@ class Collected:
         return False
 
     def pieces(self) -> list[Piece]:
-        """Return what there is to copy: storages by number, then buffers in their order."""
+        """Return what to copy: storages by number, then buffers in order."""
         pieces = []
         for span in self._spans.values():
             low = max(span.start, 0) // GRAIN * GRAIN

@@ -139,7 +139,7 @@ class _Slot:
         self._fields[PID] = os.getpid()
 
     def reserve(self, nbytes: int) -> bool:
-        """Make room for so many bytes of payload; return whether new memory was mapped."""
+        """Make room for a number of bytes of payload; return whether new memory was mapped."""
         if self._capacity and HEADER + nbytes <= self._capacity:
             return False
         capacity = -(-(HEADER + nbytes + nbytes // 8) // GRAIN) * GRAIN

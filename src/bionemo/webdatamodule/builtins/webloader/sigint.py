@@ -20,7 +20,7 @@ def postponed() -> Iterator[None]:
     """Let an interrupt wait for the end of the block.
 
     Right after a fork Python runs hooks, those of ``logging`` for example, whose exceptions it ignores: a
-    ``KeyboardInterrupt`` that comes to pass there is printed, and the run goes on.
+    ``KeyboardInterrupt`` that is raised there is printed, and the run continues.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

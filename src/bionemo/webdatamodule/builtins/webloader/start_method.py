@@ -46,7 +46,7 @@ def check_pickles(dataset: Any, method: str, where: Mapping[str, object]) -> Non
     Args:
         dataset: What the workers iterate.
         method: How they start; with fork nothing needs to pickle.
-        where: Split and the like, for the message.
+        where: Split and rank, for the message.
 
     Raises:
         ConfigError: With the path to the first part that does not pickle.

@@ -98,7 +98,7 @@ def explained(
         workers: The loader's processes.
         table: What they wrote.
         awaited: The worker whose data are next, if that is known.
-        where: Rank, split and the like, for the message.
+        where: Rank and split, for the message.
 
     Returns:
         A :class:`WorkerError`, or the error itself if it is about something else.
@@ -114,7 +114,7 @@ def explained(
 
 
 def wait_for(done: Callable[[], bool], seconds: float) -> None:
-    """Wait until something is so, or for so many seconds.
+    """Wait until a condition holds, or until a timeout.
 
     (The wait of :mod:`multiprocessing` ends when a process closes its files, which is before it has an exit code.)
     """

@@ -129,7 +129,7 @@ class Budget:
 
         Args:
             keys: The keys.
-            target: The container that they are put into, if that goes on later.
+            target: The container that they are added to, if more follow later.
         """
         seen: dict[int, int] | None = None
         steps = 0

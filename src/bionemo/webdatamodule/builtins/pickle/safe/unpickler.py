@@ -80,7 +80,7 @@ class Unpickler:
         self._own: dict[int, Any] = {}  # objects made by classes that the user allowed, by id
 
     def take(self, position: int, size: int) -> memoryview:
-        """Return so many bytes, all of which must be there."""
+        """Return a number of bytes, all of which must exist."""
         if position + size > len(self.data):
             raise DecodeError(f"the pickle ends in the middle: {size} bytes wanted at {position}")
         return self.data[position : position + size]

@@ -9,7 +9,7 @@ places only:
   (20 times slower) and writes an address of this process into the file. A dtype that numpy lacks is written as
   integers of its size and taken back with ``torch.view_copy``. Strides other than the contiguous ones, and memory
   that tensors of one dtype share, come back through ``torch.as_strided``; memory that no tensor shows is left out.
-* A set inside dicts, lists, tuples and the like is written in the order of its elements' pickles, not of their hashes.
+* A set inside another container is written in the order of its elements' pickles, not of their hashes.
 
 Everything else is what the standard pickler writes: sparse, quantized, CUDA and subclassed tensors, structured and
 object arrays, objects of any class (a set inside which keeps the order of its hashes).
