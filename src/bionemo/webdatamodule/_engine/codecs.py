@@ -1,4 +1,4 @@
-"""Which codec decodes a suffix: the user's choice, the name in the manifest, or what is registered for the suffix."""
+"""The codec of a suffix: the user's choice, that of the manifest, or the one registered for the suffix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins, Registered, as_use, build, find, installed_plugins
 
 PLAIN = "bytes"
-"""The codec of suffixes that no codec claims. In a manifest it stands for: as the suffix says."""
+"""The codec of suffixes without a codec. In a manifest it means that the suffix decides."""
 
 
 class NamedCodec(NamedTuple):
@@ -122,7 +122,7 @@ def codecs_in(plugins: Plugins) -> tuple[Registered, ...]:
 
 
 def find_codecs(policy: Policy, chosen: Mapping[str, Ref] | None = None, plugins: Plugins | None = None) -> Codecs:
-    """Return the codecs that a data module's arguments mean.
+    """Return the codecs for a data module's arguments.
 
     Raises:
         ConfigError: If a chosen codec is none, or refuses its options.

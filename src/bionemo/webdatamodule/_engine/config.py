@@ -23,13 +23,13 @@ SHARD_ARGUMENTS = (
     "shardshuffle",
     "workersplitter",
 )
-"""Arguments of ``webdataset.WebDataset`` that deal or shuffle shards; naming one means ``order="shards"``."""
+"""Arguments of ``webdataset.WebDataset`` that assign or shuffle shards; any of them selects ``order="shards"``."""
 
 CACHE_ARGUMENTS = ("cache_dir", "cache_size")
 """Arguments of ``webdataset.WebDataset`` that place the cache of remote shards."""
 
 IGNORED_ARGUMENTS = ("empty_check", "handler", "verbose")
-"""Arguments of ``webdataset.WebDataset`` that are taken in any order."""
+"""Arguments of ``webdataset.WebDataset`` that are accepted in both orders."""
 
 
 _DIGEST = re.compile("(sha256:)?[0-9a-fA-F]{64}")
@@ -204,7 +204,7 @@ def pinned(argument: str, found: tuple[Source, ...], given: object) -> tuple[Sou
 def order_of(
     order: Literal["global", "shards"] | None, kwargs_wds: Mapping[str, Any]
 ) -> tuple[Literal["global", "shards"], str]:
-    """Return in which order a split is read, and why.
+    """Return the order of a split, and the reason.
 
     Args:
         order: The user's choice, or ``None``.

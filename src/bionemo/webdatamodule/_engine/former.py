@@ -1,4 +1,4 @@
-"""Calls in the form of bionemo-webdatamodule 1.0.0: recognised, and answered with the same call in today's form."""
+"""Calls in the form of bionemo-webdatamodule 1.0.0: the error shows the same call in today's form."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _answer(name: str, given: Mapping[str, Any]) -> str:
 
 
 def _batch_size(given: Mapping[str, Any]) -> int:
-    """Return the number of samples of a batch, as far as the stages behind the loader or its options say."""
+    """Return the batch size, if the stages after the loader or its options have one."""
     stages: Any = given.get("pipeline_prebatch_wld")
     for value in stages.values() if isinstance(stages, Mapping) else ():
         for stage in value if isinstance(value, Iterable) else (value,):
@@ -110,7 +110,7 @@ def _batch_size(given: Mapping[str, Any]) -> int:
 
 
 def _shown(argument: str, value: Any) -> str:
-    """Return the source of a value, or the name of the argument where it has none."""
+    """Return the source code of a value, or the name of the argument if it has none."""
     try:
         return _source(value)
     except ValueError:

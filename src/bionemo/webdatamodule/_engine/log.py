@@ -1,4 +1,4 @@
-"""What this package says while it runs: one logger, with decisions logged once and warnings where they occur.
+"""The logger of this package: decisions are logged once, warnings where they occur.
 
 Warnings come from every process that has a reason. What was decided is the same on all ranks, so :func:`decided`
 logs it at the level INFO in the main process of rank 0, and at DEBUG everywhere else.

@@ -1,4 +1,4 @@
-"""Ranks that must get the same batches, as those of one tensor-parallel group: their first batches are compared."""
+"""Comparison of the first batches of ranks that must get the same ones, such as a tensor-parallel group."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Peers:
 
 
 def mismatch(found: Mapping[int, tuple[int, int, str, str]]) -> str:
-    """Return what does not fit together in the places and first batches of all processes; empty if all does.
+    """Return the difference between the places and first batches of all processes; empty if there is none.
 
     Args:
         found: For each process its data rank, their number, and what says samples and contents of its first batch.
@@ -101,7 +101,7 @@ def mismatch(found: Mapping[int, tuple[int, int, str, str]]) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """Return a hash of a batch: of tensors, arrays, numbers and text in containers; of other objects of their type."""
+    """Return a hash of a batch: tensors, arrays, numbers and text in containers, and the types of other objects."""
     digest = hashlib.blake2b(digest_size=8)
     _feed(digest, value)
     return digest.hexdigest()

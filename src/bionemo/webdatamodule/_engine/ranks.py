@@ -1,4 +1,4 @@
-"""This process's place among the data-parallel ones, and values that ranks leave for each other.
+"""This process's data-parallel rank, and the exchange of values between ranks.
 
 Values go through the key-value store that ``torch.distributed`` runs on. No collective call is made, so a rank that
 died or is elsewhere costs the others a limited time and nothing more.
@@ -107,7 +107,7 @@ def _begins_as_data(name: str) -> bool:
 
 
 def exchange(name: str, rank: int, ranks: Sequence[int], value: Any, *, wait: float) -> dict[int, Any] | None:
-    """Leave a value for other ranks, and return what they left.
+    """Publish a value for other ranks, and return theirs.
 
     Args:
         name: What it is of, the same on all ranks and nothing else.
@@ -134,7 +134,7 @@ def exchange(name: str, rank: int, ranks: Sequence[int], value: Any, *, wait: fl
 
 
 def forget(name: str, ranks: Sequence[int]) -> None:
-    """Remove what ranks left, once no other will ask for it."""
+    """Remove the published values, once no rank needs them."""
     store = torch.distributed.distributed_c10d._get_default_store()  # noqa: SLF001
     with contextlib.suppress(RuntimeError):
         for rank in ranks:

@@ -1,4 +1,4 @@
-"""Stages that draw the same random numbers whenever they are called, which in global order is for every batch."""
+"""Detection of stages that draw the same random numbers at each call, in global order for every batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPEATED = 4  # samples that a stage is tried with
 
 
 def repeating(stages: Sequence[Any], samples: Sequence[Any], places: Sequence[context.Context]) -> Iterator[str]:
-    """Yield the names of stages that draw the same random numbers whenever they are called.
+    """Yield the names of stages that draw the same random numbers at each call.
 
     Stages whose code makes or seeds a generator are tried: given one sample several times they make different things
     of it, and the same ones in another place. No random number of the process is lost by it.

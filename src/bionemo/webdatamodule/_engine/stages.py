@@ -98,14 +98,14 @@ def _watched(samples: Iterator[Any], blame: Callable[[Exception], None]) -> Iter
 
 
 def _blame(stage: object, where: Where, known: list[Exception], error: Exception) -> None:
-    """Note where an exception is from, unless it is one that a stage before or the source raised."""
+    """Record the stage of an exception, unless an earlier stage or the source raised it."""
     if not any(error is one for one in known):
         known.append(error)
         locate(error, stage=describe(stage), **where())
 
 
 def locate(error: Exception, **where: object) -> None:
-    """Add to an exception of a stage where it was raised: to one of ours as its place, to any other as a note."""
+    """Add the place to an exception of a stage: to ``where`` of errors of this package, as a note to others."""
     if isinstance(error, WebDataModuleError):
         error.located(**where)
         return
@@ -166,7 +166,7 @@ def names_of(stages: Iterable[Any]) -> str:
 
 
 def describe(stage: object) -> str:
-    """Return a stage's name as a user would recognise it."""
+    """Return the name of a stage for messages."""
     name = getattr(stage, "__qualname__", None)
     if name:
         return f"{getattr(stage, '__module__', '?')}.{name}"

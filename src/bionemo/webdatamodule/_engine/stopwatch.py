@@ -1,4 +1,4 @@
-"""How long the parts of the work on a batch take: measured in workers, on some batches, and added up where they arrive.
+"""Time spent on the parts of the work on a batch, measured in workers on some batches and summed in the main process.
 
 What a part takes does not include what others take that it calls, as a stage calls those before it.
 """
@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 _T = TypeVar("_T")
 
 Spent: TypeAlias = "Mapping[str, tuple[float, float]]"
-"""For each part the seconds that passed, and those of them for which a processor worked."""
+"""For each part the wall time and the CPU time, in seconds."""
 
 
 class Stopwatch:
@@ -49,7 +49,7 @@ class Stopwatch:
             yield value  # type: ignore[misc]  # not the mark
 
     def take(self) -> dict[str, tuple[float, float]]:
-        """Return what was spent, and begin at nothing."""
+        """Return the times, and reset them."""
         spent, self.spent = self.spent, {}
         return spent
 
@@ -91,5 +91,5 @@ class Work:
             self.spent[part] = (before[0] + wall, before[1] + cpu)
 
     def seconds(self) -> dict[str, float]:
-        """Return what each part of all batches took, as far as the measured ones say."""
+        """Return the estimated time of each part over all batches."""
         return {part: wall * self.batches / self.measured for part, (wall, _) in self.spent.items()}

@@ -1,4 +1,4 @@
-"""What a run waits for, and the one setting to change: judged alike by ``bench`` and in a training run."""
+"""The verdict of ``bench`` and training runs: what a run waits for, and the setting to change."""
 
 from __future__ import annotations
 

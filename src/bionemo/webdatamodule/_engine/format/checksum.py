@@ -1,4 +1,4 @@
-"""The checksum of a member: CRC-32, by the fastest implementation that is installed."""
+"""The checksum of a member: CRC-32, by the fastest installed implementation."""
 
 from __future__ import annotations
 

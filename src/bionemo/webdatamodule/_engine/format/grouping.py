@@ -1,4 +1,4 @@
-"""Members to samples: grouped by key as webdataset does, and one column for each suffix."""
+"""Grouping of members to samples by key, as in webdataset, with one column for each suffix."""
 
 from __future__ import annotations
 

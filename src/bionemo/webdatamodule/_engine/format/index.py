@@ -1,4 +1,4 @@
-"""Where every member of a tar shard lies, and the file format that keeps it beside the shard."""
+"""The index of a tar shard, which holds the position of every member, and its file format."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class ShardIndex:
 
 
 def made_by_conversion(buffer: Buffer) -> bool:
-    """Return whether a whole index file is one that conversion wrote beside a shard of its own."""
+    """Return whether an index file was written by a conversion."""
     try:
         about, _ = _open(memoryview(buffer).cast("B").toreadonly())
     except (struct.error, ValueError, KeyError, TypeError, RecursionError):
@@ -129,7 +129,7 @@ def made_by_conversion(buffer: Buffer) -> bool:
 
 
 def _open(view: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Return what the JSON of an index file says, and its arrays as bytes."""
+    """Return the JSON of an index file, and its arrays as bytes."""
     magic, version, length = _HEAD.unpack_from(view)
     if magic != _MAGIC or version != _VERSION:
         raise ValueError(f"it begins with {magic!r}, version {version}")

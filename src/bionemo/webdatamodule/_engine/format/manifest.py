@@ -1,4 +1,4 @@
-"""The manifest of a split's shards: what a finished conversion wrote, and the only thing readers trust."""
+"""The manifest of a split's shards, which a finished conversion writes and readers follow."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ShardEntry:
 
 
 class NewerManifestError(ManifestError):
-    """A newer version of the package wrote the manifest, so what it lists is not to be touched."""
+    """A newer version of the package wrote the manifest, so its files must not be changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def _problem(body: Mapping[str, Any], prefix: str | None) -> str | None:
 
 
 def _shard_problem(shard: Any, prefix: str) -> str | None:
-    """Return what is wrong with what a manifest says of a shard, as the rest of a sentence, or ``None``."""
+    """Return what is wrong with a manifest's entry of a shard, as the rest of a sentence, or ``None``."""
     name = shard.get("name") if isinstance(shard, dict) else None
     if not isinstance(name, str) or not is_shard_name(name, prefix):
         return f"lists {name!r:.200}, which is not a shard of the prefix {prefix!r}"

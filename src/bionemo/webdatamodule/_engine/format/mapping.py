@@ -1,4 +1,4 @@
-"""Files as memory, for which no descriptor is kept: Python's own ``mmap`` keeps one for as long as the map lives."""
+"""Memory maps of files that keep no descriptor open, unlike Python's ``mmap``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 class _Map:
-    """Memory of a file, unmapped when nothing views it any more."""
+    """Memory of a file, unmapped when its last view is gone."""
 
     def __init__(self, descriptor: int, size: int, offset: int, *, writable: bool) -> None:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)

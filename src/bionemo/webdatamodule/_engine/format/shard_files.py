@@ -1,4 +1,4 @@
-"""Which files of a directory are shards of a prefix."""
+"""The files of a directory that are shards of a prefix."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def is_shard_name(name: str, prefix: str) -> bool:
 
 
 def find_shards(directory: str, prefix: str) -> list[str]:
-    """Return the paths of the shards that another tool wrote into a directory, see :func:`choose_shards`."""
+    """Return the paths of the shards of another tool in a directory, see :func:`choose_shards`."""
     return [os.path.join(directory, name) for name in choose_shards(os.listdir(directory), directory, prefix)]
 
 
 def choose_shards(files: Iterable[str], directory: str, prefix: str) -> list[str]:
-    """Return which of some files are the shards that another tool wrote, in their order.
+    """Return those of some files that are shards of another tool, in order.
 
     These are ``{prefix}-<digits>.tar`` by number where there are any, so that prefix ``t`` does not take
     the shards of prefix ``t-val``; else ``{prefix}-*.tar`` by name; else ``{prefix}<digits>.tar`` by number.

@@ -124,7 +124,7 @@ def link(header: bytes) -> bytes:
 
 
 class Records:
-    """What PAX and GNU headers say about the member that follows them.
+    """The PAX and GNU headers of the next member.
 
     Attributes:
         start: Where the first of them begins; -1 where there is none.
@@ -196,7 +196,7 @@ def member_name(data: Tar | memoryview, position: int) -> bytes:
 
 
 def padded(size: int) -> int:
-    """Return the bytes that a payload fills up to the next header."""
+    """Return the size of a payload, padded to the next header."""
     return (size + BLOCK - 1) & -BLOCK
 
 

@@ -1,4 +1,4 @@
-"""The strict walk over a tar's headers: every one is checked, and what a shard has no use for is refused by name."""
+"""The strict walk over the headers of a tar: each is checked, and unsupported members raise an error."""
 
 from __future__ import annotations
 

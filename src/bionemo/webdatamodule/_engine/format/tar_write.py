@@ -38,7 +38,7 @@ _AHEAD = 1 << 22  # bytes after which writeback is started, so that the disk wor
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What :meth:`ShardWriter.finish` knows about the tar: its size, samples, hash, index and suffixes."""
+    """The result of :meth:`ShardWriter.finish`: size, samples, hash, index and suffixes of the tar."""
 
     index: bytes
     bytes: int
@@ -110,7 +110,7 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> Written:
-        """Write the end of the archive and return what was written; every byte was handed to the system."""
+        """Write the end of the archive and return the result; every byte was passed to the system."""
         self._parts.append(_END)
         self._position += len(_END)
         self._flush()
@@ -197,7 +197,7 @@ def _long_header(path: bytes, size: int) -> bytes:
     prefix, name = b"", path
     try:
         path.decode()
-    except UnicodeDecodeError:  # a file name that is not text; tar readers hand such bytes back as they are
+    except UnicodeDecodeError:  # a file name that is not text; tar readers return such bytes unchanged
         if len(path) > _NAME:
             raise InputError(
                 f"the key in {path!r} is neither text nor short enough for a tar; use key_encoder='escaped'"

@@ -1,4 +1,4 @@
-"""A hint to the system: begin to bring a file's bytes to the disk now, where it would wait for ``fsync``."""
+"""A hint to the system to start writing a file to disk before ``fsync``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _WRITE = 2  # SYNC_FILE_RANGE_WRITE of <linux/fs.h>
 
 
 def start_writing(descriptor: int) -> None:
-    """Start to write out what a file has in memory, without waiting for it; nothing where the system cannot.
+    """Start to write a file to disk, without waiting; do nothing if the system cannot.
 
     This makes nothing durable (``sync_file_range(2)``): a caller that needs that syncs the file, and then waits less.
     """

@@ -1,4 +1,4 @@
-"""The fields of samples as columns: each decoded when it is asked for, together with those read at the same time."""
+"""The fields of samples as columns, decoded lazily and together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of each sample, unread, sound or bad: one byte a sample, shared with worker processes."""
+"""The state of each sample (unread, good or bad), one byte each, shared with worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From numbers of samples to places in open shards, fetching and opening what is needed."""
+"""The places of samples in open shards; shards are fetched and opened on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open shards as memory maps: opened when first needed, and never more than the process may have open."""
+"""Open shards as memory maps, opened on demand, within the limits of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stored fields the suffixes that a user asks for mean."""
+"""The stored fields for the suffixes that a user requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one split's directory holds: the shards that its manifest lists, or those that another tool wrote."""
+"""The shards of a split's directory: those of its manifest, or those of another tool."""
 
 from __future__ import annotations
 

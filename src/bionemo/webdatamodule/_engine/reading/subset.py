@@ -1,4 +1,4 @@
-"""Which samples of a split's shards are used: a rule on keys, a list of keys, or a predicate on a small field."""
+"""The subset of a split's samples: a rule on keys, a list of keys, or a predicate on a small field."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def chosen(
 
 
 class _Request:
-    """A question; two are equal that have the same rule and the same data."""
+    """A query; two are equal if rule and data are equal."""
 
     def __init__(
         self, wanted: Subset, sets: tuple[ShardSet, ...], joined: tuple[ShardSet, ...], codecs: Codecs, split: str

@@ -1,4 +1,4 @@
-"""Does a directory hold what its manifest says: sizes, hashes, and on request every sample decoded."""
+"""Verification of a directory against its manifest: sizes, hashes, and optionally decoding of every sample."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _TOGETHER = 256  # samples that are decoded at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What :func:`verify` found.
+    """The result of :func:`verify`.
 
     Attributes:
         directory: What was looked at.
@@ -122,7 +122,7 @@ def verify(
     total = manifest.n_bytes
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=not progress, leave=False) as bar,
-        futures.ThreadPoolExecutor() as pool,  # hashing lets go of the interpreter's lock
+        futures.ThreadPoolExecutor() as pool,  # hashing releases the interpreter's lock
     ):
         for entry, found in zip(
             manifest.shards, pool.map(lambda entry: shard_problem(directory, entry), manifest.shards), strict=True

@@ -1,4 +1,4 @@
-"""Who reads what, when: epochs cut into global batches and ranks' shares, as pure functions on integers."""
+"""The plan: global batches of an epoch and the shares of ranks, as pure functions of integers."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Plan:
         return plan if plan.digest == digest else self
 
     def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002
-        """Return the samples of the epoch that are consumed after so many batches from ``start``.
+        """Return the samples of the epoch that are consumed after a number of batches from ``start``.
 
         After the last batch that is all of them, those that ``tail="drop"`` drops included.
 

@@ -1,4 +1,4 @@
-"""What a plan comes to, for people who look before they run: steps, shares, workers, leftovers."""
+"""The summary of a plan: steps, shares, workers, leftover samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report_global(
     sample_bytes: float = 0,
     ranks_per_node: int = 0,
 ) -> dict[str, Any]:
-    """Return who reads what of one epoch in global order, as JSON knows it.
+    """Return what each rank and worker reads in an epoch in global order, as JSON values.
 
     Args:
         plan: The plan.
@@ -81,7 +81,7 @@ def report_global(
 def report_shards(
     shards: Sequence[int], *, ranks: int, workers: int, global_batch_size: int, n_samples: int = 0, accumulate: int = 1
 ) -> dict[str, Any]:
-    """Return who reads what where shards are dealt to ranks and workers in turn, as JSON knows it.
+    """Return what each rank and worker reads in shards order, as JSON values.
 
     Args:
         shards: Samples of each shard.

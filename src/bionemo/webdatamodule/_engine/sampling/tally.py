@@ -1,4 +1,4 @@
-"""What was delivered: a count and an order-free hash of sample numbers, and what was left out; sums add up."""
+"""The tally of delivered samples: their number, an order-free hash, and the skipped ones; tallies add up."""
 
 from __future__ import annotations
 

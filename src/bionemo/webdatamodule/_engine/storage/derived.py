@@ -1,4 +1,4 @@
-"""What was read of shards to set up a run, such as their keys, kept in the user's cache beside the indexes."""
+"""The cache of data that set up a run, such as keys of shards, beside the cached indexes."""
 
 from __future__ import annotations
 

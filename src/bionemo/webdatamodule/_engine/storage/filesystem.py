@@ -17,7 +17,7 @@ def make_directory(path: str, mode: int) -> None:
 
 
 def make_directories(path: str) -> None:
-    """Create a directory and its parents, brought to the disk; the umask decides who may read them."""
+    """Create a directory and its parents, and sync them; the umask decides who may read them."""
     parent = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         return
@@ -47,7 +47,7 @@ def write(descriptor: int, data: bytes | memoryview) -> int:
 
 
 def sync(descriptor: int) -> None:
-    """Bring a file's bytes to the disk."""
+    """Sync a file to disk."""
     os.fsync(descriptor)
 
 
@@ -62,7 +62,7 @@ def replace(source: str, target: str) -> None:
 
 
 def make_link(text: str, path: str) -> bool:
-    """Make a symbolic link; return false where the path is taken already."""
+    """Create a symbolic link; return false if the path exists."""
     try:
         os.symlink(text, path)
     except FileExistsError:
@@ -102,7 +102,7 @@ def remove_empty_directory(path: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Bring a directory's entries to the disk: names that were created, renamed or removed."""
+    """Sync the entries of a directory to disk: created, renamed and removed names."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -134,7 +134,7 @@ def write_whole(path: str, data: bytes) -> None:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of the data, however many calls the system wants for it."""
+    """Write all data, in as many calls as the system needs."""
     written = write(descriptor, data)
     if written < len(data):
         rest = memoryview(data)[written:]

@@ -66,7 +66,7 @@ class Cache:
         )
 
     def path(self, name: str) -> str:
-        """Return where a file is or would be."""
+        """Return the path of a file, whether it exists or not."""
         return os.path.join(self.root, self.name, name)
 
     def has(self, name: str, size: int | None = None) -> bool:
@@ -138,7 +138,7 @@ class Cache:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Give errors of the disk a name and a remedy."""
+        """Turn errors of the disk into named errors with a remedy."""
         try:
             yield
         except RemoteError:
@@ -233,7 +233,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Give a lock back."""
+    """Release a lock."""
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 

@@ -1,4 +1,4 @@
-"""Where a split's shards go, as a protocol."""
+"""The protocol of the target of a split's shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bionemo.webdatamodule._engine.format.manifest import Manifest
 
 
 class Target(Protocol):
-    """What a conversion does with the place that it writes to; names are those of files in it."""
+    """The operations of a conversion on its target; names are those of files in it."""
 
     @property
     def prefix(self) -> str:
@@ -87,5 +87,5 @@ class Target(Protocol):
 
 
 def shard_pattern(prefix: str) -> re.Pattern[str]:
-    """Return what the names of a prefix's shards and of their indices look like."""
+    """Return the pattern of the names of a prefix's shards and indexes."""
     return re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar({re.escape(index_name(''))})?")

@@ -1,4 +1,4 @@
-"""Shards of another tool get what conversion writes beside its own: an index each, and a manifest."""
+"""Adoption of shards of another tool: an index for each, and a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what a conversion is asked to do, before its first byte: pure functions that return sentences."""
+"""Checks of the arguments of a conversion, before it writes: pure functions that return sentences."""
 
 from __future__ import annotations
 

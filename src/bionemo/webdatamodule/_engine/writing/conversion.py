@@ -1,4 +1,4 @@
-"""What a conversion is asked to do: what is read, how it is named, where it goes, what runs it."""
+"""The parameters of a conversion: writer, names, key encoder, directories, executor."""
 
 from __future__ import annotations
 

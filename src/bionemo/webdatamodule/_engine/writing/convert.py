@@ -1,4 +1,4 @@
-"""Sources to shards: validate, cut into one task a shard, run on an executor, publish each split as a whole."""
+"""Conversion of sources to shards: validate, make one task per shard, run them on an executor, publish each split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is there room on the disks for the shards that are still to be made."""
+"""Checks that the disks have space for the remaining shards."""
 
 from __future__ import annotations
 
