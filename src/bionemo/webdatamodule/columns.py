@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from bionemo.webdatamodule.errors import DecodeError
+
 
 @runtime_checkable
 class Column(Protocol):
@@ -266,6 +268,14 @@ def _refuse_masks(values: Sequence[Any]) -> None:
             _joined(number, lambda column=column: _refuse_masks(column))  # type: ignore[misc]
     elif any(issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, values))):
         raise _MaskedError
+
+
+def unlike(n_samples: int, error: Exception) -> DecodeError:
+    """Return the error of samples that cannot be joined into one batch, for the reason in another error."""
+    return DecodeError(
+        f"these {n_samples} samples do not fit into one batch: {error}; "
+        "make them alike in a stage, or batch them with a function of your own"
+    )
 
 
 def _joined(name: Any, join: Callable[[], Any]) -> Any:

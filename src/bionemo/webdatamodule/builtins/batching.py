@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule.columns import Fields, collate_values, length_of, pad_fields, pad_values, stack_fields
+from bionemo.webdatamodule.columns import (
+    Fields,
+    collate_values,
+    length_of,
+    pad_fields,
+    pad_values,
+    stack_fields,
+    unlike,
+)
 from bionemo.webdatamodule.components import Stage
-from bionemo.webdatamodule.errors import ConfigError, DecodeError, WebDataModuleError
+from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.options import whole_number
 
@@ -101,7 +109,7 @@ def collated_values(samples: list[Any], collate: Collate) -> Any:
     try:
         return made(samples)
     except _NO_BATCH as error:
-        raise _unlike(len(samples), error) from error
+        raise unlike(len(samples), error) from error
 
 
 def collated(fields: Fields, collate: Collate) -> Any:
@@ -117,17 +125,10 @@ def collated(fields: Fields, collate: Collate) -> Any:
     except WebDataModuleError:
         raise
     except _NO_BATCH as error:
-        raise _unlike(length_of(fields), error) from error
+        raise unlike(length_of(fields), error) from error
 
 
 _NO_BATCH = (RuntimeError, TypeError, ValueError, LookupError)
-
-
-def _unlike(n_samples: int, error: Exception) -> DecodeError:
-    return DecodeError(
-        f"these {n_samples} samples do not fit into one batch: {error}; "
-        "make them alike in a stage, or batch them with a function of your own"
-    )
 
 
 @hookimpl

@@ -31,7 +31,7 @@ from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.tally import Tally, tallies
 from bionemo.webdatamodule._engine.stages import StageFailedError, Where, chain, locate, names_of, run_columns
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch
-from bionemo.webdatamodule.columns import ValueColumn
+from bionemo.webdatamodule.columns import ValueColumn, unlike
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, DecodeError
 
@@ -291,12 +291,7 @@ class PlannedDataset(Planned):
                 if alone := _failure(use, tuple(ValueColumn([value]) for value in values)):
                     locate(alone.error, stage=alone.stage, **self._where(), **self.reader.place(sample, 0, 1))
                     return alone.error
-        error = DecodeError(
-            f"these {len(ids)} samples do not fit into one batch: {failed.error}; "
-            "make them alike in a stage, or batch them with a function of your own",
-            stage=failed.stage,
-            **self._where(),
-        )
+        error = unlike(len(ids), failed.error).located(stage=failed.stage, **self._where())
         error.__cause__ = failed.error
         return error
 

@@ -22,7 +22,7 @@ from bionemo.webdatamodule._engine.reading.open_shards import LARGE, hold
 from bionemo.webdatamodule._engine.reading.selection import KEY, Selected, select
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES
-from bionemo.webdatamodule.columns import Column, ValueColumn, samples_of
+from bionemo.webdatamodule.columns import Column, ValueColumn, samples_of, unlike
 from bionemo.webdatamodule.errors import (
     ConfigError,
     CorruptShardError,
@@ -360,7 +360,7 @@ class ShardReader:
         if not samples:
             raise self.nothing_left(share)
         columns = tuple(ValueColumn(list(column)) for column in zip(*samples, strict=True))
-        return self.fitting(len(samples), use, columns)
+        return self._fitting(len(samples), use, columns)
 
     def _blaming(self, ids: NDArray[np.int64], use: Callable[[tuple[Column, ...]], _T], *, wanted: bool = False) -> _T:
         """Return what a function makes of the columns of samples; where that fails, find the samples to blame.
@@ -391,26 +391,21 @@ class ShardReader:
             cause = None
         if wanted and not len(ids):
             raise self.nothing_left(given) from cause
-        return self.fitting(len(ids), use, self._columns(ids, places))
+        return self._fitting(len(ids), use, self._columns(ids, places))
 
     def _columns(self, ids: NDArray[np.int64], places: Sequence[list[Place]]) -> tuple[Column, ...]:
         columns = tuple(field.column(places[field.side]) for field in self._fields)
         self._check(ids, places)
         return columns
 
-    def fitting(self, n_samples: int, use: Callable[[tuple[Column, ...]], _T], columns: tuple[Column, ...]) -> _T:
+    def _fitting(self, n_samples: int, use: Callable[[tuple[Column, ...]], _T], columns: tuple[Column, ...]) -> _T:
         """Call a function with columns whose samples decode one by one."""
         try:
             return use(columns)
         except WebDataModuleError as error:
             raise error.located(split=self.split, **process()) from error.__cause__
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
-            raise DecodeError(
-                f"these {n_samples} samples do not fit into one batch: {error}; "
-                "make them alike in a stage, or batch them with a function of your own",
-                split=self.split,
-                **process(),
-            ) from error
+            raise unlike(n_samples, error).located(split=self.split, **process()) from error
 
     def _check(self, ids: NDArray[np.int64], places: Sequence[list[Place]]) -> None:
         """Compare fields with their checksums, where that is due."""
