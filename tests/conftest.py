@@ -4,6 +4,7 @@ import sys
 import textwrap
 
 import pytest
+from tests.helpers import scripts  # noqa: F401 - whose modules all servers of forked processes import
 
 from bionemo.webdatamodule import hookspecs, plugins
 

@@ -40,7 +40,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("encode", [pickle.dumps, dumps])
 @pytest.mark.parametrize("kind", MAKERS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=8))
 def test_reading_into_the_batch_is_the_same_as_joining(kind, encode, sizes):
     """Also while the codec is still learning which lengths vary."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import scripts
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -22,15 +23,7 @@ def train(tmp_path, shards):
 
     def train(name, *, expect=0, **config):
         config = {"shards": shards, "out": f"{tmp_path}/{name}", "checkpoints": f"{tmp_path}/checkpoints", **config}
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), json.dumps(config)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
+        done = scripts.run(SCRIPT, json.dumps(config), ranks=config.get("ranks", 1), timeout=400)
         assert expect in (None, done.returncode), done.stderr[-3000:]
         ranks = sorted(tmp_path.glob(f"{name}.rank*"))
         return [[json.loads(line) for line in path.read_text().splitlines()] for path in ranks]

@@ -114,7 +114,7 @@ def test_every_combination_of_stages_gives_what_plain_python_gives(numbers, chos
 def test_workers_of_other_kinds_give_what_plain_python_gives(numbers, method):
     """The longest combination, in workers that got everything as a pickle."""
     chosen = tuple(AFTER)
-    options = {"num_workers": 2, "multiprocessing_context": method}
+    options = {"num_workers": 2, "multiprocessing_context": method, "persistent_workers": True}
     found, loader = read(numbers, "one.pyd", stages_of(chosen), **options)
     assert expected(loader, chosen) == found
 

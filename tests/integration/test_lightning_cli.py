@@ -3,10 +3,8 @@
 import contextlib
 import itertools
 import json
-import os
 import pickle
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from moto.server import ThreadedMotoServer
+from tests.helpers import scripts
 from tests.helpers.convert import convert
 
 from bionemo.webdatamodule import Sample
@@ -168,9 +167,10 @@ def test_a_printed_configuration_round_trips(tmp_path, shards):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"data": reading(shards)}))
 
+    (tmp_path / "script.py").write_text(SCRIPT)
+
     def printed(config):
-        words = [sys.executable, "-W", "ignore", "-c", SCRIPT, "fit", "--config", str(config), "--print_config"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return scripts.run(tmp_path / "script.py", "fit", "--config", config, "--print_config").stdout
 
     (tmp_path / "again.yaml").write_text(printed(path))
     given = yaml.safe_load(path.read_text())["data"]["init_args"]
@@ -267,13 +267,10 @@ def test_the_yaml_of_a_whole_run_trains_on_two_ranks_and_resumes(tmp_path, bucke
     (tmp_path / "train.py").write_text(TRAIN)
     commands = [line.removeprefix("srun python ").split() for line in PAGE.splitlines() if line.startswith("srun")]
     quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 
     def run(command, *more):
-        words = [sys.executable, *command, *quiet, *more]
-        done = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=False
-        )
+        script, *words = command
+        done = scripts.run(tmp_path / script, *words, *quiet, *more, ranks=2, directory=tmp_path)
         assert 0 == done.returncode, done.stderr[-3000:]
 
     run(commands[0], "--trainer.max_steps=1")

@@ -1,10 +1,9 @@
 """How much memory a large sample takes: twice its size while it is written, and while it is read."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from tests.helpers import scripts
 
 SCRIPT = """
 import json, os, pickle, sys
@@ -53,9 +52,8 @@ print(json.dumps([written, measured(read), sorted(sums)]))
 @pytest.mark.parametrize(("kind", "protocol"), [("array", 4), ("array", 5), ("tensor", 4), ("dict", 5)])
 def test_a_large_sample_takes_little_more_than_twice_its_size(tmp_path, kind, protocol):
     """Samples of 100 MB, one after the other: at most 2.2 times that above what the process had before."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), kind, str(protocol)], capture_output=True, text=True, check=False
-    )
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = scripts.run(tmp_path / "script.py", tmp_path, kind, protocol)
     assert 0 == done.returncode, done.stderr
     written, read, sums = json.loads(done.stdout.splitlines()[-1])
 

@@ -1,15 +1,13 @@
 """Data ranks of meshes: four real processes with gloo, of which two each must get the same batches."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.helpers import scripts
 
 from bionemo.webdatamodule._engine import peers
 from bionemo.webdatamodule._engine.peers import Peers, fingerprint
@@ -28,14 +26,7 @@ def found(tmp_path_factory, shards):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), json.dumps([shards, str(directory), port])],
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = scripts.run(SCRIPT, json.dumps([shards, str(directory), port]))
     assert 0 == done.returncode, done.stderr[-3000:]
     processes = [json.loads((directory / f"{process}.json").read_text()) for process in range(4)]
     return SimpleNamespace(processes=processes, receipt=json.loads((directory / "receipt.jsonl").read_text()))

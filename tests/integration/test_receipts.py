@@ -2,16 +2,14 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.helpers import scripts
 
 from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule._cli.receipt import command
@@ -43,14 +41,7 @@ def written(tmp_path_factory, shards):
     for split in ("train", "val"):
         shutil.copytree(f"{shards}{split}", directory / split)
     damage(directory / "train", "train05.x.pyd")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), json.dumps([f"{directory}/", str(directory)])],
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = scripts.run(SCRIPT, json.dumps([f"{directory}/", str(directory)]))
     assert 0 == done.returncode, done.stderr[-3000:]
     return directory
 
