@@ -150,19 +150,20 @@ def api(path: str, *members: str) -> str:
     parts = [f"{level} `{name}`", signature, documentation(found)]
     for member in _methods(found) if protocol else [word[1:] for word in members if word.startswith("+")]:
         method = inspect.getattr_static(found, member)
-        method = method.fget if isinstance(method, property) else method
-        parts += [f"{level}# `{name}.{member}`", _signature(method, member), documentation(method)]
+        if isinstance(method, property):
+            method = method.fget
+            shown = f"```py\n{member}: {_kind(inspect.signature(method).return_annotation)}\n```"
+        else:
+            shown = _signature(method, member)
+        parts += [f"{level}# `{name}.{member}`", shown, documentation(method)]
     return "\n\n".join(filter(None, parts))
 
 
 def _methods(protocol: type) -> list[str]:
-    """Return the names of a protocol's own methods that have a docstring."""
+    """Return the names of a protocol's own methods and properties that have a docstring."""
     added = {"__init__", "__subclasshook__"}
-    return [
-        name
-        for name, found in vars(protocol).items()
-        if inspect.isfunction(found) and found.__doc__ and name not in added
-    ]
+    own = {name: getattr(found, "fget", found) for name, found in vars(protocol).items() if name not in added}
+    return [name for name, found in own.items() if inspect.isfunction(found) and found.__doc__]
 
 
 def _signature(found: Any, name: str, *, path: str = "") -> str:
