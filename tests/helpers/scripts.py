@@ -38,7 +38,7 @@ def start(script, *arguments, directory=None, environment=None, output=os.devnul
     environment = {**os.environ, **(environment or {})}
     process = _context.Process(
         target=_run,
-        args=(str(script), list(map(str, arguments)), str(directory or Path.cwd()), environment, str(output)),
+        args=([str(script), *map(str, arguments)], str(directory or Path.cwd()), environment, str(output)),
     )
     process.start()
     return process
@@ -85,6 +85,7 @@ def _run(words, directory, environment, output):
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    multiprocessing.set_start_method(None, force=True)  # the default again, not that of this process
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).parent))
     runpy.run_path(words[0], run_name="__main__")
