@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from concurrent import futures
+from dataclasses import replace
 from types import SimpleNamespace
 
 import fsspec
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from bionemo.webdatamodule import SourceDataWDS, Use
-from bionemo.webdatamodule._engine.format.manifest import journal_path
+from bionemo.webdatamodule._engine.format.manifest import Manifest, journal_path
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.storage.remote import directory, fetch, retry
@@ -290,3 +291,63 @@ def test_a_function_that_cannot_be_compared(place):
         with pytest.warns(DataWarning, match="if it changes, remove the shards before the next conversion"):
             convert(place, target, function=Opaque(added))
         assert [value + expected for value in ALL] == read(place, target)
+
+
+def test_a_cache_that_is_too_small_for_a_batch(place):
+    """A larger one holds all pieces that are read together."""
+    refused("give a larger cache_size", read, place, cache_size=1)
+    assert ALL == read(place, cache_size=1 << 20)
+
+
+def test_parts_that_are_more_than_the_whole(place):
+    """With smaller parts the samples are divided."""
+    source = Use("pickles", directory=str(place / "source"), suffixes="x.pyd")
+
+    def prepare(val):
+        target = f"{place}/parts-"
+        SourceDataWDS(source, {"train": 0.75, "val": val}, target, "x.pyd", 4, executor="serial").prepare_data()
+
+    refused("must be positive and add up to 1 at most", prepare, 0.5)
+    prepare(0.25)
+    assert [9, 3] == [len(read(place, place / f"parts-{split}")) for split in ("train", "val")]
+
+
+def test_a_source_that_changes_while_it_is_read(place):
+    """The conversion is run again."""
+    changed = place / "source" / "s11.x.pyd"
+
+    def function(name, files):
+        if name == "s11" and changed.read_bytes() != b"N.":
+            changed.write_bytes(b"N.")
+        return files
+
+    refused("the source changed while it was read; run the conversion again", convert, place, place / "new", function)
+    convert(place, place / "new", function)
+    assert 12 == len(ShardReader([ShardSet.open(str(place / "new"), "wdshards")], ["x.pyd"]).read(np.arange(12)))
+
+
+def test_a_codec_that_is_not_installed(place, install, monkeypatch):
+    """The plugin that has it is installed."""
+    manifest = place / "shards" / "wdshards.manifest.json"
+    found = Manifest.from_json(manifest.read_text(), prefix="wdshards")
+    manifest.write_text(replace(found, codecs={"x.pyd": "acme"}).to_json())
+    refused("install the plugin that has it", read, place, place / "shards")
+    install(
+        "acme",
+        """
+        from bionemo.webdatamodule.components import Codec
+        from bionemo.webdatamodule.hookspecs import hookimpl
+        from bionemo.webdatamodule.pickles import loads
+
+        class Decoder:
+            def decode(self, view):
+                return loads(view)
+
+        @hookimpl
+        def webdatamodule_codecs():
+            yield Codec(name="acme", summary="another one", suffixes=(), factory=Decoder)
+        """,
+    )
+    monkeypatch.setenv(DISABLED, "obstore")
+    installed_plugins.cache_clear()
+    assert ALL == read(place, place / "shards")
