@@ -314,7 +314,7 @@ WRONG = {
     "unknown option": (
         lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4, kwargs_wld={"val": {"workers": 2}}),
         ConfigError,
-        "the loader 'webloader' takes .*num_workers",
+        "the loader 'webloader' has no option 'workers'; did you mean 'num_workers'",
     ),
     "count as text": (lambda d, s: WebDataModule({"val": s}, {"val": "3"}, "x.pyd", 4), ConfigError, "n_samples"),
     "unknown order": (lambda d, s: WebDataModule({"val": s}, None, "x.pyd", 4, order="gobal"), ConfigError, "order is"),

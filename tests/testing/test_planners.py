@@ -95,7 +95,7 @@ def test_a_right_planner_passes():
             "test_ranks_take_equal_steps_and_every_sample_once",
             "1 ranks take 200 samples, 199 of them different, of 200",
         ),
-        (Planner(flaw="skips"), "test_goes_on_in_the_middle", "after 1 of 20 steps of 1 ranks it goes on with other"),
+        (Planner(flaw="skips"), "test_goes_on_in_the_middle", "after 1 of 20 steps of 1 ranks it continues with other"),
         (Planner(flaw="chance"), "test_plans_the_same_again", "a second plan is another one; draw chance from request"),
         (Planner(flaw="no shuffle"), "test_shuffles_for_training_only", "another epoch has the same batches; shuffle"),
         (Planner(flaw="always shuffles"), "test_shuffles_for_training_only", "evaluation has another order in another"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import logging
@@ -133,7 +134,7 @@ class _Attempts:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="webdatamodule-attempt", daemon=True).start()
+        _thread.start_new_thread(self._run, ())  # threading's start() waits until the interpreter runs the thread
 
     def run(self, attempt: Callable[[], _T]) -> futures.Future[_T]:
         """Make an attempt."""
