@@ -133,7 +133,7 @@ def test_wrong_columns_and_suffixes_are_errors(tmp_path):
         list(ParquetReader(paths=path, columns=["c"])(["t/000000000"]))
     with pytest.raises(ConfigError, match=r"columns 'a\.b' and 'a_b' both get the suffix 'a_b\.pyd'"):
         list(ParquetReader(paths=path)(["t/000000000"]))
-    with pytest.raises(InputError, match=r"column 'text' holds str.*'x\.cls'.*no whole number.*'text\.pyd'"):
+    with pytest.raises(InputError, match=r"column 'text' holds str.*'x\.cls'.*not a whole number.*'text\.pyd'"):
         list(ParquetReader(paths=path, columns={"text": "x.cls"})(["t/000000000"]))
     with pytest.raises(ConfigError, match="no key column 'id'"):
         ParquetReader(paths=path, key="id").names()
