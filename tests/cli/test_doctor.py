@@ -377,13 +377,16 @@ def test_the_command_prints_json(fake, tmp_path, capsys):
     """All of it, for machines; the exit code says whether there is a problem."""
     fake()
     code = main(["doctor", "--json", str(tmp_path / "missing")])
-    told = json.loads(capsys.readouterr().out)
+    reported = json.loads(capsys.readouterr().out)
     assert 1 == code
-    assert ["machine", "trial", "data", "findings"] == list(told)
-    assert (1024, 8192) == (told["machine"]["limits"]["open_files"], told["machine"]["limits"]["open_files_hard"])
-    assert told["trial"]["problem"] is None
-    assert "is not a directory" in told["data"][0]["problem"]
-    assert {"level", "what", "do"} == set(told["findings"][0])
+    assert ["machine", "trial", "data", "findings"] == list(reported)
+    assert (1024, 8192) == (
+        reported["machine"]["limits"]["open_files"],
+        reported["machine"]["limits"]["open_files_hard"],
+    )
+    assert reported["trial"]["problem"] is None
+    assert "is not a directory" in reported["data"][0]["problem"]
+    assert {"level", "what", "do"} == set(reported["findings"][0])
 
 
 def test_values_that_may_be_secret_are_not_printed(fake, capsys, monkeypatch):

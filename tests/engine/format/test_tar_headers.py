@@ -2,7 +2,7 @@ import tarfile
 
 import pytest
 
-from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, are_sound, check_header
+from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, check_header, sound_headers
 from bionemo.webdatamodule.errors import CorruptShardError
 
 
@@ -25,8 +25,8 @@ def is_sound(block):
 def test_headers_are_sound_together_as_each_alone():
     """One, many, and none."""
     blocks = [header(name) for name in ("a.pyd", "b/c.jpg", "\N{LATIN SMALL LETTER A WITH DIAERESIS}.txt")]
-    assert [True] * 3 == are_sound(b"".join(blocks)).tolist()
-    assert [] == are_sound(b"").tolist()
+    assert [True] * 3 == sound_headers(b"".join(blocks)).tolist()
+    assert [] == sound_headers(b"").tolist()
 
 
 @pytest.mark.parametrize("change", [1, 8, 0x80, 0xFF])
@@ -38,7 +38,7 @@ def test_no_changed_header_is_sound_among_others(change):
         block = bytearray(good)
         block[place] ^= change
         changed.append(bytes(block))
-    found = are_sound(b"".join([*changed, good])).tolist()
+    found = sound_headers(b"".join([*changed, good])).tolist()
     assert [False] * BLOCK + [True] == found
 
 
@@ -48,11 +48,11 @@ def test_unusual_checksums_are_looked_at_alone(written):
     block = bytearray(header("name.pyd"))
     block[148:156] = b" " * 8
     block[148:156] = (written % sum(block)).ljust(8)
-    assert [False] == are_sound(bytes(block)).tolist()
+    assert [False] == sound_headers(bytes(block)).tolist()
 
 
 def test_what_passes_together_passes_alone():
     """Changed in two bytes that make up for one another, as no sum notices."""
     block = bytearray(header("ab.pyd"))
     block[0], block[1] = block[1], block[0]
-    assert [is_sound(bytes(block))] == are_sound(bytes(block)).tolist()
+    assert [is_sound(bytes(block))] == sound_headers(bytes(block)).tolist()

@@ -66,7 +66,7 @@ def check_header(header: bytes, position: int) -> None:
         fail(f"the header at byte {position} was changed: its checksum is wrong")
 
 
-def are_sound(headers: bytes) -> NDArray[np.bool_]:
+def sound_headers(headers: bytes) -> NDArray[np.bool_]:
     """Say of header blocks whether their checksums are right and written in the usual way.
 
     Args:

@@ -11,11 +11,11 @@ from bionemo.webdatamodule._engine.format.tar_headers import (
     BLOCK,
     EXTENDING,
     Records,
-    are_sound,
     check_header,
     member_name,
     number,
     padded,
+    sound_headers,
 )
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard
 from bionemo.webdatamodule.errors import CorruptShardError, MissingFieldError
@@ -96,7 +96,7 @@ def check_many(places: Sequence[Place], columns: Iterable[int]) -> None:
             else:
                 fields.append(place)
                 headers.append(shard.data[start - BLOCK : start])
-        for place in itertools.compress(fields, (~are_sound(b"".join(headers))).tolist()):
+        for place in itertools.compress(fields, (~sound_headers(b"".join(headers))).tolist()):
             check_fields(place, (column,))
 
 
