@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import CodeType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bionemo.webdatamodule.columns import is_fields, samples_of
@@ -70,37 +72,56 @@ def chain(
         ConfigError: If a stage gives no iterable.
         Exception: Whatever a stage raises, with its name and place.
     """
-    known: list[Exception] = []
+    codes: list[tuple[CodeType, object]] = []  # of the source, and of each stage that has an iterator of its own
     source = iter(samples)
     if not isinstance(source, _ListIterator):  # a list raises nothing
-        source = _watched(source, known.append)
+        source = _generator(source)
+        codes.append((source.gi_code, None))
     for stage in stages:
-        blame = partial(_blame, stage, where, known)
         function = partial(_callable(stage), source)
         try:
             following = function() if watch is None else watch.call(describe(stage), function)
         except Exception as error:
-            blame(error)
+            _blame(error, stage, codes, where)
             raise
         if not isinstance(following, Iterable):
             raise ConfigError(f"the stage {describe(stage)} gives {following!r:.40}, not an iterable of samples")
-        made = _watched(iter(following), blame)
-        source = made if watch is None else watch.each(describe(stage), made)
-    return source
+        if following is not source:
+            made = _generator(iter(following))
+            codes.append((made.gi_code, stage))
+            source = made if watch is None else _generator(watch.each(describe(stage), made))
+    return _guarded(source, codes, where)
 
 
-def _watched(samples: Iterator[Any], blame: Callable[[Exception], None]) -> Iterator[Any]:
+def _generator(source: Iterator[Any]) -> Generator[Any]:
+    """Return an iterator as a generator, which is a line of its own in tracebacks."""
+    return source if isinstance(source, GeneratorType) else _passed_on(source)
+
+
+def _passed_on(source: Iterator[Any]) -> Generator[Any]:
+    yield from source
+
+
+def _guarded(samples: Iterator[Any], codes: Sequence[tuple[CodeType, object]], where: Where) -> Iterator[Any]:
+    """Pass on what a chain of generators yields."""
     try:
         yield from samples
     except Exception as error:
-        blame(error)
+        _blame(error, None, codes, where)
         raise
 
 
-def _blame(stage: object, where: Where, known: list[Exception], error: Exception) -> None:
-    """Record the stage of an exception, unless an earlier stage or the source raised it."""
-    if not any(error is one for one in known):
-        known.append(error)
+def _blame(error: Exception, stage: object, codes: Sequence[tuple[CodeType, object]], where: Where) -> None:
+    """Add the stage that raised an exception, and the place, unless the source raised it.
+
+    It is that of the last generator of the chain in the traceback, since each of them calls the one before it; or the
+    stage that was called with the chain, if there is none.
+    """
+    left = list(codes)
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if left and frame.f_code is left[-1][0]:
+            _, stage = left.pop()
+    if stage is not None:
         locate(error, stage=describe(stage), **where())
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import webdataset as wds
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.planning import Ids
 
 Splitter = Callable[[Iterable[Any]], Iterable[Any]]
+
+_Taken: TypeAlias = "list[int] | deque[int]"
+"""Numbers of the samples that the stages took, also those that were left out; at least the last one."""
 
 LARGEST_ITEM = 256
 """Samples that cross to the main process together, at most; fewer where they are large."""
@@ -63,17 +67,35 @@ class Dealing:
     seed: int = 0
 
 
-@dataclass
-class _Taken:
-    """Which samples the stages took of an iteration.
+@dataclass(frozen=True, slots=True)
+class Groups(Sequence[Sequence[int]]):
+    """Numbers of samples in groups: those that the stages took for each value.
 
     Attributes:
-        numbers: Those since this was emptied, also samples that were left out.
-        last: The last one that was not left out, if there is one.
+        numbers: The numbers of all groups.
+        ends: Where each group ends among them.
     """
 
-    numbers: list[int] = field(default_factory=list)
-    last: int | None = None
+    numbers: list[int]
+    ends: list[int]
+
+    @classmethod
+    def of(cls, groups: Iterable[Sequence[int]]) -> Groups:
+        """Return these groups."""
+        found = list(groups)
+        return cls(list(itertools.chain.from_iterable(found)), list(itertools.accumulate(map(len, found))))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, group: Any) -> Any:
+        if isinstance(group, slice):
+            return Groups.of(self[number] for number in range(*group.indices(len(self))))
+        return self.between(range(len(self))[group], range(len(self))[group] + 1)
+
+    def between(self, first: int, last: int) -> list[int]:
+        """Return the numbers of the groups from ``first`` to ``last - 1``."""
+        return self.numbers[self.ends[first - 1] if first else 0 : self.ends[last - 1] if last else 0]
 
 
 PLAIN = Dealing()
@@ -121,7 +143,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         self.measures = False  # whether the work on some items is measured; set before workers start
 
     def __iter__(self) -> Iterator[Any]:
-        return self._iterate(_Taken(), None)
+        return self._iterate(deque(maxlen=1), None)
 
     def _iterate(self, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
         if self.repetitions == 1:
@@ -134,7 +156,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
 
     def iterator(self, taken: _Taken | None = None, watch: Stopwatch | None = None) -> Iterator[Any]:
         """Yield the samples of as many passes as were asked for, each in an order of its own."""
-        taken = _Taken() if taken is None else taken
+        taken = deque(maxlen=1) if taken is None else taken
         for repetition in range(self.repetitions):
             count = 0
             for sample in self._pass(repetition, taken, watch):
@@ -146,33 +168,37 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
     def items(self) -> Iterator[Item]:
         """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte.
 
-        Beside each value are the numbers of the samples that the stages took for it. The last item is empty but for
-        samples of which nothing was made.
+        Beside each value are the numbers of the samples that the stages took for it, also those that were left out. The
+        last item is empty but for samples of which nothing was made.
         """
         epoch, start = self.position.get()
         worker = _worker()[0]
-        taken, watch = _Taken(), Stopwatch() if self.measures else None
-        samples, numbers = self._iterate(taken, watch), taken.numbers
+        taken: list[int] = []
+        watch = Stopwatch() if self.measures else None
+        samples = self._iterate(taken, watch)
         largest = max(1, min(LARGEST_ITEM, int(CHUNK_BYTES / max(1.0, self.sample_bytes))))
-        number, size, count = 0, 1, 0
+        number, size, count, begun = 0, 1, 0, 0
         values: list[Any] | None = None
         while values is None or values:
             if watch is not None:
                 watch.running = count < _FIRST or not count % _MEASURED
-            values, delivered = [], []
+            values, ends = [], []
             for value in itertools.islice(samples, size):
                 values.append(value)
-                delivered.append(tuple(numbers))
-                numbers.clear()
+                ends.append(len(taken) - begun)
+            ends = ends or [len(taken) - begun]
+            end = begun + ends[-1]
             yield Item(  # an empty one at the end, so that a lost item is noticed
                 epoch=epoch,
                 start=start,
                 worker=worker,
                 number=number,
                 values=values,
-                delivered=delivered if values else [tuple(numbers)],
+                delivered=Groups(taken[begun:end], ends),
                 spent=watch.take() if watch is not None and watch.running else None,
             )
+            begun = min(end, 1)
+            del taken[: end - begun]  # all but the last, which errors name
             number, size, count = number + len(values), min(2 * size, largest), count + 1
 
     def place(self, epoch: int, passed: int, worker: int) -> context.Context:
@@ -228,7 +254,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
 
     def _where(self, taken: _Taken) -> dict[str, Any]:
         """Return split, rank, worker, and the shard and key of the sample that was taken last, for errors."""
-        found = {} if taken.last is None else self.reader.place(np.array([taken.last]), 0, 1)
+        found = self.reader.place(np.array([taken[-1]]), 0, 1) if taken else {}
         return {"split": self.split, **process(), "rank": self.topology.rank, **found}
 
     def _samples(self, place: context.Context, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
@@ -242,10 +268,10 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             for ids in self.reader.runs(numbers[shard["url"]]):
                 samples = self._read(ids, watch)
                 left_out = self.reader.left_out(ids)
-                taken.numbers.extend(left_out)
+                taken.extend(left_out)
                 kept = [number for number in ids.tolist() if number not in left_out]
-                for taken.last, sample in zip(kept, samples, strict=True):
-                    taken.numbers.append(taken.last)
+                for number, sample in zip(kept, samples, strict=True):
+                    taken.append(number)
                     yield sample
         if not dealt and self.dealing.empty_check:
             worker, workers = _worker()

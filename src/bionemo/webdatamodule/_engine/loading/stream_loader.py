@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import MEASURED, apart
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
+from bionemo.webdatamodule._engine.loading.stream_dataset import Groups
 from bionemo.webdatamodule._engine.peers import Peers
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
@@ -26,6 +28,8 @@ from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
     from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule.components import LoaderFunction
@@ -78,7 +82,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         self._data = dataset
         self.num_workers = num_workers
         self._peers = peers
-        self._taken: list[Sequence[int]] = []  # numbers of the samples that stages took since the last batch
+        self._taken = _Taken()
         self._watch = Stopwatch()
         self.work, self.own_work = Work(), Work()  # since :meth:`measure`: on samples in workers, on batches here
         self.progress = Progress(cursor, clock, skips_changed=skips_changed)
@@ -216,8 +220,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
     def _tally(self) -> Tally:
         """Return which samples stages took since the last batch."""
-        ids = np.fromiter(itertools.chain.from_iterable(self._taken), np.int64)
-        self._taken.clear()
+        ids = self._taken.take()
         return Tally.of(ids, self._data.reader.left_out(ids))
 
     def _batches(self, epoch: int) -> Iterator[Any]:
@@ -254,28 +257,63 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
     def _samples(self, epoch: int, passed: int) -> Iterator[Any]:
         with contextlib.closing(self._items.begin(epoch, passed)) as items:
-            for value, numbers in interleave(self._checked(items), max(1, self.num_workers)):
-                self._taken.append(numbers)
-                yield value
+            for values, groups in interleave(self._checked(items), max(1, self.num_workers)):
+                self._taken.begin(groups, left := iter(values))
+                yield from left
 
     def _checked(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass on items, each of which must be its worker's next, with the numbers of samples beside each value."""
+        """Pass on items, each of which must be its worker's next."""
         due = dict.fromkeys(range(max(1, self.num_workers)), 0)
         left = set(due)
         for item in items:
             self._items.check(item, due.setdefault(item.worker, 0), of=f" of worker {item.worker}")
-            values = tuple(item.values)
+            values = list(item.values)
             due[item.worker] += len(values)
             self.work.add(len(values), item.spent)
             if values:
                 self._items.delivered(item, len(values) - 1)
             else:
                 left.discard(item.worker)
-                self._taken.extend(item.delivered)
-            yield replace(item, values=tuple(zip(values, item.delivered, strict=False)))
+                self._taken.also(item.delivered)
+            yield replace(item, values=values)
         if left:
             worker = min(left)
             raise self._items.out_of_turn(f"stopped after {due[worker]} samples of worker {worker}, which has more")
+
+
+class _Taken:
+    """Which samples the stages took since they were asked for last."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._numbers.clear()
+        self._groups: Groups = Groups([], [])
+        self._left: Iterator[Any] = iter(())
+        self._asked = 0
+
+    def begin(self, groups: Groups, left: Iterator[Any]) -> None:
+        """Note that values are taken from a list's iterator, with the numbers of samples of each."""
+        self._reach(len(self._groups))
+        self._groups, self._left, self._asked = groups, left, 0
+
+    def also(self, groups: Iterable[Sequence[int]]) -> None:
+        """Note samples that nothing was made of."""
+        self._numbers.extend(itertools.chain.from_iterable(groups))
+
+    def take(self) -> NDArray[np.int64]:
+        """Return the numbers of the samples."""
+        self._reach(len(self._groups) - operator.length_hint(self._left))
+        found = np.array(self._numbers, np.int64)
+        self._numbers.clear()
+        return found
+
+    def _reach(self, group: int) -> None:
+        self._numbers += self._groups.between(self._asked, group)
+        self._asked = group
 
 
 def _seeded(stage: object) -> bool:
@@ -283,32 +321,36 @@ def _seeded(stage: object) -> bool:
     return (type(stage).__module__ or "").startswith("bionemo.webdatamodule.")
 
 
-def interleave(items: Iterable[Item], workers: int) -> Iterator[Any]:
+def interleave(items: Iterable[Item], workers: int) -> Iterator[tuple[list[Any], Groups]]:
     """Yield the samples of items as if workers had sent them one by one, in turn: webdataset's order.
 
     Args:
         items: Items of all workers, in turn; each worker's last one may be shorter.
         workers: How many workers there are.
+
+    Yields:
+        Samples, and the numbers that were delivered for each.
     """
-    if workers == 1:
-        return itertools.chain.from_iterable(item.values for item in items)
-    return _interleaved(items, workers)
-
-
-def _interleaved(items: Iterable[Item], workers: int) -> Iterator[Any]:
     turn: list[Item] = []
     for item in items:
         if turn and item.worker <= turn[-1].worker:
-            yield from _in_turn(turn)
+            yield _in_turn(turn)
             turn = []
         turn.append(item)
         if item.worker == workers - 1:
-            yield from _in_turn(turn)
+            yield _in_turn(turn)
             turn = []
-    yield from _in_turn(turn)
+    yield _in_turn(turn)
 
 
-def _in_turn(items: Sequence[Item]) -> Iterator[Any]:
+def _in_turn(items: Sequence[Item]) -> tuple[list[Any], Groups]:
+    if len(items) == 1:
+        return items[0].values, items[0].delivered  # type: ignore[return-value]  # the dataset's own, as was checked
+    groups = [list(itertools.islice(item.delivered, len(item.values))) for item in items]  # type: ignore[arg-type]
+    return _merged([item.values for item in items]), Groups.of(_merged(groups))
+
+
+def _merged(parts: Sequence[Iterable[Any]]) -> list[Any]:
     over = object()
-    for values in itertools.zip_longest(*[item.values for item in items], fillvalue=over):
-        yield from (value for value in values if value is not over)
+    rows = itertools.zip_longest(*parts, fillvalue=over)
+    return [value for row in rows for value in row if value is not over]
