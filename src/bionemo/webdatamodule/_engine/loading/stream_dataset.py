@@ -267,9 +267,10 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             dealt += 1
             for ids in self.reader.runs(numbers[shard["url"]]):
                 samples = self._read(ids, watch)
-                left_out = self.reader.left_out(ids)
-                taken.extend(left_out)
-                kept = [number for number in ids.tolist() if number not in left_out]
+                kept = ids.tolist()
+                if left_out := self.reader.left_out(ids):
+                    taken.extend(left_out)
+                    kept = [number for number in kept if number not in left_out]
                 for number, sample in zip(kept, samples, strict=True):
                     taken.append(number)
                     yield sample

@@ -7,6 +7,7 @@ destination. :meth:`RowLayout.match` returns the :class:`Rows` of those streams 
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -276,10 +277,9 @@ class Rows:
             column[index] = part
 
     def memory(self, span: Span) -> Iterator[memoryview]:
-        """Yield a memory of each stream."""
+        """Return a memory of each stream."""
         starts, stops = self.bounds(span)
-        for view, start, stop in zip(self.views, starts.tolist(), stops.tolist(), strict=True):
-            yield view[start:stop]
+        return map(operator.getitem, self.views, map(slice, starts.tolist(), stops.tolist()))
 
     def bounds(self, span: Span) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where a memory begins and ends in each stream."""

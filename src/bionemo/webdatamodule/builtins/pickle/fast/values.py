@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -89,16 +90,18 @@ def scalar(dtype: np.dtype[Any], column: int) -> Values:
 
 def array(block: Block, span: Span, shape: Sequence[int | Number]) -> Slot:
     """Return how an array or tensor is made, in memory of its own."""
+    if block.tensor and len(shape) == 1:  # whose only length follows from the memory
+        import torch
+
+        vector = partial(torch.frombuffer, dtype=block.tensor)
+        return Slot(lambda rows: list(map(vector, map(bytearray, rows.memory(span)))), span, shape)
     fresh = _fresh(block)
 
     def values(rows: Rows) -> list[Any]:
         shapes = slot.shapes(rows).tolist()
         return [fresh(bytearray(memory), shape) for memory, shape in zip(rows.memory(span), shapes, strict=True)]
 
-    def vectors(rows: Rows) -> list[Any]:  # whose only length follows from the memory
-        return [fresh(bytearray(memory), None) for memory in rows.memory(span)]
-
-    slot = Slot(vectors if block.tensor and len(shape) == 1 else values, span, shape)
+    slot = Slot(values, span, shape)
     return slot
 
 
@@ -186,8 +189,6 @@ def _fresh(block: Block) -> Callable[[bytearray, Any], Any]:
     import torch
 
     kind, frombuffer, from_numpy = block.tensor, torch.frombuffer, torch.from_numpy
-    if len(block.shape) == 1:
-        return lambda memory, _shape: frombuffer(memory, dtype=kind)
     try:
         dtype = torch.empty(0, dtype=kind).numpy().dtype
     except TypeError:  # bfloat16 and other dtypes that numpy lacks
