@@ -91,11 +91,8 @@ class Groups(Sequence[Sequence[int]]):
     def __getitem__(self, group: Any) -> Any:
         if isinstance(group, slice):
             return Groups.of(self[number] for number in range(*group.indices(len(self))))
-        return self.between(range(len(self))[group], range(len(self))[group] + 1)
-
-    def between(self, first: int, last: int) -> list[int]:
-        """Return the numbers of the groups from ``first`` to ``last - 1``."""
-        return self.numbers[self.ends[first - 1] if first else 0 : self.ends[last - 1] if last else 0]
+        number = range(len(self))[group]
+        return self.numbers[self.ends[number - 1] if number else 0 : self.ends[number]]
 
 
 PLAIN = Dealing()

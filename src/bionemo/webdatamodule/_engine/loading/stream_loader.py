@@ -8,7 +8,7 @@ import logging
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import webdataset as wds
@@ -21,7 +21,7 @@ from bionemo.webdatamodule._engine.loading.stream_dataset import Groups
 from bionemo.webdatamodule._engine.peers import Peers
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
-from bionemo.webdatamodule._engine.sampling.tally import Tally
+from bionemo.webdatamodule._engine.sampling.tally import Tally, mixed
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
 from bionemo.webdatamodule.components import Item
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("bionemo.webdatamodule")
 _WAIT = "wait"  # the part of the work here that takes samples from workers
 _OVER = object()
+
+Part: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.uint64]]"
+"""Numbers of samples, and the hash of each."""
 
 
 class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
@@ -220,7 +223,10 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
 
     def _tally(self) -> Tally:
         """Return which samples stages took since the last batch."""
-        ids = self._taken.take()
+        parts = self._taken.take()
+        if self._data.reader.on_error == "raise":
+            return Tally.of_hashes(hashes for _, hashes in parts)
+        ids = np.concatenate([np.array([], np.int64), *(ids for ids, _ in parts)])  # a stage may take none for a batch
         return Tally.of(ids, self._data.reader.left_out(ids))
 
     def _batches(self, epoch: int) -> Iterator[Any]:
@@ -285,35 +291,42 @@ class _Taken:
     """Which samples the stages took since they were asked for last."""
 
     def __init__(self) -> None:
-        self._numbers: list[int] = []
+        self._parts: list[Part] = []
         self.clear()
 
     def clear(self) -> None:
         """Forget all."""
-        self._numbers.clear()
-        self._groups: Groups = Groups([], [])
+        self._parts.clear()
+        self._ids = np.array([], np.int64)
+        self._hashes = mixed(self._ids)
+        self._ends: Sequence[int] = ()
         self._left: Iterator[Any] = iter(())
         self._asked = 0
 
     def begin(self, groups: Groups, left: Iterator[Any]) -> None:
         """Note that values are taken from a list's iterator, with the numbers of samples of each."""
-        self._reach(len(self._groups))
-        self._groups, self._left, self._asked = groups, left, 0
+        self._reach(len(self._ends))
+        self._ids = np.array(groups.numbers, np.int64)
+        self._hashes = mixed(self._ids)  # of all at once, which is faster than of each batch
+        self._ends, self._left, self._asked = groups.ends, left, 0
 
     def also(self, groups: Iterable[Sequence[int]]) -> None:
         """Note samples that nothing was made of."""
-        self._numbers.extend(itertools.chain.from_iterable(groups))
+        for group in groups:
+            ids = np.array(group, np.int64)
+            self._parts.append((ids, mixed(ids)))
 
-    def take(self) -> NDArray[np.int64]:
-        """Return the numbers of the samples."""
-        self._reach(len(self._groups) - operator.length_hint(self._left))
-        found = np.array(self._numbers, np.int64)
-        self._numbers.clear()
+    def take(self) -> list[Part]:
+        """Return the numbers of the samples, and their hashes."""
+        self._reach(len(self._ends) - operator.length_hint(self._left))
+        found, self._parts = self._parts, []
         return found
 
     def _reach(self, group: int) -> None:
-        self._numbers += self._groups.between(self._asked, group)
-        self._asked = group
+        end = self._ends[group - 1] if group else 0
+        if end > self._asked:
+            self._parts.append((self._ids[self._asked : end], self._hashes[self._asked : end]))
+            self._asked = end
 
 
 def _seeded(stage: object) -> bool:

@@ -43,6 +43,12 @@ class Tally(NamedTuple):
         named = tuple(sorted(left_out)[:_NAMED])
         return cls(len(kept), int(mixed(kept).sum()), dict(sorted(skipped.items())), named)
 
+    @classmethod
+    def of_hashes(cls, parts: Iterable[NDArray[np.uint64]]) -> Tally:
+        """Return the tally of samples whose numbers have these :func:`mixed` hashes, of which none were left out."""
+        found = list(parts)
+        return cls(sum(map(len, found)), sum(int(hashes.sum()) for hashes in found) & _MASK)
+
     def plus(self, other: Tally) -> Tally:
         """Return the tally of both."""
         skipped, named = self.skipped, self.named
