@@ -1,10 +1,10 @@
 """Waiting for what is fetched in the background."""
 
-import threading
+from bionemo.webdatamodule._engine.storage.remote.retry import _background
 
 
 def wait_for_background():
     """Wait until nothing is fetched ahead any more; each thread may start another before it ends."""
-    while threads := [thread for thread in threading.enumerate() if thread.name == "webdatamodule-fetch"]:
-        for thread in threads:
-            thread.join()
+    while running := list(_background):
+        for ended in running:
+            ended.wait()

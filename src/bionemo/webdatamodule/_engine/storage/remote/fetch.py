@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from bionemo.webdatamodule._engine.storage.remote.pieces import (
     runs_of,
     write_at,
 )
-from bionemo.webdatamodule._engine.storage.remote.retry import is_ending, one_thread
+from bionemo.webdatamodule._engine.storage.remote.retry import in_background, is_ending, one_thread
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote
 from bionemo.webdatamodule._engine.storage.shard_cache import FULL, lock, try_lock, unlock
 from bionemo.webdatamodule.errors import RemoteError
@@ -50,6 +51,7 @@ _PART = 8 << 20  # bytes of one request, at most
 _BUSY = 2  # threads that handle what has come at a time, since they share the interpreter with the training loop
 _GROWTH = 4  # of what is fetched at once, as a multiple of the plan before it
 _TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
+_SPARE = 1 << 12  # bytes by which reused memory may shrink
 _REPORT = 30.0  # seconds between two lines of the log
 
 
@@ -143,6 +145,7 @@ class Fetcher:
         self._running: Counter[tuple[int, int]] = Counter()
         self._n_threads = 0
         self._ahead = 0  # bytes that were taken and not reached yet
+        self._memory = _Memory()
         self._started = self._reported = time.monotonic()
 
     def load(self, shards: Iterable[int]) -> None:
@@ -305,7 +308,7 @@ class Fetcher:
             if not tasks:
                 return
             self._n_threads += 1
-        threading.Thread(target=self._run, args=(tasks,), name="webdatamodule-fetch", daemon=True).start()
+        in_background(partial(self._run, tasks))
 
     def _next(self) -> list[_Task]:
         """Return what to fetch next, parts of one piece that lie side by side; called with the lock held."""
@@ -406,8 +409,10 @@ class Fetcher:
                 elif not try_lock(descriptor):
                     yield None
                     return
-                if os.fstat(descriptor).st_size != piece.file_bytes:
-                    os.ftruncate(descriptor, 0)
+                size = os.fstat(descriptor).st_size
+                if size != piece.file_bytes:
+                    if size:  # for a new file, this would make ext4 write it to the disk when it is closed
+                        os.ftruncate(descriptor, 0)
                     os.ftruncate(descriptor, piece.file_bytes)
                 yield descriptor
             finally:
@@ -426,13 +431,15 @@ class Fetcher:
             remote.cache.make_room(sum(end - begin for begin, end in found), self._is_done)
             begin, end = found[0][0], found[-1][1]
             for attempt in range(2):
-                data = memoryview(bytearray(end - begin))  # what no extent covers takes no memory
-                self._read(piece, found, data)
-                with self._busy:
-                    if are_sound(piece, first, last, data, begin):
-                        for start, stop in found:
-                            write_at(descriptor, data[start - begin : stop - begin], start)
-                        break
+                with self._memory.of(end - begin) as data:
+                    self._read(piece, found, data)
+                    with self._busy:
+                        sound = are_sound(piece, first, last, data, begin)
+                        if sound:
+                            for start, stop in found:
+                                write_at(descriptor, data[start - begin : stop - begin], start)
+                if sound:
+                    break
                 if attempt:
                     raise RemoteError(
                         f"bytes {piece.begin + begin} to {piece.begin + end} do not have the checksums "
@@ -475,6 +482,22 @@ class Fetcher:
                 "remote shards: %.1f MB in %d requests, %.1f MB/s, waited %.1f of %.1f s",
                 *(found.n_bytes / 1e6, found.n_requests, found.n_bytes / 1e6 / seconds, found.waited, seconds),
             )
+
+
+class _Memory(threading.local):
+    """Memory of each thread for what comes, used again unless a part of it is still held."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def of(self, n_bytes: int) -> memoryview:
+        """Return memory, whatever it holds."""
+        with contextlib.suppress(BufferError):  # an attempt that was given up may still write into it
+            del self._data[-1:]
+            if len(self._data) >= n_bytes:
+                return memoryview(self._data)[:n_bytes]
+        self._data = bytearray(n_bytes + _SPARE)
+        return memoryview(self._data)[:n_bytes]
 
 
 def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:

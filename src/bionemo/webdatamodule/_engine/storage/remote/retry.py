@@ -6,6 +6,7 @@ import _thread
 import atexit
 import contextlib
 import logging
+import os
 import queue
 import random
 import threading
@@ -46,7 +47,8 @@ BUDGET = Budget()
 
 _LAST = 0.5  # seconds for which a process that ends waits for its background threads
 _ending = threading.Event()
-_background: set[threading.Thread] = set()  # those within one_thread
+_background: set[threading.Event] = set()  # one for each thread of in_background; set when it ends
+os.register_at_fork(after_in_child=_background.clear)
 
 
 def notice_exit() -> None:
@@ -63,8 +65,23 @@ def is_ending() -> bool:
 def _end() -> None:
     _ending.set()
     deadline = time.monotonic() + _LAST
-    for thread in list(_background):  # a thread that is cut off within C++ code may abort the process
-        thread.join(max(0.0, deadline - time.monotonic()))
+    for ended in list(_background):  # a thread that is cut off within C++ code may abort the process
+        ended.wait(max(0.0, deadline - time.monotonic()))
+
+
+def in_background(function: Callable[[], None]) -> None:
+    """Run a function in a thread of its own. A process that ends waits for it for a moment."""
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            _background.discard(ended)
+            ended.set()
+
+    _background.add(ended)
+    _thread.start_new_thread(run, ())  # threading's start() waits until the interpreter runs the thread
 
 
 def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Callable[[], None] | None = None) -> _T:
@@ -120,11 +137,9 @@ def one_thread() -> Iterator[None]:
     It ends with the context. An attempt that takes too long keeps it, and the next gets another one.
     """
     _own.thread = _Attempts()
-    _background.add(threading.current_thread())
     try:
         yield
     finally:
-        _background.discard(threading.current_thread())
         _own.thread.end()
         del _own.thread
 
@@ -134,7 +149,7 @@ class _Attempts:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        _thread.start_new_thread(self._run, ())  # threading's start() waits until the interpreter runs the thread
+        _thread.start_new_thread(self._run, ())
 
     def run(self, attempt: Callable[[], _T]) -> futures.Future[_T]:
         """Make an attempt."""
