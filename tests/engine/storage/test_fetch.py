@@ -12,7 +12,7 @@ from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.pieces import Pieces
 from bionemo.webdatamodule._engine.storage.remote import directory
 from bionemo.webdatamodule._engine.storage.remote.counters import Counters, fetched
-from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
+from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need, _Memory
 from bionemo.webdatamodule._engine.storage.remote.pieces import Cut
 
 from .test_remote_shards import write_set
@@ -104,3 +104,19 @@ def test_counters_of_processes_add_up():
     total = counters.total()
 
     assert (30, 3, 1.5) == (total.n_bytes, total.n_requests, total.waited)
+
+
+def test_memory_is_used_again_unless_a_part_is_held():
+    """An attempt that was given up may write into its memory later, so that is left to it."""
+    memory = _Memory()
+    with memory.of(100) as first:
+        first[:] = b"a" * 100
+    with memory.of(50) as again:
+        assert again == b"a" * 50
+        held = again[10:20]
+    with memory.of(50) as other:
+        other[:] = b"b" * 50
+        held[:] = b"c" * 10
+        assert other == b"b" * 50
+    with memory.of(200) as longer:
+        assert len(longer) == 200

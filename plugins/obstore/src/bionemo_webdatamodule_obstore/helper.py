@@ -18,6 +18,7 @@ from bionemo_webdatamodule_obstore.client import Client
 
 _LENGTH = struct.Struct("<q")
 _THREADS = 64
+_PIPE_BYTES = 1 << 20  # what a user may have on Linux
 _COMMAND = "from bionemo_webdatamodule_obstore.helper import serve; serve()"
 
 
@@ -28,6 +29,7 @@ class Helper:
         self._process = subprocess.Popen(  # noqa: S603 - our own code in this interpreter
             [sys.executable, "-c", _COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        _enlarge(self._process.stdout)
         self._pid = os.getpid()
         self._sending = threading.Lock()
         self._waiting: dict[int, tuple[futures.Future[Any], Sequence[memoryview]]] = {}
@@ -61,6 +63,14 @@ class Helper:
                 del self._waiting[self._number]
                 raise ConnectionError("the process that holds the store's client ended") from error
         return done
+
+
+def _enlarge(pipe: Any) -> None:
+    """Let more bytes pass at a time, where the system can."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _receive(stream: IO[bytes], waiting: dict[int, tuple[futures.Future[Any], Sequence[memoryview]]]) -> None:

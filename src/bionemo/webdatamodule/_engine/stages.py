@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import CodeType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -75,8 +75,8 @@ def chain(
     codes: list[tuple[CodeType, object]] = []  # of the source, and of each stage that has an iterator of its own
     source = iter(samples)
     if not isinstance(source, _ListIterator):  # a list raises nothing
-        source = _generator(source)
-        codes.append((source.gi_code, None))
+        source = made = _generator(source)
+        codes.append((made.gi_code, None))
     for stage in stages:
         function = partial(_callable(stage), source)
         try:
@@ -93,12 +93,13 @@ def chain(
     return _guarded(source, codes, where)
 
 
-def _generator(source: Iterator[Any]) -> Generator[Any]:
+def _generator(source: Iterator[Any]) -> GeneratorType[Any, None, None]:
     """Return an iterator as a generator, which is a line of its own in tracebacks."""
-    return source if isinstance(source, GeneratorType) else _passed_on(source)
+    made: GeneratorType[Any, None, None] = source if isinstance(source, GeneratorType) else _passed_on(source)
+    return made
 
 
-def _passed_on(source: Iterator[Any]) -> Generator[Any]:
+def _passed_on(source: Iterator[Any]) -> Any:
     yield from source
 
 

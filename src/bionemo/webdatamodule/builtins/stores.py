@@ -13,6 +13,7 @@ from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
 
 _SILENCE = 20  # seconds without a byte, after which a connection is given up
+_BUFFER = 4 << 20  # bytes of an answer that are taken before the reader has to ask for more
 _VERSIONS = ("ETag", "etag", "md5Hash", "md5", "generation", "content_md5", "LastModified", "mtime", "created")
 
 
@@ -107,7 +108,7 @@ def _connect(url: str) -> Any:
 
             # the default ends a download after five minutes, however well it goes
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
-            options["client_kwargs"] = {"timeout": timeout}
+            options["client_kwargs"] = {"timeout": timeout, "read_bufsize": _BUFFER}
         elif scheme in {"s3", "s3a"}:
             options["config_kwargs"] = {
                 "retries": {"total_max_attempts": 1},

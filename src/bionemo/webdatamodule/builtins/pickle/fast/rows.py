@@ -7,7 +7,6 @@ destination. :meth:`RowLayout.match` returns the :class:`Rows` of those streams 
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -279,7 +278,7 @@ class Rows:
     def memory(self, span: Span) -> Iterator[memoryview]:
         """Return a memory of each stream."""
         starts, stops = self.bounds(span)
-        return map(operator.getitem, self.views, map(slice, starts.tolist(), stops.tolist()))
+        return map(memoryview.__getitem__, self.views, map(slice, starts.tolist(), stops.tolist()))
 
     def bounds(self, span: Span) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where a memory begins and ends in each stream."""

@@ -1,0 +1,80 @@
+"""Chains of stages: which stage an exception is blamed on."""
+
+import itertools
+import re
+
+import pytest
+
+from bionemo.webdatamodule._engine.stages import chain
+
+
+def source(fails=False):
+    """Yield two samples, and fail then."""
+    yield from "ab"
+    if fails:
+        raise ValueError("source")
+
+
+def passing(samples):
+    """Pass samples on."""
+    yield from samples
+
+
+def failing(samples):
+    """Fail at the second sample."""
+    yield from itertools.islice(samples, 1)
+    raise ValueError("stage")
+
+
+def lazily(samples):
+    """Fail in a function that C code calls."""
+    return map(int, samples)
+
+
+def eagerly(samples):
+    """Take all samples before anything is asked for."""
+    return list(samples)
+
+
+def unchanged(samples):
+    """Return the argument itself."""
+    return samples
+
+
+def blamed(stages, samples):
+    """Return the name of the stage that the exception of a chain names, if it does."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        list(chain(stages, samples, dict))
+    notes = getattr(caught.value, "__notes__", [])
+    assert len(notes) <= 1
+    return re.search(r"stage=\S*?(\w+)[,)]", notes[0])[1] if notes else None
+
+
+@pytest.mark.parametrize("before", [(), (passing,), (unchanged, passing), (passing, passing, unchanged)])
+@pytest.mark.parametrize("after", [(), (passing,), (unchanged,), (eagerly, passing), (enumerate,)])
+@pytest.mark.parametrize("stage", [failing, lazily])
+def test_a_stage_is_blamed_wherever_it_stands(before, stage, after):
+    """The innermost one on the way to the exception, whatever kind of iterator the others give."""
+    assert stage.__name__ == blamed((*before, stage, *after), source())
+    assert stage.__name__ == blamed((*before, stage, *after), list("ab"))
+
+
+@pytest.mark.parametrize("stages", [(passing,), (eagerly,), (unchanged,), (passing, unchanged, eagerly), (enumerate,)])
+def test_an_exception_of_the_source_is_blamed_on_no_stage(stages):
+    """It is that of the data, or of the chain that comes before."""
+    assert blamed(stages, source(fails=True)) is None
+    assert blamed(stages, map(int, "a")) is None
+
+
+def test_an_eager_stage_is_blamed_for_its_own_exception():
+    """It fails when it is called, not when something is asked for."""
+
+    def fails(samples):
+        raise ValueError(next(samples))
+
+    assert blamed((passing, fails), source()) == "fails"
+
+
+def test_two_chains_blame_one_stage():
+    """What a stage in a worker raised is not blamed on a stage behind the loader."""
+    assert blamed((passing,), chain((passing, failing), source())) == "failing"
