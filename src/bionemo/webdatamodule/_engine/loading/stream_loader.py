@@ -276,12 +276,15 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             values = list(item.values)
             due[item.worker] += len(values)
             self.work.add(len(values), item.spent)
+            groups = item.delivered if isinstance(item.delivered, Groups) else Groups.of(item.delivered)
             if values:
                 self._items.delivered(item, len(values) - 1)
+                groups = groups if len(groups) == len(values) else groups[: len(values)]
             else:
                 left.discard(item.worker)
-                self._taken.also(item.delivered)
-            yield replace(item, values=values)
+                self._taken.also(groups.numbers)
+                groups = Groups([], [])
+            yield replace(item, values=values, delivered=groups)
         if left:
             worker = min(left)
             raise self._items.out_of_turn(f"stopped after {due[worker]} samples of worker {worker}, which has more")
@@ -310,11 +313,10 @@ class _Taken:
         self._hashes = mixed(self._ids)  # of all at once, which is faster than of each batch
         self._ends, self._left, self._asked = groups.ends, left, 0
 
-    def also(self, groups: Iterable[Sequence[int]]) -> None:
+    def also(self, numbers: Sequence[int]) -> None:
         """Note samples that nothing was made of."""
-        for group in groups:
-            ids = np.array(group, np.int64)
-            self._parts.append((ids, mixed(ids)))
+        ids = np.array(numbers, np.int64)
+        self._parts.append((ids, mixed(ids)))
 
     def take(self) -> list[Part]:
         """Return the numbers of the samples, and their hashes."""
@@ -358,9 +360,8 @@ def interleave(items: Iterable[Item], workers: int) -> Iterator[tuple[list[Any],
 
 def _in_turn(items: Sequence[Item]) -> tuple[list[Any], Groups]:
     if len(items) == 1:
-        return items[0].values, items[0].delivered  # type: ignore[return-value]  # the dataset's own, as was checked
-    groups = [list(itertools.islice(item.delivered, len(item.values))) for item in items]  # type: ignore[arg-type]
-    return _merged([item.values for item in items]), Groups.of(_merged(groups))
+        return items[0].values, items[0].delivered  # type: ignore[return-value]  # a list and Groups, see _checked
+    return _merged([item.values for item in items]), Groups.of(_merged([item.delivered for item in items]))
 
 
 def _merged(parts: Sequence[Iterable[Any]]) -> list[Any]:
