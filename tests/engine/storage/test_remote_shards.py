@@ -5,6 +5,7 @@ import http.server
 import logging
 import os
 import pathlib
+import signal
 import pickle
 import re
 import shutil
@@ -395,9 +396,16 @@ def test_what_a_dead_process_left_is_removed(tmp_path):
     """A half written file of a killed download goes with the next one, and its lock does not last."""
     store = Cache.of("x", root=str(tmp_path))
     directory = pathlib.Path(store.path("a")).parent
-    directory.mkdir()
-    (directory / ".a.dead").write_bytes(b"half")
-    (directory / "a.lock").write_bytes(b"")
+
+    def die(target):
+        pathlib.Path(target).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        store.fetch("a", 3, die)
+    assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert b"half" in [found.read_bytes() for found in directory.iterdir()]
     path = store.fetch("a", 3, lambda target: pathlib.Path(target).write_bytes(b"abc"))
     assert b"abc" == pathlib.Path(path).read_bytes()
     assert ["a"] == [found.name for found in directory.iterdir()]

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 """Numbers of the errors of a full disk."""
 
 _SLACK = 16  # a sixteenth of the bound more is freed than is needed, so that directories are rarely walked
+_NAME_BYTES = 255  # of a file's name, at most
 _OLD = 600  # seconds without use after which files of other data sets go first
 
 
@@ -97,17 +98,20 @@ class Cache:
         path = self.path(name)
         if self.has(name, size):
             return path
-        with self.claimed(f"{path}.lock"):
+        with self.claimed(f"{path}.lock") as claim:
             if self.has(name, size):  # another process fetched it meanwhile
                 return path
             directory, base = os.path.split(path)
             with self.writing():
-                for left in os.listdir(directory):  # the processes that wrote these are dead, or they had the lock
-                    if left.startswith(f".{base}."):
-                        remove(os.path.join(directory, left))
+                left = os.fsdecode(os.pread(claim, _NAME_BYTES, 0))
+                if left.startswith(f".{base}."):  # of a process that died with the claim
+                    remove(os.path.join(directory, left))
                 self.make_room(size or 0)
-                descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=f".{base}.")
-                os.close(descriptor)
+                name = f".{base}.{secrets.token_hex(4)}"
+                os.ftruncate(claim, 0)
+                os.pwrite(claim, os.fsencode(name), 0)
+                temporary = os.path.join(directory, name)
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 try:
                     download(temporary)
                     os.replace(temporary, path)
@@ -117,8 +121,11 @@ class Cache:
         return path
 
     @contextlib.contextmanager
-    def claimed(self, path: str) -> Iterator[None]:
-        """Hold the lock file at a path of this cache, which ends with the process that holds it."""
+    def claimed(self, path: str) -> Iterator[int]:
+        """Hold the lock file at a path of this cache, which ends with the process that holds it; yield its descriptor.
+
+        It holds what a process that died with it wrote into it.
+        """
         while True:
             with self.writing():
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -128,7 +135,7 @@ class Cache:
                 if not _is_at(descriptor, path):  # the process before removed it while we waited
                     continue
                 try:
-                    yield
+                    yield descriptor
                 finally:
                     remove(path)
                     unlock(descriptor)  # also where a forked child still has it open
