@@ -5,10 +5,10 @@ import http.server
 import logging
 import os
 import pathlib
-import signal
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
