@@ -14,6 +14,7 @@ from bionemo.webdatamodule._engine.sampling.tally import Tally
 from bionemo.webdatamodule.errors import ResumeError
 
 _log = logging.getLogger("bionemo.webdatamodule")
+_OPEN = 64  # batches that were handed out and are not in the tally yet, at most: asking the trainer takes a while
 
 
 class Clock(Protocol):
@@ -211,7 +212,8 @@ class Progress:
         self._delivered += 1
         if tally is not None:
             self._open.append(tally)
-            self._close()
+            if len(self._open) >= _OPEN:
+                self._close()
 
     @property
     def stepped(self) -> int:
