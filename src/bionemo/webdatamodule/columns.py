@@ -107,8 +107,9 @@ def _makes_columns(kind: type) -> bool:  # isinstance takes long for a protocol,
 def is_fields(value: object) -> bool:
     """Return whether a value is a column, or a tuple or dictionary of columns."""
     if not isinstance(value, tuple | dict):
-        return _makes_columns(type(value))
-    kinds = list(map(type, value.values() if isinstance(value, dict) else value))
+        kind: Any = type(value)
+        return _makes_columns(kind)
+    kinds: list[Any] = list(map(type, value.values() if isinstance(value, dict) else value))
     return bool(kinds) and all(map(_makes_columns, kinds))
 
 
