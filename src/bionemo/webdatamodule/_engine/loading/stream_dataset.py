@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Splitter = Callable[[Iterable[Any]], Iterable[Any]]
 
-_Taken: TypeAlias = "list[int] | deque[int]"
+_Numbers: TypeAlias = "list[int] | deque[int]"
 """Numbers of the samples that the stages took, also those that were left out; at least the last one."""
 
 LARGEST_ITEM = 256
@@ -142,7 +142,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
     def __iter__(self) -> Iterator[Any]:
         return self._iterate(deque(maxlen=1), None)
 
-    def _iterate(self, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
+    def _iterate(self, taken: _Numbers, watch: Stopwatch | None) -> Iterator[Any]:
         if self.repetitions == 1:
             return self._pass(0, taken, watch)
         source = self.iterator(taken, watch)
@@ -151,7 +151,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             return itertools.islice(source, (self.nsamples - worker + workers - 1) // workers)
         return source
 
-    def iterator(self, taken: _Taken | None = None, watch: Stopwatch | None = None) -> Iterator[Any]:
+    def iterator(self, taken: _Numbers | None = None, watch: Stopwatch | None = None) -> Iterator[Any]:
         """Yield the samples of as many passes as were asked for, each in an order of its own."""
         taken = deque(maxlen=1) if taken is None else taken
         for repetition in range(self.repetitions):
@@ -227,7 +227,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 split=self.split,
             )
 
-    def _pass(self, repetition: int, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
+    def _pass(self, repetition: int, taken: _Numbers, watch: Stopwatch | None) -> Iterator[Any]:
         """Return one pass over this worker's samples, after all stages."""
         epoch, passed = self.position.get()
         place = self.place(epoch, passed * _REPETITIONS + repetition, _worker()[0])
@@ -249,12 +249,12 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             raise batches_joined(self, self.pipeline[1:-1])
         return itertools.chain(first, more, made)
 
-    def _where(self, taken: _Taken) -> dict[str, Any]:
+    def _where(self, taken: _Numbers) -> dict[str, Any]:
         """Return split, rank, worker, and the shard and key of the sample that was taken last, for errors."""
         found = self.reader.place(np.array([taken[-1]]), 0, 1) if taken else {}
         return {"split": self.split, **process(), "rank": self.topology.rank, **found}
 
-    def _samples(self, place: context.Context, taken: _Taken, watch: Stopwatch | None) -> Iterator[Any]:
+    def _samples(self, place: context.Context, taken: _Numbers, watch: Stopwatch | None) -> Iterator[Any]:
         """Yield the samples of the shards dealt to this worker."""
         numbers = {path: number for number, path in enumerate(self.shards)}
         dealt = 0

@@ -107,10 +107,9 @@ class Cache:
                 if left.startswith(f".{base}."):  # of a process that died with the claim
                     remove(os.path.join(directory, left))
                 self.make_room(size or 0)
-                name = f".{base}.{secrets.token_hex(4)}"
+                temporary = os.path.join(directory, f".{base}.{secrets.token_hex(4)}")
                 os.ftruncate(claim, 0)
-                os.pwrite(claim, os.fsencode(name), 0)
-                temporary = os.path.join(directory, name)
+                os.pwrite(claim, os.fsencode(os.path.basename(temporary)), 0)
                 os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 try:
                     download(temporary)
