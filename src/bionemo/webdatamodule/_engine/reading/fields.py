@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, overload
 
 from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.tar_headers import (
@@ -23,6 +24,35 @@ from bionemo.webdatamodule.names import decode_key, split_member
 
 Place: TypeAlias = tuple[OpenShard, int]
 """Where a sample is: the shard, and its number in it."""
+
+
+@dataclass(eq=False, slots=True)
+class Located(Sequence[Place]):
+    """Where samples are, without an object for each.
+
+    Attributes:
+        shards: The shard of each.
+        rows: Its number in it.
+    """
+
+    shards: list[OpenShard]
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, where: int) -> Place: ...
+    @overload
+    def __getitem__(self, where: slice) -> Located: ...
+
+    def __getitem__(self, where: int | slice) -> Place | Located:
+        if isinstance(where, slice):
+            return Located(self.shards[where], self.rows[where])
+        return self.shards[where], self.rows[where]
+
+    def __iter__(self) -> Iterator[Place]:
+        return zip(self.shards, self.rows, strict=True)
 
 
 def field_views(places: Iterable[Place], column: int) -> list[memoryview]:

@@ -13,7 +13,7 @@ from torch import distributed
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.format.index import ShardIndex
-from bionemo.webdatamodule._engine.reading.fields import Place
+from bionemo.webdatamodule._engine.reading.fields import Located, Place
 from bionemo.webdatamodule._engine.reading.ledger import SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.open_pieces import OpenPieces, needs_of
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, most_open, open_shard, opened
@@ -113,7 +113,7 @@ class Places:
         self._pieces: OpenPieces | None = None
         self.at_once = self._at_once()
 
-    def locate(self, ids: NDArray[np.int64]) -> list[Place]:
+    def locate(self, ids: NDArray[np.int64]) -> Sequence[Place]:
         """Return where each sample is, with its shard opened.
 
         Raises:
@@ -122,7 +122,7 @@ class Places:
         """
         return self._located(self._stored(ids, self._chosen))
 
-    def sides(self, ids: NDArray[np.int64]) -> list[list[Place]]:
+    def sides(self, ids: NDArray[np.int64]) -> list[Sequence[Place]]:
         """Return where the fields of each sample are: in its own sets, if they have any, and in each joined set.
 
         Raises:
@@ -176,7 +176,7 @@ class Places:
             )
         return ids if numbers is None else numbers[ids]
 
-    def _located(self, ids: NDArray[np.int64]) -> list[Place]:
+    def _located(self, ids: NDArray[np.int64]) -> Sequence[Place]:
         """Return where stored samples are."""
         numbers = np.searchsorted(self._stored_ends, ids, side="right")
         if self.is_remote:
@@ -190,7 +190,7 @@ class Places:
         if found:
             others = f" and {len(found) - 1} other shards" if len(found) > 1 else ""
             context.worker().note(f"reading {found[shards[0]].path}{others}")
-        return [(found[number], row) for number, row in zip(shards, rows, strict=True)]
+        return Located(list(map(found.__getitem__, shards)), rows)
 
     def follow(
         self,
@@ -266,7 +266,7 @@ class Places:
             states = self.ledger.states[first:stop]
             states[states == 0] = SOUND
 
-    def _locate_pieces(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Place]:
+    def _locate_pieces(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> Sequence[Place]:
         """Return where samples are, some of them in pieces of remote shards."""
         keys, in_piece = [], []
         for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):

@@ -393,7 +393,7 @@ class ShardReader:
             raise self.nothing_left(given) from cause
         return self._fitting(len(ids), use, self._columns(ids, places))
 
-    def _columns(self, ids: NDArray[np.int64], places: Sequence[list[Place]]) -> tuple[Column, ...]:
+    def _columns(self, ids: NDArray[np.int64], places: Sequence[Sequence[Place]]) -> tuple[Column, ...]:
         columns = tuple(field.column(places[field.side]) for field in self._fields)
         self._check(ids, places)
         return columns
@@ -407,7 +407,7 @@ class ShardReader:
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise unlike(n_samples, error).located(split=self.split, **process()) from error
 
-    def _check(self, ids: NDArray[np.int64], places: Sequence[list[Place]]) -> None:
+    def _check(self, ids: NDArray[np.int64], places: Sequence[Sequence[Place]]) -> None:
         """Compare fields with their checksums, where that is due."""
         if self.check == "never":
             return
@@ -458,8 +458,8 @@ class ShardReader:
 
 
 def _picked(
-    ids: NDArray[np.int64], places: list[list[Place]], wanted: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], list[list[Place]]]:
+    ids: NDArray[np.int64], places: list[Sequence[Place]], wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], list[Sequence[Place]]]:
     return (ids, places) if wanted.all() else (ids[wanted], [list(itertools.compress(side, wanted)) for side in places])
 
 
