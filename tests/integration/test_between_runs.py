@@ -45,7 +45,7 @@ def test_a_checkpoint_goes_on_with_data_that_grew(tmp_path, grown, make_trainer,
         fit(recorder, make_trainer(max_epochs=3, **quiet), grown(15, order=order), path)
     rest = fit(recorder, make_trainer(max_epochs=3, **quiet), grown(15, order=order, resume="next_epoch"), path)
     assert [batch for batch in expected if batch[0] >= epoch] == rest
-    assert "train: going on with the next epoch, since the checkpoint was made with other data" in caplog.text
+    assert "train: continuing with the next epoch, since the checkpoint was made with other data" in caplog.text
 
 
 def test_with_the_same_data_the_epoch_goes_on(tmp_path, grown, make_trainer, recorder):

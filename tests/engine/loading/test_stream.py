@@ -1,9 +1,7 @@
 """Loaders in shards order: webdataset's order of samples, without its defects."""
 
-import itertools
 import json
 import os
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +9,14 @@ import pytest
 import torch
 import webdataset as wds
 
-from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, Groups, StreamDataset
-from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader, interleave
+from bionemo.webdatamodule._engine.loading.stream_dataset import Dealing, StreamDataset
+from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.tally import Tally, hash_of_all, mixed, total
 from bionemo.webdatamodule.builtins.batching import Batch
 from bionemo.webdatamodule.builtins.stages import Shuffle, Untuple
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader
-from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import PlanError, ResumeError
 
 
@@ -131,29 +128,6 @@ def test_one_process_reads_the_shards_in_order():
 def test_samples_come_in_webdatasets_order(workers, sizes):
     """Items of many samples arrive as if workers had sent the samples one by one."""
     assert by_webdataset(sizes, workers) == flat(make(sizes, workers=workers))
-
-
-def test_interleaving_takes_turns():
-    """Each worker gives one sample in its turn, and those that are done are passed over."""
-    items = [
-        Item(epoch=0, start=0, worker=worker, values=list(values), delivered=[[ord(value)] for value in values])
-        for worker, values in [(0, "a"), (1, "b"), (2, "c"), (0, "de"), (2, "fg"), (0, "h"), (2, "ijkl")]
-    ]
-
-    for some, expected in (items[:-1], "abcdfegh"), (items, "abcdfeghijkl"):
-        values, groups = zip(*interleave(some, 3), strict=True)
-        assert expected == "".join(itertools.chain.from_iterable(values))
-        assert [[ord(value)] for value in expected] == list(itertools.chain.from_iterable(groups))
-
-
-def test_groups_are_a_sequence_of_sequences():
-    """Groups give the numbers of each value, of several values, and of none."""
-    groups = Groups.of([[3, 1], [], [2]])
-
-    assert [[3, 1], [], [2]] == list(groups)
-    assert [[], [2]] == list(groups[1:])
-    assert [2] == groups[-1]
-    assert groups == pickle.loads(pickle.dumps(groups))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,5 +1,7 @@
 """The fetcher follows a plan: how shards are cut, what it joins and divides, and what it counts."""
 
+from dataclasses import replace
+
 import fsspec
 import hypothesis.strategies as st
 import numpy as np
@@ -10,10 +12,12 @@ from tests.helpers.fetching import wait_for_background
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.pieces import Pieces
-from bionemo.webdatamodule._engine.storage.remote import directory
+from bionemo.webdatamodule._engine.storage.remote import directory, fetch, retry
 from bionemo.webdatamodule._engine.storage.remote.counters import Counters, fetched
-from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need, _Memory
+from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
 from bionemo.webdatamodule._engine.storage.remote.pieces import Cut
+from bionemo.webdatamodule._engine.storage.remote.transfer import Memory
+from bionemo.webdatamodule.errors import RemoteError
 
 from .test_remote_shards import write_set
 
@@ -84,6 +88,40 @@ def test_workers_divide_a_plan_and_wait_for_each_other(remote):
     assert 12 == len(seen) == len(set(seen))
 
 
+@pytest.mark.parametrize("startable", [0, 1])
+def test_what_no_thread_can_be_started_for_is_fetched_all_the_same(remote, monkeypatch, startable):
+    """Where the system gives no more threads, one that runs does the work, or the reader itself."""
+    found, seen = remote
+    start, left = fetch.in_background, [None] * startable
+
+    def limited(function):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(function)
+
+    monkeypatch.setattr(fetch, "in_background", limited)
+    one = fetcher(found)
+    one.follow([Need(shard=shard, first=0, last=40) for shard in range(3)], epoch=0)
+    one.fetch([((shard, place), np.arange(10)) for shard in range(3) for place in range(4)])
+    wait_for_background()
+
+    assert {"t-000000.tar", "t-000001.tar", "t-000002.tar"} == {name for name, *_ in seen}
+    assert len(seen) == len(set(seen))
+
+
+def test_an_attempt_without_a_thread_is_an_error(remote, monkeypatch):
+    """Attempts need a thread, since they are given up after a time; without one the reader gets an error, and ends."""
+
+    def none(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(retry._thread, "start_new_thread", none)
+    monkeypatch.setattr(retry, "BUDGET", replace(retry.BUDGET, attempts=2, first_wait=0.01))
+    with pytest.raises(RemoteError, match=r"tried 2 times.*can't start new thread"):
+        fetcher(remote[0]).fetch([((0, 0), np.arange(10))])
+
+
 def test_what_was_fetched_is_counted(remote):
     """Bytes, requests and the time that reading waited, of all readers of this process."""
     found, seen = remote
@@ -108,7 +146,7 @@ def test_counters_of_processes_add_up():
 
 def test_memory_is_used_again_unless_a_part_is_held():
     """An attempt that was given up may write into its memory later, so that is left to it."""
-    memory = _Memory()
+    memory = Memory()
     with memory.of(100) as first:
         first[:] = b"a" * 100
     with memory.of(50) as again:

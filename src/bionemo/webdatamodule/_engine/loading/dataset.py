@@ -217,7 +217,7 @@ class PlannedDataset(Planned):
     def _pieces(self, plan: Plan, n_batches: int, epoch: int, start: int) -> Iterator[Piece]:
         """Yield what this rank reads, in the order of need; its workers share what they fetch."""
         place, first, length = self.topology, 0, 1
-        known: set[tuple[int, int]] = set()  # of the batches before, which may go on in theirs
+        known: set[tuple[int, int]] = set()  # of the batches before, which may continue in theirs
         while first < n_batches:
             batches = range(first, min(n_batches, first + length))
             pieces = plan.pieces(epoch, batches, [place.rank], place.world_size, start=start)

@@ -127,7 +127,7 @@ class Progress:
         self._open: deque[Tally] = deque()  # of the batches handed out since
 
     def fits(self, saved: Cursor, now: Callable[[], Cursor], split: str) -> bool:
-        """Return whether a run may go on from a cursor; if not, and that is no error, the next epoch begins.
+        """Return whether a run may resume at a cursor; if not, and that is no error, the next epoch begins.
 
         Args:
             saved: The cursor of a checkpoint.
@@ -143,7 +143,7 @@ class Progress:
         except ResumeError as error:
             if not self._skips_changed:
                 raise error.located(split=split) from None
-            _log.warning("%s: going on with the next epoch, since %s", split, error.message.partition(";")[0])
+            _log.warning("%s: continuing with the next epoch, since %s", split, error.message.partition(";")[0])
             self.changed = True
             self.seek(replace(self.cursor, epoch=saved.epoch + (saved.samples > 0), samples=0))
         return not self.changed

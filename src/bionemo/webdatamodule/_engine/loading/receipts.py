@@ -55,7 +55,7 @@ class ReceiptCallback(pl.Callback):
         self._saved = list(state_dict.get("train", ()))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Go on with the tally of the checkpoint, where the loaders go on."""
+        """Continue the tally of the checkpoint, where the loaders resume."""
         self._fits += 1
         saved = {(state["loader"], state["epoch"], state["place"]): state["tally"] for state in self._saved}
         self._saved = []

@@ -205,7 +205,7 @@ def seek(trainer: pl.Trainer, loaders: Sequence[OurLoader], saved: Saved, state:
         for loader, found in zip(loaders, states, strict=True):
             if found["global_batch_size"] != loader.cursor.global_batch_size and not saved.last:
                 raise ResumeError(
-                    "where several loaders are combined, a run cannot go on in an epoch with another global batch "
+                    "where several loaders are combined, a run cannot resume within an epoch with another global batch "
                     f"size: the checkpoint was written with {found['global_batch_size']}, not "
                     f"{loader.cursor.global_batch_size}; take that one to the end of the epoch"
                 )
@@ -242,7 +242,7 @@ def _checked(trainer: pl.Trainer, loader: OurLoader, state: Mapping[str, Any], s
             "wrote it"
         )
     if not same:
-        decided("epoch %d goes on after %d of %d samples", cursor.epoch, cursor.samples, cursor.n_samples)
+        decided("epoch %d continues after %d of %d samples", cursor.epoch, cursor.samples, cursor.n_samples)
     return batches
 
 
@@ -252,12 +252,12 @@ def _seek_without_state(loaders: Sequence[OurLoader], saved: Saved) -> int:
         return saved.batches
     if len(loaders) > 1 or isinstance(loaders[0], StreamLoader):
         raise ResumeError(
-            "the checkpoint holds no state of these loaders, so they cannot go on in the middle of an epoch; "
+            "the checkpoint holds no state of these loaders, so they cannot resume in the middle of an epoch; "
             "take a checkpoint from the end of an epoch"
         )
     loader = loaders[0]
     _log.warning(
-        "the checkpoint holds no state of this data module; going on at batch %d of epoch %d, "
+        "the checkpoint holds no state of this data module; resuming at batch %d of epoch %d, "
         "which is right only if it was written with the same data, seed and global batch size",
         saved.batches,
         saved.epoch,
@@ -279,7 +279,7 @@ def begin_epoch(trainer: pl.Trainer, epoch: int, total: int) -> None:
 
 
 def go_on(trainer: pl.Trainer, saved: Saved, batches: int, *, fetched: int) -> None:
-    """Let Lightning go on in the middle of an epoch, or at its end, with what follows the last step.
+    """Let Lightning resume in the middle of an epoch, or at its end, with what follows the last step.
 
     Args:
         trainer: The trainer.
@@ -299,7 +299,7 @@ def go_on(trainer: pl.Trainer, saved: Saved, batches: int, *, fetched: int) -> N
     ended = saved.last or (not any_number and batches >= trainer.num_training_batches)
     progress.is_last_batch = ended
 
-    # The loop of epochs goes on, without the hooks of an epoch's start; that of batches restarts, validation does not.
+    # The loop of epochs continues, without the hooks of an epoch's start; that of batches restarts, validation not.
     fit._restarting, loop._restarting, validation._restarting = False, True, False  # noqa: SLF001
     fit._restart_stage = FitStage.RESTARTED_MID_EPOCH  # noqa: SLF001
     stage, validation_stage = BatchStage.NONE, ValidationStage.NONE

@@ -19,6 +19,7 @@ from bionemo.webdatamodule._engine.loading.dataset import ALONE, Position, batch
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.reading.locate import process
 from bionemo.webdatamodule._engine.sampling.partition import CHUNK_BYTES
+from bionemo.webdatamodule._engine.sampling.taken import Groups
 from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch
 from bionemo.webdatamodule.columns import samples_of
@@ -65,34 +66,6 @@ class Dealing:
     resampled: bool = False
     empty_check: bool = True
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Groups(Sequence[Sequence[int]]):
-    """Numbers of samples in groups: those that the stages took for each value.
-
-    Attributes:
-        numbers: The numbers of all groups.
-        ends: Where each group ends among them.
-    """
-
-    numbers: list[int]
-    ends: list[int]
-
-    @classmethod
-    def of(cls, groups: Iterable[Sequence[int]]) -> Groups:
-        """Return these groups."""
-        found = list(groups)
-        return cls(list(itertools.chain.from_iterable(found)), list(itertools.accumulate(map(len, found))))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, group: Any) -> Any:
-        if isinstance(group, slice):
-            return Groups.of(self[number] for number in range(*group.indices(len(self))))
-        number = range(len(self))[group]
-        return self.numbers[self.ends[number - 1] if number else 0 : self.ends[number]]
 
 
 PLAIN = Dealing()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import webdataset as wds
@@ -17,19 +16,17 @@ from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.loading.dataset import MEASURED, apart
 from bionemo.webdatamodule._engine.loading.items import LoaderItems
 from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
-from bionemo.webdatamodule._engine.loading.stream_dataset import Groups
 from bionemo.webdatamodule._engine.peers import Peers
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
-from bionemo.webdatamodule._engine.sampling.tally import Tally, mixed
+from bionemo.webdatamodule._engine.sampling.taken import Groups, Taken, interleave
+from bionemo.webdatamodule._engine.sampling.tally import Tally
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
     from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule.components import LoaderFunction
@@ -37,9 +34,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("bionemo.webdatamodule")
 _WAIT = "wait"  # the part of the work here that takes samples from workers
 _OVER = object()
-
-Part: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.uint64]]"
-"""Numbers of samples, and the hash of each."""
 
 
 class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
@@ -85,7 +79,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         self._data = dataset
         self.num_workers = num_workers
         self._peers = peers
-        self._taken = _Taken()
+        self._taken = Taken()
         self._watch = Stopwatch()
         self.work, self.own_work = Work(), Work()  # since :meth:`measure`: on samples in workers, on batches here
         self.progress = Progress(cursor, clock, skips_changed=skips_changed)
@@ -174,7 +168,7 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             )
         if cursor.global_batch_size != self.progress.cursor.global_batch_size:
             raise ResumeError(
-                "in shards order a run cannot go on with another global batch size: the checkpoint was written with "
+                "in shards order a run cannot resume with another global batch size: the checkpoint was written with "
                 f"{cursor.global_batch_size}, not {self.progress.cursor.global_batch_size}",
                 split=self.split,
             )
@@ -290,81 +284,6 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
             raise self._items.out_of_turn(f"stopped after {due[worker]} samples of worker {worker}, which has more")
 
 
-class _Taken:
-    """Which samples the stages took since they were asked for last."""
-
-    def __init__(self) -> None:
-        self._parts: list[Part] = []
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._parts.clear()
-        self._ids = np.array([], np.int64)
-        self._hashes = mixed(self._ids)
-        self._ends: Sequence[int] = ()
-        self._left: Iterator[Any] = iter(())
-        self._asked = 0
-
-    def begin(self, groups: Groups, left: Iterator[Any]) -> None:
-        """Note that values are taken from a list's iterator, with the numbers of samples of each."""
-        self._reach(len(self._ends))
-        self._ids = np.array(groups.numbers, np.int64)
-        self._hashes = mixed(self._ids)  # of all at once, which is faster than of each batch
-        self._ends, self._left, self._asked = groups.ends, left, 0
-
-    def also(self, numbers: Sequence[int]) -> None:
-        """Note samples that nothing was made of."""
-        ids = np.array(numbers, np.int64)
-        self._parts.append((ids, mixed(ids)))
-
-    def take(self) -> list[Part]:
-        """Return the numbers of the samples, and their hashes."""
-        self._reach(len(self._ends) - operator.length_hint(self._left))
-        found, self._parts = self._parts, []
-        return found
-
-    def _reach(self, group: int) -> None:
-        end = self._ends[group - 1] if group else 0
-        if end > self._asked:
-            self._parts.append((self._ids[self._asked : end], self._hashes[self._asked : end]))
-            self._asked = end
-
-
 def _seeded(stage: object) -> bool:
     """Return whether a stage is one of this package, which draw random numbers from the run's seed alone."""
     return (type(stage).__module__ or "").startswith("bionemo.webdatamodule.")
-
-
-def interleave(items: Iterable[Item], workers: int) -> Iterator[tuple[list[Any], Groups]]:
-    """Yield the samples of items as if workers had sent them one by one, in turn: webdataset's order.
-
-    Args:
-        items: Items of all workers, in turn; each worker's last one may be shorter.
-        workers: How many workers there are.
-
-    Yields:
-        Samples, and the numbers that were delivered for each.
-    """
-    turn: list[Item] = []
-    for item in items:
-        if turn and item.worker <= turn[-1].worker:
-            yield _in_turn(turn)
-            turn = []
-        turn.append(item)
-        if item.worker == workers - 1:
-            yield _in_turn(turn)
-            turn = []
-    yield _in_turn(turn)
-
-
-def _in_turn(items: Sequence[Item]) -> tuple[list[Any], Groups]:
-    if len(items) == 1:
-        return items[0].values, items[0].delivered  # type: ignore[return-value]  # a list and Groups, see _checked
-    return _merged([item.values for item in items]), Groups.of(_merged([item.delivered for item in items]))
-
-
-def _merged(parts: Sequence[Iterable[Any]]) -> list[Any]:
-    over = object()
-    rows = itertools.zip_longest(*parts, fillvalue=over)
-    return [value for row in rows for value in row if value is not over]

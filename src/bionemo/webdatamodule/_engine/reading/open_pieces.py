@@ -82,7 +82,7 @@ class OpenPieces:
                 "give a larger cache_size"
             )
         for key, rows in wanted.items():
-            ready[key].mark(rows, self.fetcher.mark)
+            ready[key].mark(rows, self.fetcher.transfer.mark)
         self.fetcher.reached(wanted)
         return ready
 
@@ -104,7 +104,7 @@ class OpenPieces:
             self.fetcher.restore(piece, row)
 
         return opened(
-            path=self.fetcher.name(piece),
+            path=self.fetcher.transfer.name(piece),
             place=piece.path,
             data=data,
             file=None,

@@ -343,7 +343,7 @@ class ShardReader:
             places = self._places.sides(ids)
             columns = [field.column(places[field.side]) for field in self._fields]
             self._check(ids, places)
-        except RemoteError:  # trying again would take the time of all attempts again
+        except RemoteError:  # reading one by one would repeat all attempts
             raise
         except Exception:  # noqa: BLE001 - whatever it is, it comes again
             return None

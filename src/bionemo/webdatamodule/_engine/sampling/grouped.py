@@ -17,7 +17,7 @@ class GroupedPlan:
     Attributes:
         plan: The plan over the groups, one behind the other.
         ids: The samples of the groups, one behind the other.
-        reshuffle: Shuffle before each epoch, so that no sample comes twice in one; else epochs go on where the last
+        reshuffle: Shuffle before each epoch, so that no sample comes twice in one; else epochs continue where the last
             stopped.
     """
 

@@ -16,8 +16,8 @@ from bionemo.webdatamodule._engine.sampling.permutation import Ids
 from bionemo.webdatamodule.errors import PlanError
 
 CHUNK_SAMPLES = 512  # that cross from a worker at once, at most
-CHUNK_BYTES = 1 << 22  # less, and the calls that a chunk needs show; more only takes memory
-LAZY_BYTES = 1 << 26  # of batches that are made one by one: what is looked at beforehand
+CHUNK_BYTES = 1 << 22  # with less, the overhead of calls shows; more only takes memory
+LAZY_BYTES = 1 << 26  # where batches are made one by one: bytes that are examined together
 
 Tail: TypeAlias = Literal["share", "drop", "fill"]
 """What becomes of samples that do not fill a global batch: the last two batches share them evenly,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -20,23 +19,11 @@ from numpy.typing import NDArray
 from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.remote.counters import Counters
-from bionemo.webdatamodule._engine.storage.remote.pieces import (
-    ABSENT,
-    PRESENT,
-    WORTH_A_REQUEST,
-    Cut,
-    Piece,
-    all_read,
-    are_sound,
-    extents,
-    mark_of,
-    read_states,
-    runs_of,
-    write_at,
-)
+from bionemo.webdatamodule._engine.storage.remote.pieces import WORTH_A_REQUEST, Cut, Piece, mark_of
 from bionemo.webdatamodule._engine.storage.remote.retry import in_background, is_ending, one_thread
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote
-from bionemo.webdatamodule._engine.storage.shard_cache import FULL, lock, try_lock, unlock
+from bionemo.webdatamodule._engine.storage.remote.transfer import Transfer, is_there
+from bionemo.webdatamodule._engine.storage.shard_cache import FULL
 from bionemo.webdatamodule.errors import RemoteError
 
 _log = logging.getLogger("bionemo.webdatamodule")
@@ -47,11 +34,8 @@ CONNECTIONS = 32
 AHEAD = 256 << 20
 """Bytes that one process fetches before they are needed, at most."""
 
-_PART = 8 << 20  # bytes of one request, at most
-_BUSY = 2  # threads that handle what has come at a time, since they share the interpreter with the training loop
 _GROWTH = 4  # of what is fetched at once, as a multiple of the plan before it
 _TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
-_SPARE = 1 << 12  # bytes by which reused memory may shrink
 _REPORT = 30.0  # seconds between two lines of the log
 
 
@@ -110,6 +94,9 @@ class Fetcher:
         arrived: Is called when samples of a shard came and have their checksums: with the shard, the first, and the one
             behind the last.
         counters: Count what is fetched.
+
+    Attributes:
+        transfer: Brings samples into the files of pieces.
     """
 
     def __init__(
@@ -125,16 +112,13 @@ class Fetcher:
     ) -> None:
         self._shards = shards
         self._counters = Counters() if counters is None else counters
-        self.mark = PRESENT
         self._suffixes = frozenset(suffixes)
         self._worker, self._workers = worker, max(1, workers)
         self._cuts = cuts
-        self._arrived = arrived
         self._most = max(2, CONNECTIONS // self._workers)
         room = min((found[0].cache.size for found in shards if found is not None), default=0)
         self._ahead_limit = max(1, min(AHEAD, room // 4))
         self._lock = threading.Lock()
-        self._busy = threading.Semaphore(_BUSY)
         self._indexes: dict[int, futures.Future[tuple[ShardIndex, list[int]]]] = {}
         self._urgent: deque[_Task] = deque()
         self._planned: Iterator[_Task] = iter(())
@@ -145,7 +129,7 @@ class Fetcher:
         self._running: Counter[tuple[int, int]] = Counter()
         self._n_threads = 0
         self._ahead = 0  # bytes that were taken and not reached yet
-        self._memory = _Memory()
+        self.transfer = Transfer(self._remote, arrived=arrived, count=self._count)
         self._started = self._reported = time.monotonic()
 
     def load(self, shards: Iterable[int]) -> None:
@@ -173,7 +157,7 @@ class Fetcher:
         with self._lock:
             self._planned = self._tasks(needs)
             self._divided = divided
-            self.mark = mark_of(epoch)
+            self.transfer.mark = mark_of(epoch)
             self._ahead = 0
             self._known = {}
             self._taken.clear()
@@ -216,10 +200,8 @@ class Fetcher:
         Raises:
             RemoteError: If it cannot be fetched, or is damaged there too.
         """
-        self._damaged(piece, "was damaged in the cache")
-        with self._locked(piece, wait=True) as descriptor:
-            if descriptor is not None:
-                self._fill(descriptor, piece, range(row, row + 1), again=True)
+        self.transfer.note_damage(piece, "was damaged in the cache")
+        self.transfer.bring(piece, range(row, row + 1), wait=True, again=True)
 
     def reached(self, wanted: Mapping[tuple[int, int], NDArray[np.int64]]) -> None:
         """Note that samples of pieces are being read now, so that what comes behind them may be fetched."""
@@ -276,11 +258,6 @@ class Fetcher:
         assert found is not None  # noqa: S101 - for the type checker: pieces are of remote shards
         return found
 
-    def name(self, piece: Piece) -> str:
-        """Return what messages call the shard of a piece."""
-        remote, number = self._remote(piece.shard)
-        return remote.path(number)
-
     def _tasks(self, needs: Iterable[Need]) -> Iterator[_Task]:
         """Yield the pieces that hold what is needed."""
         numbers, behind = itertools.count(), 0
@@ -308,7 +285,16 @@ class Fetcher:
             if not tasks:
                 return
             self._n_threads += 1
-        in_background(partial(self._run, tasks))
+        try:
+            in_background(partial(self._run, tasks))
+        except RuntimeError:  # no thread can be started: another one does it, or this one
+            with self._lock:
+                alone = self._n_threads == 1
+                if not alone:
+                    self._n_threads -= 1
+                    (self._queue if tasks[0].number >= 0 else self._urgent).extendleft(reversed(tasks))
+            if alone:
+                self._run(tasks)
 
     def _next(self) -> list[_Task]:
         """Return what to fetch next, parts of one piece that lie side by side; called with the lock held."""
@@ -372,15 +358,15 @@ class Fetcher:
     def _do(self, task: _Task) -> None:
         """Fetch what of a task is not there."""
         self._index(task.shard)  # which may be a request
-        with self._busy:
+        with self.transfer.busy:
             piece = self.piece(*task.key)
-            if _is_there(piece, task.rows):
+            if is_there(piece, task.rows):
                 return
         try:
             self._fetch(piece, task)
         except RemoteError as error:
             full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
-            if not full or not self._remote(task.shard)[0].cache.free(piece.n_bytes, self._is_done):
+            if not full or not self._remote(task.shard)[0].cache.free(piece.n_bytes, self.transfer.is_done):
                 raise
             self._fetch(piece, task)
 
@@ -389,88 +375,16 @@ class Fetcher:
             wait = task.number < 0 or self._running[task.key] > 0  # else another process fetches it
             self._running[task.key] += 1
         try:
-            with self._locked(piece, wait=wait) as descriptor:
-                if descriptor is not None:
-                    self._fill(descriptor, piece, task.rows)
+            self.transfer.bring(piece, task.rows, wait=wait)
         finally:
             with self._lock:
                 self._running[task.key] -= 1
                 if not self._running[task.key]:
                     del self._running[task.key]
 
-    @contextlib.contextmanager
-    def _locked(self, piece: Piece, *, wait: bool) -> Iterator[int | None]:
-        """Yield the descriptor of a piece file with its lock held, or ``None`` where another process holds it."""
-        with self._remote(piece.shard)[0].cache.writing():
-            descriptor = _created(piece.path)
-            try:
-                if wait:
-                    lock(descriptor)
-                elif not try_lock(descriptor):
-                    yield None
-                    return
-                size = os.fstat(descriptor).st_size
-                if size != piece.file_bytes:
-                    if size:  # for a new file, this would make ext4 write it to the disk when it is closed
-                        os.ftruncate(descriptor, 0)
-                    os.ftruncate(descriptor, piece.file_bytes)
-                yield descriptor
-            finally:
-                unlock(descriptor)
-                os.close(descriptor)
-
-    def _fill(self, descriptor: int, piece: Piece, rows: range | NDArray[np.int64], *, again: bool = False) -> None:
-        """Fetch samples of a piece that are not in its file."""
-        remote, _ = self._remote(piece.shard)
-        with self._busy:
-            states = read_states(descriptor, piece)
-            wanted = np.asarray(rows, np.int64)
-            runs = list(runs_of(wanted if again else wanted[states[wanted] == ABSENT], piece))
-        for first, last in runs:
-            found = extents(piece, first, last)
-            remote.cache.make_room(sum(end - begin for begin, end in found), self._is_done)
-            begin, end = found[0][0], found[-1][1]
-            for attempt in range(2):
-                with self._memory.of(end - begin) as data:
-                    self._read(piece, found, data)
-                    with self._busy:
-                        sound = are_sound(piece, first, last, data, begin)
-                        if sound:
-                            for start, stop in found:
-                                write_at(descriptor, data[start - begin : stop - begin], start)
-                if sound:
-                    break
-                if attempt:
-                    raise RemoteError(
-                        f"bytes {piece.begin + begin} to {piece.begin + end} do not have the checksums "
-                        "of the shard's index; it was replaced or damaged there: restore it, or run "
-                        "`webdatamodule convert` with --check",
-                        shard=self.name(piece),
-                    )
-                self._damaged(piece, "came damaged")
-            write_at(descriptor, bytes([PRESENT]) * (last - first), piece.states_at + first)
-            if self._arrived is not None and piece.index.crcs is not None:
-                self._arrived(piece.shard, piece.first + first, piece.first + last)
-
-    def _read(self, piece: Piece, found: Sequence[tuple[int, int]], data: memoryview) -> None:
-        """Fetch byte ranges of a piece; ``data`` begins where the first of them does."""
-        directory, origin = self._remote(piece.shard)[0].directory, found[0][0]
-        parts = [(part, min(part + _PART, end)) for begin, end in found for part in range(begin, end, _PART)]
-        for some in _grouped(parts):
-            absolute = [(piece.begin + begin, piece.begin + end) for begin, end in some]
-            directory.read(piece.name, absolute, [data[begin - origin : end - origin] for begin, end in some])
-            with self._lock:
-                n_bytes = sum(end - begin for begin, end in some)
-                self._counters.add(self._worker, n_bytes=n_bytes, n_requests=len(some))
-
-    def _damaged(self, piece: Piece, what: str) -> None:
-        _log.warning("a piece of %s %s and is fetched again", self.name(piece), what)
-
-    def _is_done(self, path: str) -> bool:
-        """Return whether all samples of a piece file were read in this epoch."""
-        with contextlib.suppress(OSError):
-            return self.mark != PRESENT and all_read(path, self.mark)
-        return False
+    def _count(self, n_bytes: int, n_requests: int) -> None:
+        with self._lock:
+            self._counters.add(self._worker, n_bytes=n_bytes, n_requests=n_requests)
 
     def _report(self) -> None:
         """Log what was fetched, now and then."""
@@ -484,22 +398,6 @@ class Fetcher:
             )
 
 
-class _Memory(threading.local):
-    """Memory of each thread for what comes, used again unless a part of it is still held."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    def of(self, n_bytes: int) -> memoryview:
-        """Return memory, whatever it holds."""
-        with contextlib.suppress(BufferError):  # an attempt that was given up may still write into it
-            del self._data[-1:]
-            if len(self._data) >= n_bytes:
-                return memoryview(self._data)[:n_bytes]
-        self._data = bytearray(n_bytes + _SPARE)
-        return memoryview(self._data)[:n_bytes]
-
-
 def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:
     """Return the suffixes of a shard that its pieces keep: all, unless those asked for are less than half of it."""
     wanted = [number for number, suffix in enumerate(index.suffixes) if suffix in suffixes]
@@ -507,36 +405,3 @@ def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:
     mean = sizes.sum() / max(1, index.n_samples)
     saves = sizes[wanted].sum() * 2 < sizes.sum() and mean > WORTH_A_REQUEST
     return wanted if saves else list(range(len(index.suffixes)))
-
-
-def _created(path: str) -> int:
-    """Return a descriptor of a file, which is made where it is not there."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        return os.open(path, flags, 0o600)
-
-
-def _is_there(piece: Piece, rows: range | NDArray[np.int64]) -> bool:
-    """Return whether samples of a piece are in its file."""
-    try:
-        with open(piece.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != piece.file_bytes:
-                return False
-            return bool((read_states(file.fileno(), piece)[np.asarray(rows, np.int64)] != ABSENT).all())
-    except OSError:
-        return False
-
-
-def _grouped(parts: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Yield byte ranges in groups that are read by one operation on the store."""
-    some: list[tuple[int, int]] = []
-    for part in parts:
-        some.append(part)
-        if sum(end - begin for begin, end in some) >= _PART:
-            yield some
-            some = []
-    if some:
-        yield some

@@ -81,7 +81,11 @@ def in_background(function: Callable[[], None]) -> None:
             ended.set()
 
     _background.add(ended)
-    _thread.start_new_thread(run, ())  # threading's start() waits until the interpreter runs the thread
+    try:
+        _thread.start_new_thread(run, ())  # threading's start() waits until the interpreter runs the thread
+    except RuntimeError:  # there are too many
+        _background.discard(ended)
+        raise
 
 
 def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Callable[[], None] | None = None) -> _T:
@@ -136,12 +140,14 @@ def one_thread() -> Iterator[None]:
 
     It ends with the context. An attempt that takes too long keeps it, and the next gets another one.
     """
-    _own.thread = _Attempts()
+    _own.keeps = True
     try:
         yield
     finally:
-        _own.thread.end()
-        del _own.thread
+        _own.keeps = False
+        if _own.thread is not None:
+            _own.thread.end()
+            _own.thread = None
 
 
 class _Attempts:
@@ -173,7 +179,19 @@ class _Attempts:
             call()
 
 
-_own = threading.local()
+class _Own(threading.local):
+    """What belongs to one thread.
+
+    Attributes:
+        keeps: Whether one other thread makes all its attempts.
+        thread: That one, once there was an attempt.
+    """
+
+    keeps = False
+    thread: _Attempts | None = None
+
+
+_own = _Own()
 
 
 def _within(attempt: Callable[[], _T], seconds: float) -> _T:
@@ -182,8 +200,7 @@ def _within(attempt: Callable[[], _T], seconds: float) -> _T:
     Raises:
         TimeoutError: If it takes longer.
     """
-    shared = getattr(_own, "thread", None)
-    thread = shared or _Attempts()
+    thread = _own.thread or _Attempts()
     result = thread.run(attempt)
     try:
         return result.result(seconds)
@@ -192,11 +209,10 @@ def _within(attempt: Callable[[], _T], seconds: float) -> _T:
             raise
         raise TimeoutError(f"no answer within {seconds:.0f} s") from error
     finally:
-        if shared is None:
+        keeps = _own.keeps and result.done()
+        _own.thread = thread if keeps else None
+        if not keeps:
             thread.end()
-        elif not result.done():
-            shared.end()
-            _own.thread = _Attempts()
 
 
 def _because(error: BaseException, url: str) -> str:
