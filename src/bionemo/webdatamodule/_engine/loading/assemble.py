@@ -114,19 +114,22 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
     place = (dataset.topology.rank, dataset.topology.world_size)
     given = settings.data_ranks is not None
     peers = Peers(split.split, dataset.topology) if processes()[1] > 1 and (given or place != processes()) else None
+    shared: dict[str, Any] = {
+        "loader": function,
+        "loader_name": split.loader.name,
+        "skips_changed": settings.resume == "next_epoch",
+        "receipt": settings.receipt,
+        "clock": clock,
+        "peers": peers,
+    }
     if isinstance(dataset, PlannedDataset):
         if not function.in_order:
             raise ConfigError("in_order=False in kwargs_wld breaks the plan of order='global'", split=split.split)
         loader: Any = PlannedLoader(
             dataset=dataset,
-            loader=function,
-            loader_name=split.loader.name,
-            skips_changed=settings.resume == "next_epoch",
             stages=split_stages(split.loader_stages)[1],
-            clock=clock,
             cursor=Cursor.of(dataset.plan, dataset.reader.digest),
-            receipt=settings.receipt,
-            peers=peers,
+            **shared,
         )
     else:
         dataset.check(function.num_workers)
@@ -134,21 +137,16 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
         n_samples = split.n_samples or dataset.reader.n_samples
         loader = StreamLoader(
             dataset=dataset,
-            loader=function,
-            loader_name=split.loader.name,
-            skips_changed=settings.resume == "next_epoch",
             stages=split.loader_stages,
-            receipt=settings.receipt,
-            peers=peers,
             n_batches=math.ceil(n_samples / settings.global_batch_size),
             num_workers=function.num_workers,
-            clock=clock,
             cursor=Cursor(
                 n_samples=n_samples,
                 seed=dataset.dealing.seed,
                 global_batch_size=settings.global_batch_size,
                 digest=f"{dataset.reader.digest}/shards",
             ),
+            **shared,
         )
     return _called("invoke_wld", split.split, loader, split.loader_calls)
 

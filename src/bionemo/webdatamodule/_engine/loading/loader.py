@@ -27,7 +27,81 @@ if TYPE_CHECKING:
     from bionemo.webdatamodule.planning import EpochPlan
 
 
-class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
+class SplitLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
+    """What the loaders of both orders share.
+
+    Args:
+        dataset: The split's dataset.
+        loader: Makes an iterable of the dataset's items, from worker processes or not.
+        clock: Of the run that takes the batches.
+        cursor: A cursor at the start of the data, with the identity of the data.
+        pipeline: Stages behind the items, in this process.
+        loader_name: What the loader is called, for messages.
+        skips_changed: Whether a state of other data means the next epoch, rather than an error.
+        receipt: The file that the receipt of each epoch is appended to, if any.
+        peers: Compares the first batch with those of other processes, where some must get the same.
+    """
+
+    num_workers: int
+
+    def __init__(
+        self,
+        *,
+        dataset: Any,
+        loader: LoaderFunction,
+        clock: Clock,
+        cursor: Cursor,
+        pipeline: Sequence[Any] = (),
+        loader_name: str = "",
+        skips_changed: bool = False,
+        receipt: str | None = None,
+        peers: Peers | None = None,
+    ) -> None:
+        dataset = apart(dataset)
+        self._items = LoaderItems(dataset, loader, loader_name)
+        wds.DataPipeline.__init__(self, self._items, *pipeline)  # WebLoader's own makes a torch DataLoader
+        self.split: str = dataset.split
+        self.receipt = receipt
+        self._data = dataset
+        self._peers = peers
+        self.work, self.own_work = Work(), Work()  # on batches or samples since :meth:`measure`: in workers, and here
+        self.progress = Progress(cursor, clock, skips_changed=skips_changed)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._epoch()
+
+    def _epoch(self) -> Iterator[Any]:
+        raise NotImplementedError
+
+    @property
+    def topology(self) -> Topology:
+        """This process's place among the data-parallel processes."""
+        return self._data.topology  # type: ignore[no-any-return]  # of either dataset
+
+    @property
+    def reader(self) -> ShardReader:
+        """What reads the samples."""
+        return self._data.reader  # type: ignore[no-any-return]  # of either dataset
+
+    def measure(self) -> None:
+        """Measure some of the work from now on, in workers that start from now on."""
+        self._data.measures = True
+        self.work, self.own_work = Work(), Work()
+
+    @property
+    def _iterator(self) -> None:
+        """Lightning's way to end workers that are kept: it sets this attribute of a loader to ``None``."""
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:  # noqa: ARG002 - always None
+        self._items.close()
+
+    def _where(self) -> dict[str, object]:
+        """Return split and rank, for errors of stages."""
+        return {"split": self.split, "rank": self.topology.rank}
+
+
+class PlannedLoader(Planned, SplitLoader):
     """The loader of a split in global order, as a webdataset pipeline with a true length and a state.
 
     Every iteration is an epoch of its own; under a ``Trainer`` it is the trainer's current one.
@@ -36,46 +110,22 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
     Args:
         dataset: The split's dataset.
         loader: Makes an iterable of the dataset's items, from worker processes or not.
-        loader_name: What it is called, for messages.
-        skips_changed: Whether a state of other data means the next epoch, rather than an error.
-        receipt: The file that the receipt of each epoch is appended to, if any.
-        peers: Compares the first batch with those of other processes, where some must get the same.
         stages: Run on the samples of each share, in this process; empty where the workers make batches.
-        clock: Of the run that takes the batches.
-        cursor: A cursor at the start of the data, with the identity of data and plan.
+        options: The other arguments of :class:`SplitLoader`.
     """
 
+    _data: PlannedDataset
+
     def __init__(
-        self,
-        *,
-        dataset: PlannedDataset,
-        loader: LoaderFunction,
-        stages: Sequence[Any],
-        clock: Clock,
-        cursor: Cursor,
-        loader_name: str = "",
-        skips_changed: bool = False,
-        receipt: str | None = None,
-        peers: Peers | None = None,
+        self, *, dataset: PlannedDataset, loader: LoaderFunction, stages: Sequence[Any], **options: Any
     ) -> None:
-        dataset = apart(dataset)
-        self._items = LoaderItems(dataset, loader, loader_name)
-        wds.DataPipeline.__init__(self, self._items)  # WebLoader's own makes a torch DataLoader
-        self.split = dataset.split
-        self.receipt = receipt
+        SplitLoader.__init__(self, dataset=dataset, loader=loader, **options)
         self.stages = tuple(stages)
-        self._data = dataset
-        self._peers = peers
-        self.num_workers: int = getattr(loader, "num_workers", 0)
-        self.work, self.own_work = Work(), Work()  # on batches since :meth:`measure`: in workers, and here
-        self.progress = Progress(cursor, clock, skips_changed=skips_changed)
+        self.num_workers = getattr(loader, "num_workers", 0)
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, the same on every rank."""
         return self._data.plan.n_batches(self._data.topology.world_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._epoch()
 
     def compose(self, *stages: Any) -> PlannedLoader:
         """Return a copy with more stages, which run on each share."""
@@ -100,21 +150,6 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
     def world_size(self) -> int:
         """The number of data-parallel processes."""
         return self._data.topology.world_size
-
-    @property
-    def topology(self) -> Topology:
-        """This process's place among the data-parallel processes."""
-        return self._data.topology
-
-    @property
-    def reader(self) -> ShardReader:
-        """What reads the samples."""
-        return self._data.reader
-
-    def measure(self) -> None:
-        """Measure the work on some batches from now on, in workers that start from now on."""
-        self._data.measures = True
-        self.work, self.own_work = Work(), Work()
 
     @property
     def cursor(self) -> Cursor:
@@ -151,14 +186,6 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
     def finished(self, cursor: Cursor) -> bool:
         """Return whether nothing is left of the epoch at a cursor."""
         return not self.plan.n_batches(self.world_size, start=cursor.samples, epoch=cursor.epoch)
-
-    @property
-    def _iterator(self) -> None:
-        """Lightning's way to end workers that are kept: it sets this attribute of a loader to ``None``."""
-
-    @_iterator.setter
-    def _iterator(self, value: None) -> None:  # noqa: ARG002 - always None
-        self._items.close()
 
     def _epoch(self) -> Iterator[Any]:
         cursor = self.progress.begin(self.finished)
@@ -198,10 +225,6 @@ class PlannedLoader(Planned, wds.WebLoader):  # type: ignore[misc]  # webdataset
         samples = [value] if self._data.batches else value
         with context.at(self._data.place(cursor.epoch, self._consumed(index, cursor))):
             return only_batch(chain(self.stages, samples, self._where, watch), self._data, self.stages, len(samples))
-
-    def _where(self) -> dict[str, object]:
-        """Return split and rank, for errors of stages."""
-        return {"split": self.split, "rank": self._data.topology.rank}
 
     def _consumed(self, batches: int, cursor: Cursor) -> int:
         if not batches:

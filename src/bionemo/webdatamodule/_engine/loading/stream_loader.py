@@ -10,25 +10,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import webdataset as wds
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.loading.dataset import MEASURED, apart
-from bionemo.webdatamodule._engine.loading.items import LoaderItems
-from bionemo.webdatamodule._engine.loading.progress import Clock, Progress
-from bionemo.webdatamodule._engine.peers import Peers
-from bionemo.webdatamodule._engine.ranks import Topology
+from bionemo.webdatamodule._engine.loading.dataset import MEASURED
+from bionemo.webdatamodule._engine.loading.loader import SplitLoader
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.taken import Groups, Taken, interleave
 from bionemo.webdatamodule._engine.sampling.tally import Tally
 from bionemo.webdatamodule._engine.stages import chain, describe
-from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
+from bionemo.webdatamodule._engine.stopwatch import Stopwatch
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
-    from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule.components import LoaderFunction
 
 _log = logging.getLogger("bionemo.webdatamodule")
@@ -36,7 +31,7 @@ _WAIT = "wait"  # the part of the work here that takes samples from workers
 _OVER = object()
 
 
-class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typed
+class StreamLoader(SplitLoader):
     """The loader of a split in shards order, as a webdataset pipeline.
 
     It yields a fixed number of batches an epoch on every rank, and begins the data again where they are too few:
@@ -45,16 +40,13 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
     Args:
         dataset: The split's dataset.
         loader: Makes an iterable of the dataset's items, from worker processes or not.
-        loader_name: What it is called, for messages.
-        skips_changed: Whether a state of other data means the next epoch, rather than an error.
         stages: Run on the stream of samples, in this process.
-        receipt: The file that the receipt of each epoch is appended to, if any.
-        peers: Compares the first batch with those of other processes, where some must get the same.
         n_batches: Batches of an epoch on this rank.
         num_workers: Worker processes, which the order of samples depends on.
-        clock: Of the run that takes the batches.
-        cursor: A cursor at the start of the data, with the identity of the data.
+        options: The other arguments of :class:`.SplitLoader`.
     """
+
+    _data: StreamDataset
 
     def __init__(
         self,
@@ -64,34 +56,18 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
         stages: Sequence[Any],
         n_batches: int,
         num_workers: int,
-        clock: Clock,
-        cursor: Cursor,
-        loader_name: str = "",
-        skips_changed: bool = False,
-        receipt: str | None = None,
-        peers: Peers | None = None,
+        **options: Any,
     ) -> None:
-        dataset = apart(dataset)
-        self._items = LoaderItems(dataset, loader, loader_name)
-        wds.DataPipeline.__init__(self, self._items, *stages)  # WebLoader's own makes a torch DataLoader
-        self.split = dataset.split
-        self.receipt = receipt
-        self._data = dataset
+        super().__init__(dataset=dataset, loader=loader, pipeline=stages, **options)
         self.num_workers = num_workers
-        self._peers = peers
         self._taken = Taken()
         self._watch = Stopwatch()
-        self.work, self.own_work = Work(), Work()  # since :meth:`measure`: on samples in workers, on batches here
-        self.progress = Progress(cursor, clock, skips_changed=skips_changed)
         self.n_batches = 0
         self.with_epoch(nbatches=n_batches)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, the same on every rank."""
         return self.n_batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._epoch()
 
     def with_epoch(self, nsamples: int = -1, nbatches: int = -1) -> StreamLoader:
         """Set the number of batches in an epoch.
@@ -124,21 +100,6 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
     def repeat(self, nepochs: int = -1, nbatches: int = -1) -> StreamLoader:  # noqa: ARG002 - webdataset's signature
         """Set the number of batches in an epoch if one is given; the data are always begun again."""
         return self.with_epoch(nbatches) if nbatches > 0 else self
-
-    @property
-    def topology(self) -> Topology:
-        """This process's place among the data-parallel processes."""
-        return self._data.topology
-
-    @property
-    def reader(self) -> ShardReader:
-        """What reads the samples."""
-        return self._data.reader
-
-    def measure(self) -> None:
-        """Measure the work on some samples from now on, in workers that start from now on."""
-        self._data.measures = True
-        self.work, self.own_work = Work(), Work()
 
     @property
     def cursor(self) -> Cursor:
@@ -185,14 +146,6 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
     def seek(self, cursor: Cursor) -> None:
         """Begin the next iteration at a cursor."""
         self.progress.seek(cursor)
-
-    @property
-    def _iterator(self) -> None:
-        """Lightning's way to end workers that are kept: it sets this attribute of a loader to ``None``."""
-
-    @_iterator.setter
-    def _iterator(self, value: None) -> None:  # noqa: ARG002 - always None
-        self._items.close()
 
     def _order(self) -> dict[str, Any]:
         return {"order": "shards", "ranks": self._data.topology.world_size, "workers": self.num_workers}
@@ -250,10 +203,6 @@ class StreamLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not ty
                     split=self.split,
                     rank=self._data.topology.rank,
                 )
-
-    def _where(self) -> dict[str, object]:
-        """Return split and rank, for errors of stages."""
-        return {"split": self.split, "rank": self._data.topology.rank}
 
     def _samples(self, epoch: int, passed: int) -> Iterator[Any]:
         with contextlib.closing(self._items.begin(epoch, passed)) as items:
