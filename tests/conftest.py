@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import signal
 import sys
 import textwrap
 
@@ -7,6 +8,12 @@ import pytest
 from tests.helpers import scripts  # noqa: F401 - whose modules all servers of forked processes import
 
 from bionemo.webdatamodule import hookspecs, plugins
+
+
+def pytest_configure():
+    """Take Ctrl-C as usual where the tests are a background job of a shell, which makes its jobs ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
