@@ -16,7 +16,7 @@ from bionemo.webdatamodule import SourceDataWDS, Use
 from bionemo.webdatamodule._engine.format.manifest import Manifest, journal_path
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage import filesystem
-from bionemo.webdatamodule._engine.storage.remote import directory, fetch, retry
+from bionemo.webdatamodule._engine.storage.remote import directory, retry, transfer
 from bionemo.webdatamodule._engine.writing import adopt, staging, tasks
 from bionemo.webdatamodule._engine.writing import convert as engine
 from bionemo.webdatamodule.errors import DataWarning, WebDataModuleError
@@ -139,7 +139,7 @@ def test_a_cache_that_cannot_be_used(place):
 def test_a_cache_on_a_full_disk(place, monkeypatch):
     """With space there, or elsewhere, it goes on."""
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "write_at", full(fetch.write_at))
+        patch.setattr(transfer, "write_at", full(transfer.write_at))
         refused("free space there, give a smaller cache_size, or another cache_dir", read, place)
     assert ALL == read(place)
     assert ALL == read(place, cache="another")
