@@ -67,12 +67,6 @@ class SplitLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typ
         self.work, self.own_work = Work(), Work()  # on batches or samples since :meth:`measure`: in workers, and here
         self.progress = Progress(cursor, clock, skips_changed=skips_changed)
 
-    def __iter__(self) -> Iterator[Any]:
-        return self._epoch()
-
-    def _epoch(self) -> Iterator[Any]:
-        raise NotImplementedError
-
     @property
     def topology(self) -> Topology:
         """This process's place among the data-parallel processes."""
@@ -126,6 +120,9 @@ class PlannedLoader(Planned, SplitLoader):
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, the same on every rank."""
         return self._data.plan.n_batches(self._data.topology.world_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._epoch()
 
     def compose(self, *stages: Any) -> PlannedLoader:
         """Return a copy with more stages, which run on each share."""

@@ -69,6 +69,9 @@ class StreamLoader(SplitLoader):
         """Return the number of batches in an epoch, the same on every rank."""
         return self.n_batches
 
+    def __iter__(self) -> Iterator[Any]:
+        return self._epoch()
+
     def with_epoch(self, nsamples: int = -1, nbatches: int = -1) -> StreamLoader:
         """Set the number of batches in an epoch.
 
