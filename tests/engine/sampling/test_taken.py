@@ -47,4 +47,4 @@ def test_what_was_taken_is_that_of_the_values_that_were_taken():
 
     assert [[[3, 1]], [[2]], []] == found
     assert [[8], [7]] == [ids.tolist() for ids, _ in parts]
-    assert Tally.of(np.array([7, 8]), {}) == Tally.of_hashes(hashes for _, hashes in parts)
+    assert Tally.of(np.array([7, 8]), {}) == Tally.of_sums(parts)

@@ -175,7 +175,7 @@ class StreamLoader(SplitLoader):
         """Return which samples stages took since the last batch."""
         parts = self._taken.take()
         if self._data.reader.on_error == "raise":
-            return Tally.of_hashes(hashes for _, hashes in parts)
+            return Tally.of_sums(parts)
         ids = np.concatenate([np.array([], np.int64), *(ids for ids, _ in parts)])  # a stage may take none for a batch
         return Tally.of(ids, self._data.reader.left_out(ids))
 

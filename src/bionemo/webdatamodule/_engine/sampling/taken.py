@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from bionemo.webdatamodule._engine.sampling.tally import mixed
 from bionemo.webdatamodule.components import Item
 
-Part: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.uint64]]"
-"""Numbers of samples, and the hash of each."""
+Part: TypeAlias = "tuple[NDArray[np.int64], int]"
+"""Numbers of samples, and the sum of their hashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Taken:
         """Forget all."""
         self._parts.clear()
         self._ids = np.array([], np.int64)
-        self._hashes = mixed(self._ids)
+        self._sums: list[int] = []
         self._ends: Sequence[int] = ()
         self._left: Iterator[Any] = iter(())
         self._asked = 0
@@ -66,16 +66,16 @@ class Taken:
         """Note that values are taken from a list's iterator, with the numbers of samples of each."""
         self._reach(len(self._ends))
         self._ids = np.array(groups.numbers, np.int64)
-        self._hashes = mixed(self._ids)  # of all at once, which is faster than of each batch
+        self._sums = np.cumsum(mixed(self._ids)).tolist()  # of all at once, which is faster than of each batch
         self._ends, self._left, self._asked = groups.ends, left, 0
 
     def also(self, numbers: Sequence[int]) -> None:
         """Note samples that nothing was made of."""
         ids = np.array(numbers, np.int64)
-        self._parts.append((ids, mixed(ids)))
+        self._parts.append((ids, int(mixed(ids).sum())))
 
     def take(self) -> list[Part]:
-        """Return the numbers of the samples, and their hashes."""
+        """Return the numbers of the samples, and the sums of their hashes, modulo 2 to the power of 64."""
         self._reach(len(self._ends) - operator.length_hint(self._left))
         found, self._parts = self._parts, []
         return found
@@ -83,7 +83,8 @@ class Taken:
     def _reach(self, group: int) -> None:
         end = self._ends[group - 1] if group else 0
         if end > self._asked:
-            self._parts.append((self._ids[self._asked : end], self._hashes[self._asked : end]))
+            before = self._sums[self._asked - 1] if self._asked else 0
+            self._parts.append((self._ids[self._asked : end], self._sums[end - 1] - before))
             self._asked = end
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +44,14 @@ class Tally(NamedTuple):
         return cls(len(kept), int(mixed(kept).sum()), dict(sorted(skipped.items())), named)
 
     @classmethod
-    def of_hashes(cls, parts: Iterable[NDArray[np.uint64]]) -> Tally:
-        """Return the tally of samples whose numbers have these :func:`mixed` hashes, of which none were left out."""
+    def of_sums(cls, parts: Iterable[tuple[Sized, int]]) -> Tally:
+        """Return the tally of samples of which none were left out.
+
+        Args:
+            parts: Some of them, and the sum of their :func:`mixed` hashes.
+        """
         found = list(parts)
-        return cls(sum(map(len, found)), sum(int(hashes.sum()) for hashes in found) & _MASK)
+        return cls(sum(len(some) for some, _ in found), sum(hashes for _, hashes in found) & _MASK)
 
     def plus(self, other: Tally) -> Tally:
         """Return the tally of both."""

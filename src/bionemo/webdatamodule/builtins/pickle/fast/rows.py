@@ -8,7 +8,9 @@ destination. :meth:`RowLayout.match` returns the :class:`Rows` of those streams 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -158,6 +160,11 @@ class RowLayout:
     bools: Sequence[int]
     sizes: Sequence[Sizes]
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether a row is the whole stream."""
+        return self.size is not None and [list(chunk.stretches) for chunk in self.chunks] == [[(0, self.size, 0)]]
+
     def match(self, views: Sequence[memoryview], indices: NDArray[np.intp]) -> Rows | None:
         """Return the rows of those streams that follow the program; ``None`` if there are none.
 
@@ -170,16 +177,16 @@ class RowLayout:
             good = (sizes >= sum(chunk.length for chunk in self.chunks)) & (sizes < _LARGEST)
         else:
             good = sizes == self.size
-        if not good.any():
+        if not good.all():
+            indices, views, sizes = indices[good], list(compress(views, good.tolist())), sizes[good]
+        if not len(indices):
             return None
-        table = np.empty((len(views), self.width), np.uint8)
-        rows = Rows(indices, views, sizes, table, [np.zeros(len(views), np.int64)]).only(good)
+        table = _table_of(views, self.width) if self.whole else np.empty((len(views), self.width), np.uint8)
+        rows = Rows(indices, views, sizes, table, [np.zeros(len(views), np.int64)])
         for number, chunk in enumerate(self.chunks):
             if number:
                 rows = rows.only(rows.bases[-1] + chunk.length <= rows.sizes)
-            if self.size is not None and list(chunk.stretches) == [(0, self.size, 0)]:
-                rows.copy_whole(self.size)
-            else:
+            if not self.whole:
                 rows.copy_in(chunk.stretches)
             rows = rows.only(_have(rows.table, chunk.runs))
             if not len(rows):
@@ -209,6 +216,12 @@ class RowLayout:
         for size in self.sizes:
             good &= size.agree(table, bases)
         return good
+
+
+def _table_of(views: Sequence[memoryview], width: int) -> Table:
+    """Return a table of whole streams of one size: one call in place of one for each."""
+    gap = bytearray(width - len(views[0]))
+    return np.frombuffer(gap.join([*views, b""]), np.uint8).reshape(len(views), width)
 
 
 def _have(table: Table, runs: Sequence[Run]) -> NDArray[np.bool_]:
@@ -270,11 +283,6 @@ class Rows:
                 memory[at : at + length] = view[begin + low : begin + high]
                 at += width  # noqa: PLW2901 - from row to row
 
-    def copy_whole(self, size: int) -> None:
-        """Make a table of whole streams, which all have this size: one call in place of one for each."""
-        gap = bytearray(self.table.shape[1] - size)
-        self.table = np.frombuffer(gap.join([*self.views, b""]), np.uint8).reshape(len(self), -1)
-
     def put(self, parts: Sequence[Any], column: list[Any]) -> None:
         """Put one object for each stream at its index."""
         if len(parts) == len(column):
@@ -285,6 +293,8 @@ class Rows:
 
     def memory(self, span: Span) -> Iterator[memoryview]:
         """Return a memory of each stream."""
+        if span.first == span.last == 0:  # the first chunk begins where the stream does
+            return map(itemgetter(slice(span.low, span.high)), self.views)
         starts, stops = self.bounds(span)
         return map(memoryview.__getitem__, self.views, map(slice, starts.tolist(), stops.tolist()))
 
