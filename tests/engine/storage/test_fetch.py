@@ -72,6 +72,22 @@ def test_parts_of_a_piece_come_in_one_request_but_for_the_first(remote):
     )
 
 
+def test_more_is_fetched_ahead_the_more_was_read(remote, monkeypatch):
+    """Until the first samples are read, little is fetched ahead of them, so that the first batch is early."""
+    found, seen = remote
+    monkeypatch.setattr(fetch, "_FIRST", 1)
+    monkeypatch.setattr(fetch, "_LEAD", 1)
+    one, counts = fetcher(found), []
+    one.follow([Need(shard=shard, first=first, last=first + 10) for shard in range(3) for first in (0, 10)], epoch=0)
+    for place in (0, 1):
+        wait_for_background()
+        counts.append(len(seen))
+        one.reached({(0, place): np.arange(10)})
+    wait_for_background()
+
+    assert [1, 2, 4] == [*counts, len(seen)]
+
+
 def test_workers_divide_a_plan_and_wait_for_each_other(remote):
     """Each fetches every other piece; who reads one first fetches it, and the other finds it."""
     found, seen = remote

@@ -34,6 +34,8 @@ CONNECTIONS = 32
 AHEAD = 256 << 20
 """Bytes that one process fetches before they are needed, at most."""
 
+_FIRST = 8 << 20  # bytes that are fetched ahead at first: more would only delay the first batch
+_LEAD = 4  # and later, as a multiple of the bytes that were reached, up to AHEAD
 _GROWTH = 4  # of what is fetched at once, as a multiple of the plan before it
 _TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
 _REPORT = 30.0  # seconds between two lines of the log
@@ -129,6 +131,7 @@ class Fetcher:
         self._running: Counter[tuple[int, int]] = Counter()
         self._n_threads = 0
         self._ahead = 0  # bytes that were taken and not reached yet
+        self._reached = 0  # bytes of the plan that were reached
         self.transfer = Transfer(self._remote, arrived=arrived, count=self._count)
         self._started = self._reported = time.monotonic()
 
@@ -159,6 +162,7 @@ class Fetcher:
             self._divided = divided
             self.transfer.mark = mark_of(epoch)
             self._ahead = 0
+            self._reached = 0
             self._known = {}
             self._taken.clear()
             self._queue.clear()
@@ -212,6 +216,7 @@ class Fetcher:
             while numbers and self._taken and self._taken[0].number <= max(numbers):
                 task = self._taken.popleft()
                 self._ahead -= task.n_bytes
+                self._reached += task.n_bytes
                 self._known[task.key].remove(task)
                 if not self._known[task.key]:
                     del self._known[task.key]
@@ -302,14 +307,15 @@ class Fetcher:
             return []
         if self._urgent:
             return [self._urgent.popleft()]
-        while not self._queue and self._ahead < self._ahead_limit:
+        limit = min(self._ahead_limit, max(_FIRST, _LEAD * self._reached))
+        while not self._queue and self._ahead < limit:
             if not self._take():
                 break
         if not self._queue:
             return []
         together = [first] = [self._queue.popleft()]
         end = first.behind + min(_GROWTH * first.behind, _TOGETHER)  # the first batch is not to wait for later ones
-        while self._ahead < self._ahead_limit and self._taken and self._taken[-1].behind < end and self._take():
+        while self._ahead < limit and self._taken and self._taken[-1].behind < end and self._take():
             pass
         for task in self._known.get(first.key, ()):
             if task.number > first.number and task.behind < end and task.rows[0] == together[-1].rows[-1] + 1:
