@@ -150,6 +150,16 @@ def test_what_was_fetched_is_counted(remote):
     assert 0 < after.waited
 
 
+def test_what_readers_fetched_counts_when_they_are_gone():
+    """The difference of two totals is what was fetched in between."""
+    counters = Counters()
+    counters.add(0, n_bytes=10, n_requests=1, waited=0.5)
+    before = fetched()
+    del counters
+
+    assert before == fetched()
+
+
 def test_counters_of_processes_add_up():
     """Each process counts in a place of its own."""
     counters = Counters()
