@@ -35,7 +35,7 @@ AHEAD = 256 << 20
 """Bytes that one process fetches before they are needed, at most."""
 
 _FIRST = 8 << 20  # bytes that are fetched ahead at first: more would only delay the first batch
-_LEAD = 4  # and later, as a multiple of the bytes that were reached, up to AHEAD
+_LEAD = 2  # and later, as a multiple of the bytes that were reached, up to AHEAD
 _GROWTH = 4  # of what is fetched at once, as a multiple of the plan before it
 _TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
 _REPORT = 30.0  # seconds between two lines of the log
