@@ -163,10 +163,13 @@ class ListedOnce(Good):
         return iter(SOURCE)
 
 
+_ORDERS = itertools.cycle([list(SOURCE), list(reversed(SOURCE))])
+
+
 @offer("writer", "unsorted")
 class Unsorted(Good):
     def names(self):
-        return random.sample(list(SOURCE), len(SOURCE)) if random.random() < 0.95 else list(reversed(SOURCE))
+        return list(next(_ORDERS))
 
 
 @offer("writer", "one-mark")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import IterableDataset
 
-from bionemo.webdatamodule._engine.collector import frozen
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Closable, Item, ItemLoader
 from bionemo.webdatamodule.errors import ConfigError, UsageError
@@ -128,28 +127,23 @@ class LoaderItems:
         self._dataset.position.set(epoch, start)
         source = iter(self._items)
         try:
-            with frozen():
-                for item in source:
-                    self._check_due(item, epoch, start)
-                    yield item
+            for item in source:
+                if not isinstance(item, Item):
+                    raise UsageError(
+                        f"the loader {self.name} passed on {item!r:.60}; pass on the dataset's items as they are",
+                        **self._where,
+                    )
+                if (item.epoch, item.start) != (epoch, start):
+                    raise UsageError(
+                        f"the loader {self.name} passed on an item of epoch {item.epoch} from {item.start} on, "
+                        f"and epoch {epoch} from {start} on is due; it iterates the dataset once and must do so for "
+                        "each epoch, or its workers live on after an iteration: it must have keeps_workers = True then",
+                        **self._where,
+                    )
+                yield item
         finally:
             if isinstance(source, Closable):
                 source.close()
-
-    def _check_due(self, item: object, epoch: int, start: int) -> None:
-        """Check that what the loader passed on is an item of an epoch from a place on."""
-        if not isinstance(item, Item):
-            raise UsageError(
-                f"the loader {self.name} passed on {item!r:.60}; pass on the dataset's items as they are",
-                **self._where,
-            )
-        if (item.epoch, item.start) != (epoch, start):
-            raise UsageError(
-                f"the loader {self.name} passed on an item of epoch {item.epoch} from {item.start} on, "
-                f"and epoch {epoch} from {start} on is due; it iterates the dataset once and must do so for "
-                "each epoch, or its workers live on after an iteration: it must have keeps_workers = True then",
-                **self._where,
-            )
 
     def check(self, item: Item, due: int, *, of: str = "") -> None:
         """Check the number of an item.
