@@ -22,6 +22,7 @@ from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
 
 if TYPE_CHECKING:
+    from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
     from bionemo.webdatamodule._engine.reading.reader import ShardReader
     from bionemo.webdatamodule.components import LoaderFunction
     from bionemo.webdatamodule.planning import EpochPlan
@@ -43,11 +44,12 @@ class SplitLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typ
     """
 
     num_workers: int
+    _data: PlannedDataset | StreamDataset
 
     def __init__(
         self,
         *,
-        dataset: Any,
+        dataset: PlannedDataset | StreamDataset,
         loader: LoaderFunction,
         clock: Clock,
         cursor: Cursor,
@@ -70,12 +72,12 @@ class SplitLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typ
     @property
     def topology(self) -> Topology:
         """This process's place among the data-parallel processes."""
-        return self._data.topology  # type: ignore[no-any-return]  # of either dataset
+        return self._data.topology
 
     @property
     def reader(self) -> ShardReader:
         """What reads the samples."""
-        return self._data.reader  # type: ignore[no-any-return]  # of either dataset
+        return self._data.reader
 
     def measure(self) -> None:
         """Measure some of the work from now on, in workers that start from now on."""
