@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import IterableDataset
 
+from bionemo.webdatamodule._engine.allocator import keep_freed_memory
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Closable, Item, ItemLoader
 from bionemo.webdatamodule.errors import ConfigError, UsageError
@@ -124,6 +125,7 @@ class LoaderItems:
         Raises:
             UsageError: If the loader passes on something else.
         """
+        keep_freed_memory()
         self._dataset.position.set(epoch, start)
         source = iter(self._items)
         try:

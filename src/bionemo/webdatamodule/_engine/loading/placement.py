@@ -85,7 +85,7 @@ class Convert:
 
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the converted samples."""
-        return map(converted if self.function is default_convert else self.function, samples)
+        return _each_converted(samples) if self.function is default_convert else map(self.function, samples)
 
     def columns(self, fields: Fields) -> Any:
         """Return columns of converted values; a batch of them is that of the values as they are."""
@@ -106,7 +106,8 @@ class _Converted:
         return len(self.column)
 
     def values(self) -> list[Any]:
-        return list(map(converted, self.column.values()))
+        values = self.column.values()
+        return list(values if _KEPT.issuperset(map(type, values)) else map(converted, values))
 
     def stack(self) -> Any:
         return self.column.stack()
@@ -121,6 +122,11 @@ def _unchanged(sample: Any) -> Any:
 
 _KEPT = frozenset((torch.Tensor, int, float, bool, str, bytes, type(None)))
 """Types that torch's ``default_convert`` returns unchanged."""
+
+
+def _each_converted(samples: Iterator[Any]) -> Iterator[Any]:
+    for sample in samples:
+        yield sample if type(sample) in _KEPT else converted(sample)
 
 
 def converted(sample: Any) -> Any:

@@ -15,6 +15,7 @@ from webdataset.compat import FluidInterface
 from webdataset.shardlists import split_by_node, split_by_worker
 
 from bionemo.webdatamodule import context
+from bionemo.webdatamodule._engine.allocator import keep_freed_memory
 from bionemo.webdatamodule._engine.loading.dataset import ALONE, Position, batches_joined, leading
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.reading.locate import process
@@ -36,7 +37,7 @@ Splitter = Callable[[Iterable[Any]], Iterable[Any]]
 _Numbers: TypeAlias = "list[int] | deque[int]"
 """Numbers of the samples that the stages took, also those that were left out; at least the last one."""
 
-LARGEST_ITEM = 256
+LARGEST_ITEM = 512
 """Samples that cross to the main process together, at most; fewer where they are large."""
 
 _FIRST, _MEASURED = 8, 7  # items: the first are all measured, and later one of so many, whatever is read together
@@ -141,6 +142,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         Beside each value are the numbers of the samples that the stages took for it, also those that were left out. The
         last item is empty but for samples of which nothing was made.
         """
+        keep_freed_memory()  # in workers, too
         epoch, start = self.position.get()
         worker = _worker()[0]
         taken: list[int] = []
@@ -152,10 +154,9 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         while values is None or values:
             if watch is not None:
                 watch.running = count < _FIRST or not count % _MEASURED
-            values, ends = [], []
-            for value in itertools.islice(samples, size):
-                values.append(value)
-                ends.append(len(taken) - begun)
+            ends: list[int] = []
+            note = ends.append  # None, so that a value is kept as soon as what was taken for it is noted
+            values = [value for value in itertools.islice(samples, size) if note(len(taken) - begun) is None]
             ends = ends or [len(taken) - begun]
             end = begun + ends[-1]
             yield Item(  # an empty one at the end, so that a lost item is noticed
