@@ -137,7 +137,7 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
                 return
 
     def items(self) -> Iterator[Item]:
-        """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or a megabyte.
+        """Yield this worker's samples in items that grow from 1 to :data:`LARGEST_ITEM` samples or 4 MB.
 
         Beside each value are the numbers of the samples that the stages took for it, also those that were left out. The
         last item is empty but for samples of which nothing was made.
