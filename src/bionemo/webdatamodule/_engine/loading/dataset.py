@@ -16,7 +16,6 @@ import webdataset as wds
 from webdataset.compat import FluidInterface
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.allocator import keep_freed_memory
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.reading.locate import process
 from bionemo.webdatamodule._engine.repetition import repeating
@@ -182,7 +181,6 @@ class PlannedDataset(Planned):
 
     def items(self) -> Iterator[Item]:
         """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
-        keep_freed_memory()  # in workers, too
         epoch, start = self.position.get()
         this = context.worker()
         # Large batches are made when they are asked for: less memory is less time.

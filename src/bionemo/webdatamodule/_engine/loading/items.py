@@ -46,6 +46,7 @@ class Items(IterableDataset):  # type: ignore[type-arg]  # torch's class is gene
         return {"split": self.dataset.split, "rank": self.dataset.topology.rank}
 
     def __iter__(self) -> Iterator[Item]:
+        keep_freed_memory()  # of the process that reads, a worker or not
         return self.dataset.items()
 
 
@@ -125,7 +126,7 @@ class LoaderItems:
         Raises:
             UsageError: If the loader passes on something else.
         """
-        keep_freed_memory()
+        keep_freed_memory()  # of the process that takes the batches
         self._dataset.position.set(epoch, start)
         source = iter(self._items)
         try:

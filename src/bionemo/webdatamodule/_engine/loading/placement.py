@@ -106,8 +106,7 @@ class _Converted:
         return len(self.column)
 
     def values(self) -> list[Any]:
-        values = self.column.values()
-        return list(values if _KEPT.issuperset(map(type, values)) else map(converted, values))
+        return _all_converted(self.column.values())
 
     def stack(self) -> Any:
         return self.column.stack()
@@ -125,8 +124,13 @@ _KEPT = frozenset((torch.Tensor, int, float, bool, str, bytes, type(None)))
 
 
 def _each_converted(samples: Iterator[Any]) -> Iterator[Any]:
+    """Yield samples as :func:`converted` returns them, without a call for those that it returns unchanged."""
     for sample in samples:
         yield sample if type(sample) in _KEPT else converted(sample)
+
+
+def _all_converted(values: Sequence[Any]) -> list[Any]:
+    return list(values if _KEPT.issuperset(map(type, values)) else map(converted, values))
 
 
 def converted(sample: Any) -> Any:
@@ -137,7 +141,7 @@ def converted(sample: Any) -> Any:
     if kind is dict:
         return {name: converted(value) for name, value in sample.items()}
     if kind is list or kind is tuple:  # torch makes lists of tuples, too
-        return list(sample) if _KEPT.issuperset(map(type, sample)) else list(map(converted, sample))
+        return _all_converted(sample)
     try:
         return default_convert(sample)
     except TypeError:  # arrays of times and records have no tensor, and are kept

@@ -15,7 +15,6 @@ from webdataset.compat import FluidInterface
 from webdataset.shardlists import split_by_node, split_by_worker
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule._engine.allocator import keep_freed_memory
 from bionemo.webdatamodule._engine.loading.dataset import ALONE, Position, batches_joined, leading
 from bionemo.webdatamodule._engine.ranks import Topology
 from bionemo.webdatamodule._engine.reading.locate import process
@@ -142,7 +141,6 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         Beside each value are the numbers of the samples that the stages took for it, also those that were left out. The
         last item is empty but for samples of which nothing was made.
         """
-        keep_freed_memory()  # in workers, too
         epoch, start = self.position.get()
         worker = _worker()[0]
         taken: list[int] = []
@@ -154,9 +152,10 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         while values is None or values:
             if watch is not None:
                 watch.running = count < _FIRST or not count % _MEASURED
-            ends: list[int] = []
-            note = ends.append  # None, so that a value is kept as soon as what was taken for it is noted
-            values = [value for value in itertools.islice(samples, size) if note(len(taken) - begun) is None]
+            values, ends = [], []
+            for value in itertools.islice(samples, size):
+                values.append(value)
+                ends.append(len(taken) - begun)
             ends = ends or [len(taken) - begun]
             end = begun + ends[-1]
             yield Item(  # an empty one at the end, so that a lost item is noticed
