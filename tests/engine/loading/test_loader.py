@@ -34,6 +34,10 @@ class Numbers:
         for number, ids in enumerate(shares):
             yield use(number, (ValueColumn([int(i) for i in ids]),))
 
+    def ahead(self, runs, ids):
+        """Return the runs: no disk is read."""
+        return runs
+
     def left_out(self, ids):
         """Return nothing: no number is left out."""
         return {}

@@ -1,6 +1,7 @@
 import gc
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -33,10 +34,10 @@ from bionemo.webdatamodule._engine.format.manifest import (
     staging_path,
 )
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
-from bionemo.webdatamodule._engine.reading import open_shards
+from bionemo.webdatamodule._engine.reading import fields, open_shards
 from bionemo.webdatamodule._engine.reading import reader as reader_module
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
-from bionemo.webdatamodule._engine.storage import index_cache
+from bionemo.webdatamodule._engine.storage import index_cache, page_cache
 from bionemo.webdatamodule.columns import stack_fields
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
@@ -691,6 +692,25 @@ def test_one_damaged_sample_is_its_batchs_matter(tmp_path, lazily):
     assert "s4" == caught.value.where["key"]
     batches = batches_of(reader(directory, ["json"]), shares)
     assert [0, 1] == next(batches)[0].tolist()
+
+
+def test_what_comes_next_is_read_from_the_disk_and_nothing_else(tmp_path, monkeypatch):
+    """The fields that are read and their headers, at once where they follow one another; and the end of the shard."""
+    advised = []
+    monkeypatch.setattr(open_shards, "expect", lambda memory: advised.append(("end", len(memory))))
+    monkeypatch.setattr(fields, "expect", lambda memory: advised.append((bytes(memory[:6]), len(memory))))
+    disk = itertools.count()
+    monkeypatch.setattr(page_cache, "_disk_reads", lambda: next(disk))
+    payload = bytes(100_000)
+    samples = [(f"s{number}", {"a": payload, "b": payload}) for number in range(6)]
+    found = reader(write_set(tmp_path, samples, n_shards=1, codecs={"a": "bytes", "b": "bytes"}), ["b"])
+    used = [run.tolist() for run in found.ahead(iter([ids(4, 0), ids(2), ids(1)]), lambda run: run)]
+    assert [[4, 0], [2], [1]] == used
+    one = 512 + len(payload)
+    assert [("end", 1024), (b"s4.b\0\0", one), (b"s0.b\0\0", one), (b"s2.b\0\0", one), (b"s1.b\0\0", one)] == advised
+    del advised[:]
+    list(found.only(["a", "b"]).ahead(iter([ids(0, 1, 3)]), lambda run: run))
+    assert [("end", 1024), (b"s0.a\0\0", 3 * 100_352 + 3 * 512 + one), (b"s3.a\0\0", 100_352 + 512 + one)] == advised
 
 
 def test_samples_that_do_not_fit_into_a_batch_are_said(tmp_path):

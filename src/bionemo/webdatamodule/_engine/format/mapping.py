@@ -73,7 +73,22 @@ def release(memory: memoryview) -> None:
     Args:
         memory: The part; pages that are only partly in it stay.
     """
-    address = np.frombuffer(memory, np.uint8).ctypes.data
+    address = _address(memory)
     start, stop = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + len(memory)) // mmap.PAGESIZE * mmap.PAGESIZE
     if start < stop:
         _libc.madvise(start, stop - start, mmap.MADV_DONTNEED)
+
+
+def expect(memory: memoryview) -> None:
+    """Have the pages of part of a mapped file read from its disk, all of them at once and without waiting for them.
+
+    Args:
+        memory: The part; pages that are only partly in it are read as well.
+    """
+    address = _address(memory)
+    start = address & -mmap.PAGESIZE
+    _libc.madvise(start, address + len(memory) - start, mmap.MADV_WILLNEED)
+
+
+def _address(memory: memoryview) -> int:
+    return np.frombuffer(memory, np.uint8).ctypes.data

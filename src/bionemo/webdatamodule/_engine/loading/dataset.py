@@ -200,7 +200,8 @@ class PlannedDataset(Planned):
             else:
                 coming = self._runs(mine(), epoch, start, together)
                 self.reader.follow((ids for _, shares in coming for ids in shares), epoch)
-        for number, (batches, shares) in enumerate(self._runs(mine(), epoch, start, together)):
+        runs = self.reader.ahead(self._runs(mine(), epoch, start, together), lambda run: np.concatenate(run[1]))
+        for number, (batches, shares) in enumerate(runs):
             delivered: list[Tally] = []
             watch = Stopwatch() if self.measures and number % MEASURED == 0 else None
             made = self._made(batches, shares, epoch, start, delivered, watch, lazy=lazy)

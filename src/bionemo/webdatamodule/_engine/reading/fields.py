@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, overload
 
 from bionemo.webdatamodule._engine.format.checksum import crc32
+from bionemo.webdatamodule._engine.format.mapping import expect
 from bionemo.webdatamodule._engine.format.tar_headers import (
     BLOCK,
     EXTENDING,
@@ -21,6 +22,8 @@ from bionemo.webdatamodule._engine.format.tar_headers import (
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard
 from bionemo.webdatamodule.errors import CorruptShardError, MissingFieldError
 from bionemo.webdatamodule.names import decode_key, split_member
+
+_NEAR = 1 << 14  # bytes between fields that are read with them
 
 Place: TypeAlias = tuple[OpenShard, int]
 """Where a sample is: the shard, and its number in it."""
@@ -77,6 +80,26 @@ def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
             raise _missing(shard, row)
         add(shard.data[start : start + sizes[row]])
     return views
+
+
+def expect_fields(places: Iterable[Place], columns: Iterable[int]) -> None:
+    """Have fields of samples, with their headers, read from the disk in the background.
+
+    Args:
+        places: Where the samples are; those that follow one another in a shard are read at once.
+        columns: Which of the suffixes that the shards were opened for.
+    """
+    parts: list[tuple[OpenShard, int, int]] = []
+    for (shard, row), column in itertools.product(places, columns):
+        found = shard.columns[column]
+        if found is None or (start := found[0][row]) < 0:
+            continue
+        stop = start + found[1][row]
+        if parts and parts[-1][0] is shard and 0 <= start - parts[-1][2] <= _NEAR:
+            start = parts.pop()[1]
+        parts.append((shard, start, stop))
+    for shard, start, stop in parts:
+        expect(shard.data[max(0, start - BLOCK) : stop])
 
 
 def has_field(place: Place, column: int) -> bool:

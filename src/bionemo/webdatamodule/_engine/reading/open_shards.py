@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
-from bionemo.webdatamodule._engine.format.mapping import mapped, release
+from bionemo.webdatamodule._engine.format.mapping import expect, mapped, release
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, check_stamp
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 
@@ -138,6 +138,7 @@ def open_shard(path: str, stamp: Stamp, index: ShardIndex, suffixes: Sequence[st
     except FileNotFoundError as error:
         raise ChangedDataError(f"{path} is gone since the data were set up; start again", shard=path) from error
     shard = opened(path=path, place=path, data=data, file=own, index=index, suffixes=suffixes)
+    expect(data[-_END:])  # or what lies before the end would be read with it
     if data[-_END:].tobytes().strip(b"\0"):
         raise CorruptShardError(f"the end of the archive {path} is damaged; restore the shard", shard=path)
     return shard

@@ -14,13 +14,14 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
 from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
-from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, check_many, key_of
+from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, check_many, expect_fields, key_of
 from bionemo.webdatamodule._engine.reading.joined import join
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
 from bionemo.webdatamodule._engine.reading.open_shards import LARGE, hold
 from bionemo.webdatamodule._engine.reading.selection import KEY, Selected, select
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.storage.page_cache import PageCache
 from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES
 from bionemo.webdatamodule.columns import Column, ValueColumn, samples_of, unlike
 from bionemo.webdatamodule.errors import (
@@ -122,6 +123,7 @@ class ShardReader:
         self.samples = tuple(tuple(itertools.islice(counts, len(found.paths))) for found in self.sets)
         read = [self.sets] * own + [(side.found,) for side in others]
         self.sample_bytes = sum(map(_sample_bytes, read))
+        self._page_cache = PageCache(self.sample_bytes, self.sample_bytes * self.n_samples)
         self.digest = _digest_of([found.digest for found in self.sets])
         if chosen is not None:
             self.digest = hashlib.sha256(self.digest.encode() + chosen.astype("<i8").tobytes()).hexdigest()
@@ -283,6 +285,23 @@ class ShardReader:
                 split=self.split,
             )
         return found.astype(np.int64)
+
+    def ahead(self, runs: Iterator[_T], ids: Callable[[_T], NDArray[np.int64]]) -> Iterator[_T]:
+        """Yield runs of samples, each while the next is read from a local disk, where that is waited for.
+
+        Args:
+            runs: The runs, which are taken one ahead.
+            ids: Returns the numbers of the samples of one.
+        """
+        return runs if self.is_remote else self._page_cache.ahead(runs, lambda run: self._expect(ids(run)))
+
+    def _expect(self, ids: NDArray[np.int64]) -> None:
+        if len(ids) <= self._places.at_once:
+            with suppress(WebDataModuleError):  # what is wrong shows when they are read
+                sides = self._places.sides(ids)
+                if self._page_cache.misses():
+                    for places in sides:
+                        expect_fields(places, self._places.columns)
 
     def runs(self, number: int) -> Iterator[NDArray[np.int64]]:
         """Yield the numbers of the samples of one shard in the order of its tar, some to be read together at a time.
