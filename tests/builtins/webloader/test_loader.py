@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.builtins.webloader import shared_blocks, sigint
-from bionemo.webdatamodule.builtins.webloader.loader import DEFAULT_TIMEOUT, make_loader
+from bionemo.webdatamodule.builtins.webloader.loader import DEFAULT_TIMEOUT
 from bionemo.webdatamodule.builtins.webloader.plugin import WebLoader
 from bionemo.webdatamodule.builtins.webloader.start_method import start_context
 from bionemo.webdatamodule.builtins.webloader.status import StatusTable
@@ -90,7 +90,7 @@ def hang_at_five(number):
 
 def loader(dataset, **options):
     """Return a loader as the data module makes it."""
-    return make_loader(dataset, WebLoader(**{"num_workers": 2, "timeout": 60, **options}))
+    return WebLoader(**{"num_workers": 2, "timeout": 60, **options})(dataset)
 
 
 def names(folder):

@@ -389,7 +389,8 @@ class ShardReader:
             use: The function.
             wanted: Whether it is an error if no sample is left.
         """
-        given, places = ids, self._places.sides(ids)
+        given = ids
+        places: Sequence[Sequence[Place]] = self._places.sides(ids)
         if self.on_error == "skip":
             ids, places = _picked(ids, places, self._ledger.states[ids] < BAD)
         if len(ids) or not wanted:
@@ -431,11 +432,12 @@ class ShardReader:
         if self.check == "never":
             return
         states = self._ledger.states
-        due = range(len(ids)) if self.check == "always" else np.flatnonzero(states[ids] != SOUND).tolist()
-        if due:
+        due = np.ones(len(ids), bool) if self.check == "always" else states[ids] != SOUND
+        if due.any():
+            ids, places = _picked(ids, places, due)
             for side in places:
-                check_many([side[number] for number in due], self._places.columns)
-            states[ids[due]] = SOUND
+                check_many(side, self._places.columns)
+            states[ids] = SOUND
 
     def _is_sound(self, sample: int, places: Sequence[Place]) -> bool:
         """Read one sample step by step: raise what is wrong with it, or note that it is left out."""
@@ -477,8 +479,8 @@ class ShardReader:
 
 
 def _picked(
-    ids: NDArray[np.int64], places: list[Sequence[Place]], wanted: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], list[Sequence[Place]]]:
+    ids: NDArray[np.int64], places: Sequence[Sequence[Place]], wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], Sequence[Sequence[Place]]]:
     return (ids, places) if wanted.all() else (ids[wanted], [list(itertools.compress(side, wanted)) for side in places])
 
 

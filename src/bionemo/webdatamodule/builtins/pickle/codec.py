@@ -32,12 +32,11 @@ from bionemo.webdatamodule.builtins.pickle.fast.collate import DiffersError, Mat
 from bionemo.webdatamodule.builtins.pickle.fast.template import compile_template, memories, signature
 from bionemo.webdatamodule.builtins.pickle.fast.trace import trace
 from bionemo.webdatamodule.builtins.pickle.write.canonical import pieces
-from bionemo.webdatamodule.builtins.pickle.write.recode import recoder
 from bionemo.webdatamodule.columns import collate_values, pad_values
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -107,7 +106,13 @@ class PickleCodec:
         """
         if len(data) > _LARGEST:
             return pieces(loads(data, policy=self.policy))
-        return recoder(self.policy)(data)
+        return self._recode(data)
+
+    @cached_property
+    def _recode(self) -> Callable[[bytes], bytes]:
+        from bionemo.webdatamodule.builtins.pickle.write.recode import recoder  # reading never needs it
+
+        return recoder(self.policy)
 
     def compare(self, views: Sequence[memoryview], indices: NDArray[np.intp]) -> tuple[list[Match], NDArray[np.intp]]:
         """Return the streams at some indices by the template that they follow, and the indices of all others."""

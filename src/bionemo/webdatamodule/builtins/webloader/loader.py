@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import signal_handling
 
 from bionemo.webdatamodule import context
-from bionemo.webdatamodule.builtins.webloader import buffer_pool, sigint, status, transport
+from bionemo.webdatamodule.builtins.webloader import sigint, status, transport
 from bionemo.webdatamodule.builtins.webloader.start_method import check_pickles, start_context
 from bionemo.webdatamodule.builtins.webloader.status import StatusTable
 from bionemo.webdatamodule.builtins.webloader.transport import Packed, pack, pack_all, release_idle
 from bionemo.webdatamodule.builtins.webloader.worker_errors import Failure, explained, wait_for
-from bionemo.webdatamodule.components import Item, ItemDataset
+from bionemo.webdatamodule.components import ItemDataset
 
 _log = logging.getLogger("bionemo.webdatamodule")
 
@@ -33,7 +33,7 @@ _TIMED_OUT = "timed out"  # in what torch says when a moment has passed
 
 
 class LoaderOptions(Protocol):
-    """What :func:`make_loader` asks for; the ``webloader`` component has these fields."""
+    """What :class:`WorkerLoader` asks for; the ``webloader`` component has these fields."""
 
     @property
     def num_workers(self) -> int:
@@ -245,57 +245,6 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             self._iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001 - torch has no public way
             self._iterator = None
             release_idle(all_workers=False)
-
-
-class InProcessLoader:
-    """The loader without workers: the dataset itself, as torch's would cost 10 µs an item.
-
-    Args:
-        dataset: What to iterate.
-        pin_memory: Copy tensors to page-locked memory where there is an accelerator.
-    """
-
-    def __init__(self, dataset: ItemDataset, *, pin_memory: bool) -> None:
-        self.dataset = dataset
-        self.pin_memory = pin_memory
-
-    def __iter__(self) -> Iterator[Item]:
-        pin = self.pin_memory and torch.accelerator.is_available()
-        for item in _reading(self.dataset):
-            made = item
-            if isinstance(item.values, Iterator):  # batches that are made when they are asked for
-                made = replace(item, values=_reading(item.values))
-            yield made.pin_memory() if pin else made
-
-
-_MAIN = context.Worker(empty=buffer_pool.empty)
-
-
-def _reading(source: Iterable[Any]) -> Iterator[Any]:
-    """Yield what is made in the main process, in memory that is used again."""
-    values = iter(source)
-    while True:
-        with context.working(_MAIN):
-            try:
-                value = next(values)
-            except StopIteration:
-                return
-        yield value
-
-
-def make_loader(dataset: ItemDataset, options: LoaderOptions) -> WorkerLoader | InProcessLoader:
-    """Return an iterable of a dataset's items, read in worker processes if there are any.
-
-    Args:
-        dataset: In a worker it yields that worker's part of the items.
-        options: Those of the ``webloader`` component.
-
-    Raises:
-        ConfigError: If an option cannot be served, or the dataset must pickle and does not.
-    """
-    if options.num_workers == 0:
-        return InProcessLoader(dataset, pin_memory=options.pin_memory)
-    return WorkerLoader(dataset, options)
 
 
 def _generator() -> torch.Generator:

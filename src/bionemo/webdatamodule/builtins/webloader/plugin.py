@@ -46,10 +46,21 @@ class WebLoader:
         return self.persistent_workers
 
     def __call__(self, dataset: ItemDataset) -> Iterable[Item]:
-        """Return a loader of the dataset's items."""
-        from bionemo.webdatamodule.builtins.webloader.loader import make_loader
+        """Return an iterable of a dataset's items, read in worker processes if there are any.
 
-        return make_loader(dataset, self)
+        Args:
+            dataset: In a worker it yields that worker's part of the items.
+
+        Raises:
+            ConfigError: If an option cannot be served, or the dataset must pickle and does not.
+        """
+        if self.num_workers == 0:
+            from bionemo.webdatamodule.builtins.webloader.in_process import InProcessLoader
+
+            return InProcessLoader(dataset, pin_memory=self.pin_memory)
+        from bionemo.webdatamodule.builtins.webloader.loader import WorkerLoader
+
+        return WorkerLoader(dataset, self)
 
 
 @hookimpl
