@@ -40,9 +40,9 @@ DTYPES = [
 ]
 
 
-def sent(value, block=None):
+def sent(value, block=None, **options):
     """Return what the main process would unpack."""
-    return pickle.loads(pickle.dumps(pack(value, block))).unpack()
+    return pickle.loads(pickle.dumps(pack(value, block, **options))).unpack()
 
 
 def used_blocks():
@@ -145,11 +145,36 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(value=VALUES)
-def test_nested_values_arrive_equal(value):
+@given(value=VALUES, bytes_apart=st.booleans())
+def test_nested_values_arrive_equal(value, bytes_apart):
     """Any nesting of containers, scalars, tensors and arrays crosses, large or small."""
-    assert equal(value, sent(value))
+    assert equal(value, sent(value, bytes_apart=bytes_apart))
     assert 0 == used_blocks()
+
+
+def test_bytes_objects_are_left_out_of_the_pickles_after_a_large_one():
+    """They arrive equal, and one object in two places is one again; small ones stay in the pickle."""
+    long, short = os.urandom(100_000), b"short"
+    value = [long, short, {"again": long, "other": [os.urandom(512), np.arange(LARGE)]}]
+    packed = list(pack_all(iter([value] * 3)))
+    assert [0, 100_512, 100_512] == [each.n_apart for each in packed]
+    assert packed[0].n_pickled > 100_000
+    assert packed[1].n_pickled < 1000
+    for each in packed:
+        arrived = pickle.loads(pickle.dumps(each)).unpack()
+        assert equal(value, arrived)
+        assert arrived[2]["again"] is arrived[0]
+
+
+def test_large_pickles_of_small_objects_try_that_once(monkeypatch):
+    """The pickle module would ask for each of them."""
+    asked = []
+    monkeypatch.setattr(
+        out_of_band.BytesPickler, "persistent_id", lambda self, obj: asked.append(type(obj) is list) or None
+    )
+    numbers = list(range(100_000))
+    assert [0] * 4 == [packed.n_apart for packed in pack_all(iter([numbers] * 4))]
+    assert 1 == sum(asked)
 
 
 def test_tensors_that_share_memory_still_do():

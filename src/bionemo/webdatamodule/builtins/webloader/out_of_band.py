@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Memory: TypeAlias = "bytearray | NDArray[np.uint8]"
 
-IN_PICKLE = 512  # bytes; arrays smaller than this stay inside the pickle
+IN_PICKLE = 512  # bytes; arrays and bytes objects smaller than this stay inside the pickle
+OF_BYTES = -1  # uses of a piece that is a bytes object
 GRAIN = 16  # bytes; a stretch of a storage begins at a multiple of it, the largest element of torch
 
 
@@ -32,7 +33,7 @@ class Part(NamedTuple):
         offset: Bytes from the start of the payload.
         nbytes: Its length.
         low: For a storage, bytes before it that were left out.
-        uses: For a storage, how many tensors of the value lie in it.
+        uses: For a storage, how many tensors of the value lie in it; 0 for a buffer, -1 for a bytes object.
     """
 
     offset: int
@@ -69,11 +70,12 @@ class _Span:
 
 
 class Collected:
-    """What one value's pickle leaves out: stretches of storages, and buffers."""
+    """What one value's pickle leaves out: stretches of storages, buffers, and bytes objects if that is wanted."""
 
     def __init__(self) -> None:
         self._spans: dict[int, _Span] = {}
         self._buffers: list[Piece] = []
+        self._bytes: dict[int, tuple[int, Piece]] = {}
 
     def span(self, storage: torch.UntypedStorage) -> _Span:
         """Return what is known of a storage; its number counts those seen."""
@@ -91,14 +93,26 @@ class Collected:
         self._buffers.append(Piece(address(view), raw.nbytes, 0, 0, view))
         return False
 
+    def number_of(self, obj: bytes) -> int:
+        """Take a bytes object, and return its number."""
+        if (known := self._bytes.get(id(obj))) is None:  # it lives as long as the view in its piece
+            view = np.frombuffer(obj, np.uint8)
+            known = self._bytes[id(obj)] = len(self._bytes), Piece(address(view), len(obj), 0, OF_BYTES, view)
+        return known[0]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all bytes objects that were taken."""
+        return sum(piece.nbytes for _, piece in self._bytes.values())
+
     def pieces(self) -> list[Piece]:
-        """Return what to copy: storages by number, then buffers in order."""
+        """Return what to copy: storages by number, then buffers in order, then bytes objects by number."""
         pieces = []
         for span in self._spans.values():
             low = max(span.start, 0) // GRAIN * GRAIN
             nbytes = max(span.stop - low, 0)
             pieces.append(Piece(span.storage.data_ptr() + low, nbytes, low, span.uses, span.storage))
-        return pieces + self._buffers
+        return pieces + self._buffers + [piece for _, piece in self._bytes.values()]
 
 
 class Pickler(pickle.Pickler):
@@ -136,6 +150,17 @@ class Pickler(pickle.Pickler):
         offset = int(tensor.storage_offset())
         span.cover(offset * itemsize, (offset + length) * itemsize)
         return _tensor, (span.number, tensor.dtype, offset, size, stride, tensor.requires_grad)
+
+
+class BytesPickler(Pickler):
+    """Pickles everything but the contents of storages, buffers and bytes objects.
+
+    The pickle module asks it for every object, which many small ones notice.
+    """
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """Return the number of a bytes object, ``None`` for what is pickled."""
+        return self._collected.number_of(obj) if type(obj) is bytes and len(obj) >= IN_PICKLE else None
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -215,7 +240,13 @@ class Unpickler(pickle.Unpickler):
             program = bytes(view[last.offset : last.offset + last.nbytes])
         buffers = [view[part.offset : part.offset + part.nbytes] for part in rows if not part.uses]
         super().__init__(io.BytesIO(program), buffers=buffers)
+        apart = (part for part in rows if part.uses == OF_BYTES)
+        self._bytes = [bytes(view[part.offset : part.offset + part.nbytes]) for part in apart]
         self._contents = _Contents(rows, memory, pin=pin)
+
+    def persistent_load(self, pid: int) -> bytes:
+        """Return a bytes object by its number."""
+        return self._bytes[pid]
 
     def find_class(self, module: str, name: str) -> Any:
         """Give the functions of this module the memory that they need, and find others as usual."""

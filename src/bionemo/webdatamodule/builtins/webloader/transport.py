@@ -11,7 +11,15 @@ import numpy as np
 from torch._utils import _validate_loaded_sparse_tensors
 
 from bionemo.webdatamodule.builtins.webloader import buffer_pool
-from bionemo.webdatamodule.builtins.webloader.out_of_band import Collected, Memory, Pickler, Piece, Unpickler, address
+from bionemo.webdatamodule.builtins.webloader.out_of_band import (
+    BytesPickler,
+    Collected,
+    Memory,
+    Pickler,
+    Piece,
+    Unpickler,
+    address,
+)
 from bionemo.webdatamodule.builtins.webloader.shared_blocks import Block, Place, aligned, attach, release_idle
 from bionemo.webdatamodule.errors import UsageError, WorkerError
 
@@ -25,9 +33,10 @@ __all__ = ["Block", "Packed", "empty", "pack", "pack_all", "release_idle"]
 
 SMALL = 32 * 1024  # bytes; less than this goes through the pipe faster than through a block
 LONG_PICKLE = 4 * 1024  # bytes; a longer pickle rides in the block too
+LARGE_PICKLE = 64 * 1024  # bytes; a larger one may be so because of the bytes objects in it
 
 
-def pack(value: Any, block: Block | None = None) -> Packed:
+def pack(value: Any, block: Block | None = None, *, bytes_apart: bool = False) -> Packed:
     """Pack a value, in a worker, to be sent to the main process.
 
     Args:
@@ -36,6 +45,7 @@ def pack(value: Any, block: Block | None = None) -> Packed:
             on the other side; of a storage, only the stretch that they span is sent.
         block: The block whose :meth:`Block.empty` made tensors of the value: those are not copied at all.
             It must not be used afterwards.
+        bytes_apart: Whether the contents of bytes objects are copied in the same way, once instead of four times.
 
     Raises:
         WorkerError: If the value does not pickle.
@@ -43,7 +53,7 @@ def pack(value: Any, block: Block | None = None) -> Packed:
     stream = io.BytesIO()
     collected = Collected()
     try:
-        Pickler(stream, collected).dump(value)
+        (BytesPickler if bytes_apart else Pickler)(stream, collected).dump(value)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise WorkerError(
             f"what the pipeline yields cannot be sent to the main process: {error}; "
@@ -54,19 +64,26 @@ def pack(value: Any, block: Block | None = None) -> Packed:
     if block is None or not block.used:
         need = sum(aligned(p.nbytes) for p in pieces) + len(program)
         block = Block(need) if need > SMALL else None
-    if block is not None and (packed := _pack_into(block, program, pieces)) is not None:
-        return packed
-    parts = _copied(pieces, memory := bytearray(sum(aligned(p.nbytes) for p in pieces)))
-    return Packed(program=program, parts=parts, memory=memory)
+    packed = None if block is None else _pack_into(block, program, pieces)
+    if packed is None:
+        parts = _copied(pieces, memory := bytearray(sum(aligned(p.nbytes) for p in pieces)))
+        packed = Packed(program=program, parts=parts, memory=memory)
+    packed.n_pickled, packed.n_apart = len(program), collected.n_bytes
+    return packed
 
 
 _next_block: Block | None = None  # where empty() puts tensors; a Block only while pack_all() makes an item
 
 
 def pack_all(values: Iterable[Any]) -> Iterator[Packed]:
-    """Pack values one by one, in a worker; what :func:`empty` made for one of them is not copied again."""
+    """Pack values one by one, in a worker; what :func:`empty` made for one of them is not copied again.
+
+    After the first large pickle, bytes objects are left out of the next one, and of those after it if that was most of
+    it.
+    """
     global _next_block  # noqa: PLW0603 - one stream a worker; decoders may not thread it through users' stages
     source, hint = iter(values), 0
+    tried = bytes_apart = False
     while True:
         _next_block = Block(hint)
         try:
@@ -75,8 +92,12 @@ def pack_all(values: Iterable[Any]) -> Iterator[Packed]:
             return
         finally:
             block, _next_block = _next_block, None
-        packed = pack(value, block)
+        packed = pack(value, block, bytes_apart=bytes_apart)
         hint = block.used
+        if bytes_apart:
+            bytes_apart = packed.n_apart > packed.n_pickled
+        elif not tried:
+            tried = bytes_apart = packed.n_pickled > LARGE_PICKLE
         del value, block  # while the consumer is busy, the value's memory is of use to others
         yield packed
 
@@ -101,7 +122,13 @@ class Packed:
     """A value on its way from a worker to the main process; made by :func:`pack`.
 
     It is pickled once to send it, and :meth:`unpack` returns the value, once.
+
+    Attributes:
+        n_pickled: In the worker, bytes of its pickle.
+        n_apart: In the worker, bytes of the objects of type bytes that were left out of it.
     """
+
+    n_pickled = n_apart = 0
 
     def __init__(
         self,
