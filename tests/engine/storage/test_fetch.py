@@ -1,5 +1,6 @@
 """The fetcher follows a plan: how shards are cut, what it joins and divides, and what it counts."""
 
+import time
 from dataclasses import replace
 
 import fsspec
@@ -102,6 +103,33 @@ def test_workers_divide_a_plan_and_wait_for_each_other(remote):
     wait_for_background()
 
     assert 12 == len(seen) == len(set(seen))
+
+
+def test_workers_leave_out_no_part_of_a_piece_that_is_wanted_bit_by_bit(remote, monkeypatch):
+    """While one fetches a part of a piece, whose file is locked then, the other fetches parts of others."""
+    found, seen = remote
+    slow = directory.RemoteDirectory.read
+
+    def read(*arguments):
+        time.sleep(0.02)
+        slow(*arguments)
+
+    monkeypatch.setattr(directory.RemoteDirectory, "read", read)
+    needs = [
+        Need(shard=shard, first=first + part, last=first + part + 1)
+        for part in range(10)
+        for first in range(0, 40, 10)
+        for shard in range(3)
+    ]
+    workers = [fetcher(found, worker=number, workers=2) for number in range(2)]
+    for worker in workers:
+        worker.follow(needs, epoch=0, divided=True)
+    wait_for_background()
+    planned = len(seen)
+    for worker in workers:
+        worker.fetch([((shard, place), np.arange(10)) for shard in range(3) for place in range(4)])
+
+    assert planned == len(seen)
 
 
 @pytest.mark.parametrize("startable", [0, 1])

@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field, replace
@@ -128,7 +128,7 @@ class Fetcher:
         self._queue: deque[_Task] = deque()  # of the plan, taken and not begun
         self._taken: deque[_Task] = deque()  # of the plan, taken and not reached by the reader
         self._known: dict[tuple[int, int], list[_Task]] = {}  # the same by piece
-        self._running: Counter[tuple[int, int]] = Counter()
+        self._put_off: set[_Task] = set()  # whose pieces were being filled
         self._n_threads = 0
         self._ahead = 0  # bytes that were taken and not reached yet
         self._reached = 0  # bytes of the plan that were reached
@@ -164,6 +164,7 @@ class Fetcher:
             self._ahead = 0
             self._reached = 0
             self._known = {}
+            self._put_off.clear()
             self._taken.clear()
             self._queue.clear()
         self._work()
@@ -233,7 +234,8 @@ class Fetcher:
         return [replace(task, number=-1) for task in others] or [_Task(shard=key[0], place=key[1], rows=rows)]
 
     def _is_own(self, task: _Task) -> bool:
-        return not self._divided or task.number % self._workers == self._worker
+        """Return whether this worker fetches it: a piece is one worker's, since its file is locked meanwhile."""
+        return not self._divided or sum(task.key) % self._workers == self._worker
 
     def _index(self, shard: int) -> tuple[ShardIndex, list[int]]:
         """Return the index of a shard and the columns that its pieces keep; it is read once."""
@@ -344,49 +346,56 @@ class Fetcher:
         self._work()
         with one_thread():
             while tasks:
-                error: BaseException | None = None
-                try:
-                    self._do(
-                        replace(tasks[0], rows=range(tasks[0].rows[0], tasks[-1].rows[-1] + 1))
-                        if tasks[1:]
-                        else tasks[0]
-                    )
-                except BaseException as raised:  # noqa: BLE001 - raised again where it is waited for
-                    error = raised
-                for task in tasks:
-                    with contextlib.suppress(futures.InvalidStateError):  # two wait for what another worker fetches
-                        task.done.set_result(None) if error is None else task.done.set_exception(error)
+                self._try(tasks)
                 with self._lock:
                     tasks = self._next()
                     if not tasks:
                         self._n_threads -= 1
 
-    def _do(self, task: _Task) -> None:
-        """Fetch what of a task is not there."""
+    def _try(self, tasks: list[_Task]) -> None:
+        """Fetch tasks that lie side by side, or put them off while another thread or process fills their piece."""
+        error: BaseException | None = None
+        done = True
+        try:
+            rows = range(tasks[0].rows[0], tasks[-1].rows[-1] + 1) if tasks[1:] else tasks[0].rows
+            wait = tasks[0].number < 0 or not self._put_off.isdisjoint(tasks)
+            done = self._do(replace(tasks[0], rows=rows), wait=wait)
+        except BaseException as raised:  # noqa: BLE001 - raised again where it is waited for
+            error = raised
+        with self._lock:
+            if not done:  # others come first, and next time it waits
+                self._put_off.update(tasks)
+                place = min(len(self._queue), self._most)
+                for task in reversed(tasks):
+                    self._queue.insert(place, task)
+                return
+            self._put_off.difference_update(tasks)
+        for task in tasks:
+            with contextlib.suppress(futures.InvalidStateError):  # two wait for what another worker fetches
+                task.done.set_result(None) if error is None else task.done.set_exception(error)
+
+    def _do(self, task: _Task, *, wait: bool) -> bool:
+        """Fetch what of a task is not there.
+
+        Args:
+            task: The task.
+            wait: Wait while another thread or process fills the piece.
+
+        Returns:
+            Whether it is there now; otherwise another fills the piece, perhaps with other samples.
+        """
         self._index(task.shard)  # which may be a request
         with self.transfer.busy:
             piece = self.piece(*task.key)
             if is_there(piece, task.rows):
-                return
+                return True
         try:
-            self._fetch(piece, task)
+            return self.transfer.bring(piece, task.rows, wait=wait)
         except RemoteError as error:
             full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
             if not full or not self._remote(task.shard)[0].cache.free(piece.n_bytes, self.transfer.is_done):
                 raise
-            self._fetch(piece, task)
-
-    def _fetch(self, piece: Piece, task: _Task) -> None:
-        with self._lock:
-            wait = task.number < 0 or self._running[task.key] > 0  # else another process fetches it
-            self._running[task.key] += 1
-        try:
-            self.transfer.bring(piece, task.rows, wait=wait)
-        finally:
-            with self._lock:
-                self._running[task.key] -= 1
-                if not self._running[task.key]:
-                    del self._running[task.key]
+            return self.transfer.bring(piece, task.rows, wait=wait)
 
     def _count(self, n_bytes: int, n_requests: int) -> None:
         with self._lock:

@@ -61,14 +61,17 @@ class Transfer:
         self._count = count
         self._memory = Memory()
 
-    def bring(self, piece: Piece, rows: range | NDArray[np.int64], *, wait: bool, again: bool = False) -> None:
+    def bring(self, piece: Piece, rows: range | NDArray[np.int64], *, wait: bool, again: bool = False) -> bool:
         """Fetch samples of a piece that are not in its file.
 
         Args:
             piece: The piece.
             rows: Numbers of the samples in it.
-            wait: Wait where another process fetches samples of the piece; otherwise leave them to it.
+            wait: Wait while another thread or process fetches samples of the piece.
             again: Fetch them although they are there.
+
+        Returns:
+            Whether they are there now; otherwise another fetches samples of the piece.
 
         Raises:
             RemoteError: If they cannot be fetched, or are damaged there.
@@ -76,6 +79,7 @@ class Transfer:
         with self._locked(piece, wait=wait) as descriptor:
             if descriptor is not None:
                 self._fill(descriptor, piece, rows, again=again)
+            return descriptor is not None
 
     def is_done(self, path: str) -> bool:
         """Return whether all samples of a piece file were read in this epoch."""
@@ -89,7 +93,7 @@ class Transfer:
 
     @contextlib.contextmanager
     def _locked(self, piece: Piece, *, wait: bool) -> Iterator[int | None]:
-        """Yield the descriptor of a piece file with its lock held, or ``None`` where another process holds it."""
+        """Yield the descriptor of a piece file with its lock held, or ``None`` where another holds it."""
         with self._remote(piece.shard)[0].cache.writing():
             descriptor = _created(piece.path)
             try:
