@@ -50,7 +50,8 @@ def mapped(descriptor: int, *, size: int | None = None, offset: int = 0, writabl
     size = os.fstat(descriptor).st_size - offset if size is None else size
     if size <= 0:
         raise ValueError("an empty file cannot be mapped")
-    return memoryview(np.asarray(_Map(descriptor, size, offset, writable=writable)))  # type: ignore[arg-type]
+    found = np.asarray(_Map(descriptor, size, offset, writable=writable))
+    return memoryview(found)  # type: ignore[arg-type]  # arrays have the buffer protocol in every Python
 
 
 def mapped_path(path: str) -> memoryview:

@@ -138,7 +138,7 @@ class PickleCodec:
         """Return the values of streams that follow a template."""
         try:
             return match.template.values(match.rows)
-        except Exception:  # noqa: BLE001  # text that is not UTF-8, or a user's class; loads raises the right error
+        except Exception:  # noqa: BLE001 - text that is not UTF-8, or a user's class; loads raises the right error
             return [loads(view, policy=self.policy) for view in match.rows.views]
 
     def learn(self, view: memoryview) -> Any:

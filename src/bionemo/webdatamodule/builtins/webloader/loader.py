@@ -233,10 +233,10 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             source: Any = super().__iter__()
         # Torch raises the error of a dead worker in whatever the main process happens to do.
         # Here it is raised where the data are awaited, and torch only waits for a moment at a time.
-        if source._worker_pids_set:  # noqa: SLF001
-            signal_handling._remove_worker_pids(id(source))  # type: ignore[attr-defined]  # noqa: SLF001
-            source._worker_pids_set = False  # noqa: SLF001
-        source._timeout = _POLL  # noqa: SLF001
+        if source._worker_pids_set:  # noqa: SLF001 - torch has no public way, here and below
+            signal_handling._remove_worker_pids(id(source))  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            source._worker_pids_set = False  # noqa: SLF001 - as above
+        source._timeout = _POLL  # noqa: SLF001 - as above
         return _Receiving(self, source, self._table)
 
     def close(self) -> None:

@@ -89,15 +89,13 @@ class Collected:
         raw = buffer.raw()
         if raw.nbytes < IN_PICKLE:
             return True
-        view = np.frombuffer(raw, np.uint8)
-        self._buffers.append(Piece(address(view), raw.nbytes, 0, 0, view))
+        self._buffers.append(_piece(raw, uses=0))
         return False
 
     def number_of(self, obj: bytes) -> int:
         """Take a bytes object, and return its number."""
         if (known := self._bytes.get(id(obj))) is None:  # it lives as long as the view in its piece
-            view = np.frombuffer(obj, np.uint8)
-            known = self._bytes[id(obj)] = len(self._bytes), Piece(address(view), len(obj), 0, OF_BYTES, view)
+            known = self._bytes[id(obj)] = len(self._bytes), _piece(obj, uses=OF_BYTES)
         return known[0]
 
     @property
@@ -113,6 +111,11 @@ class Collected:
             nbytes = max(span.stop - low, 0)
             pieces.append(Piece(span.storage.data_ptr() + low, nbytes, low, span.uses, span.storage))
         return pieces + self._buffers + [piece for _, piece in self._bytes.values()]
+
+
+def _piece(buffer: bytes | memoryview, *, uses: int) -> Piece:
+    view = np.frombuffer(buffer, np.uint8)
+    return Piece(address(view), view.nbytes, 0, uses, view)
 
 
 class Pickler(pickle.Pickler):
