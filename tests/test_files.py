@@ -6,7 +6,7 @@ import pytest
 
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
 from bionemo.webdatamodule.errors import InputError
-from bionemo.webdatamodule.files import HIDDEN_TABLES, is_visible, walk_files
+from bionemo.webdatamodule.files import HIDDEN_TABLES, is_visible, near, walk_files
 
 TREE = ("b.x", "a.x", "sub/c.x", "sub/deep/d.x", "sub-1/e.x", ".hidden.x", ".git/f.x", "_temporary/g.x", "h.y")
 
@@ -76,6 +76,26 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path):
     make(tmp_path, "file")
     with pytest.raises(InputError, match="cannot be listed: Not a directory"):
         list(walk_files(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("a.y", "the files beside it are named *.x, *.x.y"),
+        ("b", "the files beside it are named *.x, *.x.y"),
+        ("b.x", ""),
+        ("empty/a.x", ""),
+        ("many/a.x", "the files beside it are named *.0, *.1, *.2 and others"),
+        ("bare/a.x", "the files beside it are named *"),
+        ("none/a.x", "there is no folder {root}/none"),
+        ("a.x/a.x", ""),
+    ],
+)
+def test_of_a_missing_file_it_is_said_what_is_there_instead(tmp_path, missing, expected):
+    """Its folder may be missing, or its suffix be another."""
+    make(tmp_path, "a.x", "a.x.y", "bare/a", *(f"many/{number}.{number}" for number in range(5)))
+    (tmp_path / "empty/below.y").mkdir(parents=True)
+    assert expected.format(root=tmp_path) == near(f"{tmp_path}/{missing}")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ HIDDEN_TABLES = (".", "_")
 """The same for tables: engines that write them keep ``_temporary/``, ``_SUCCESS`` and the like beside the data."""
 
 _log = logging.getLogger("bionemo.webdatamodule")
+_NEIGHBOURS = 1000  # files that are looked at for a message
+_LISTED = 3
 
 
 def walk_files(
@@ -82,6 +85,35 @@ def is_visible(path: str, *, hidden: tuple[str, ...] = HIDDEN) -> bool:
         hidden: How the names of hidden files and folders begin.
     """
     return not any(part.startswith(hidden) for part in path.split("/"))
+
+
+def near(path: str) -> str:
+    """Say what is there in place of a missing file, for messages.
+
+    Args:
+        path: The file.
+
+    Returns:
+        That its folder is missing, or how its neighbours are named if none has its suffix; else nothing.
+    """
+    folder, name = os.path.split(path)
+    try:
+        with os.scandir(folder or ".") as entries:
+            endings = {_ending(entry.name) for entry in itertools.islice(entries, _NEIGHBOURS) if entry.is_file()}
+    except FileNotFoundError:
+        return f"there is no folder {folder}"
+    except OSError:
+        return ""
+    if not endings or _ending(name) in endings:
+        return ""
+    first = sorted(endings)[:_LISTED]
+    more = " and others" if len(endings) > _LISTED else ""
+    return f"the files beside it are named {', '.join(f'*{ending}' for ending in first)}{more}"
+
+
+def _ending(name: str) -> str:
+    _, dot, ending = name.partition(".")
+    return dot + ending
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -20,6 +20,7 @@ from bionemo.webdatamodule.errors import (
     PluginError,
     WebDataModuleError,
 )
+from bionemo.webdatamodule.files import near
 from bionemo.webdatamodule.names import suffix_problem
 
 Stored: TypeAlias = "bytes | Sequence[bytes | memoryview]"
@@ -218,7 +219,8 @@ def _undecodable(error: Exception) -> WebDataModuleError:
 def describe(error: Exception) -> str:
     """Return one line on what is wrong with a sample."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
+        hint = near(str(error.filename)) if isinstance(error, FileNotFoundError) else ""
+        return f"{error.strerror}: {error.filename}{f' ({hint})' if hint else ''}"
     if isinstance(error, WebDataModuleError):
         place = ", ".join(f"{name}={value}" for name, value in error.where.items())
         return f"{error.message}{f' ({place})' if place else ''}"
