@@ -4,8 +4,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
+
+from bionemo.webdatamodule.errors import ConversionError
+from bionemo_webdatamodule_ray import RayCluster
+from bionemo_webdatamodule_ray.cluster import _connected
 
 
 def free_port():
@@ -26,30 +31,32 @@ convert_samples(reader, reader.names(), sys.argv[3], n_shards=4)
 """
 
 
-def wait_for_port(port, process):
-    """Wait until somebody listens on a port of this machine."""
-    for _ in range(600):
-        assert process.poll() is None, "the cluster ended"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+def wait_for_cluster(log, process):
+    """Wait until the whole cluster runs: clients that come to its open port before are turned away."""
+    for _ in range(1200):
+        assert process.poll() is None, f"the cluster ended: {log.read_text()}"
+        if "Ray runtime started" in log.read_text():
+            return
         time.sleep(0.1)
-    raise AssertionError(f"nobody listens on port {port}")
+    raise AssertionError(f"the cluster does not start: {log.read_text()}")
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     """Start a cluster as an administrator would; return its addresses for clients and for its own nodes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # tokens would be read from, and put into, the home directory
+    monkeypatch.setenv(
+        "GRPC_ENABLE_FORK_SUPPORT", "0"
+    )  # or some of its forks die: github.com/ray-project/ray/issues/63202
     port, client = free_port(), free_port()
     options = ["--head", "--block", f"--port={port}", f"--ray-client-server-port={client}", "--num-cpus=2"]
     options += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
     # --block keeps the program in the foreground, and stops this cluster and no other when it ends.
-    with (tmp_path / "log").open("w") as log:
+    with (path := tmp_path / "log").open("w") as log:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            wait_for_port(client, process)
+            wait_for_cluster(path, process)
             yield f"ray://127.0.0.1:{client}", f"127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -86,3 +93,36 @@ def test_a_cluster_that_is_not_there_is_an_error(tmp_path):
 
     assert 1 == result.returncode
     assert f"ConversionError: Ray at {address} cannot be reached" in result.stderr
+
+
+@pytest.mark.parametrize(("failures", "attempts"), [(0, 1), (2, 3), (3, 3)])
+def test_a_server_that_the_head_node_fails_to_start_is_asked_for_again(monkeypatch, caplog, failures, attempts):
+    """Twice; then the error says how to start the cluster."""
+    asked = []
+
+    def init(address, **arguments):
+        asked.append((address, arguments))
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("RuntimeError: Starting Ray client server failed. See ray_client_server_1.err")
+
+    monkeypatch.setattr("ray.init", init)
+    error = pytest.raises(ConversionError, match="GRPC_ENABLE_FORK_SUPPORT=0") if failures == 3 else nullcontext()
+    with error, _connected("ray://head:10001", {"namespace": "x"}):
+        pass
+
+    assert [("ray://head:10001", {"namespace": "x"})] * attempts == asked
+    assert attempts - 1 == len([r for r in caplog.records if "failed to start a server" in r.message])
+
+
+def test_other_failures_are_not_repeated(monkeypatch):
+    """A cluster that refuses its client would refuse it again."""
+    asked = []
+
+    def init(**_):
+        asked.append(1)
+        raise ConnectionAbortedError("Failed to create runtime_env")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConversionError, match=r"reached: Failed to create runtime_env \["):
+        RayCluster(address="ray://head:10001").__enter__()
+    assert [1] == asked

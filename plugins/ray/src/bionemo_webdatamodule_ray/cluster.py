@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from concurrent import futures
@@ -11,6 +12,11 @@ from types import TracebackType
 from typing import Any
 
 from bionemo.webdatamodule.errors import ConfigError, ConversionError, UsageError
+
+_log = logging.getLogger("bionemo.webdatamodule")
+_ATTEMPTS = 3
+_FORK_SIGNS = ("Starting Ray client server failed", "ZombieProcess")
+"""What a head node says whose fork of a server died, one in some 15: github.com/ray-project/ray/issues/63202."""
 
 
 @dataclass(kw_only=True)
@@ -105,7 +111,17 @@ def _connected(address: str | None, init: Mapping[str, Any]) -> Iterator[None]:
 def _init(address: str, arguments: Mapping[str, Any]) -> None:
     import ray
 
-    try:
-        ray.init(address=address, **arguments)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
-        raise ConversionError(f"Ray at {address} cannot be reached: {error}") from error
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            ray.init(address=address, **arguments)
+        except (ConnectionError, RuntimeError, TimeoutError) as error:
+            is_fork = any(sign in str(error) for sign in _FORK_SIGNS)
+            if is_fork and attempt < _ATTEMPTS:
+                _log.warning(
+                    "Ray at %s failed to start a server for this client; attempt %d follows", address, attempt + 1
+                )
+                ray.shutdown()
+                continue
+            remedy = "; start the head node with GRPC_ENABLE_FORK_SUPPORT=0 in its environment" if is_fork else ""
+            raise ConversionError(f"Ray at {address} cannot be reached: {error}{remedy}") from error
+        return
