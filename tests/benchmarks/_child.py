@@ -107,10 +107,12 @@ class Session:
         """Set up a fresh loader and take its first epoch: construction and the start of workers included."""
         self.source = Source(**source)
         numbers: list[torch.Tensor] = []
+        used: list[float] = []
         with clock() as measured:
             self.epochs = self.arm.epochs(self.source, self.target(self.source, variant), variant, workers)
-            count, total = consume(KINDS[self.source.kind], self.epochs(), numbers)
+            count, total = consume(KINDS[self.source.kind], self.epochs(), numbers, used)
         check_totals(self.source, count, total)
+        measured |= {"rest": used[-1] - used[0], "samples_of_rest": count - len(numbers[0])}
         return {**measured, "samples": count, "correlation": check_numbers(self.source, torch.cat(numbers))}
 
     def do_epoch(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,13 +199,16 @@ def make_source(
     return source
 
 
-def consume(kind: Kind, batches: Iterator[Any], numbers: list[torch.Tensor] | None = None) -> tuple[int, float]:
+def consume(
+    kind: Kind, batches: Iterator[Any], numbers: list[torch.Tensor] | None = None, used: list[float] | None = None
+) -> tuple[int, float]:
     """Take one epoch as a training loop does: every value is read once.
 
     Args:
         kind: The kind of samples.
         batches: The epoch.
         numbers: Where to put the numbers of the samples as they come, if anywhere.
+        used: Where to put the time at which each batch was used, if anywhere.
 
     Returns:
         Number of samples, and the sum of all their values.
@@ -215,6 +219,8 @@ def consume(kind: Kind, batches: Iterator[Any], numbers: list[torch.Tensor] | No
         total += kind.total(batch)
         if numbers is not None:
             numbers.append(kind.numbers(batch))
+        if used is not None:
+            used.append(time.perf_counter())
     return count, total
 
 

@@ -27,7 +27,7 @@ class Measurement:
         kind: Kind of sample.
         workers: Number of loader workers (0 for conversions, whose processes are the contender's business).
         contender: Title of the contender.
-        phase: "first" or "later" epoch, or "convert".
+        phase: "first" or "later" epoch, the "rest" of the first one from its second batch on, or "convert".
         turn: Number of the round in which all contenders took their turn.
         wall: Seconds on the wall.
         cpu: CPU seconds of all its processes.

@@ -69,6 +69,7 @@ CONTENDERS = (
 )
 LONG_EPOCH = 5.0  # seconds from which on the start of workers is lost in the first epoch, which then stands for all
 BLOCK = "read benchmark"
+PHASES = {"first": "first epoch", "rest": "its rest", "later": "later epochs"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -160,6 +161,7 @@ def _turn(field: Field, contender: Contender, source: Source, workers: int, turn
     child = field.child(contender)
     later = first if first["wall"] > LONG_EPOCH else child.ask("epoch")
     child.ask("close")
+    rest = {**first, "wall": first["rest"], "samples": first["samples_of_rest"]}
     return [
         Measurement(
             kind=source.kind,
@@ -171,7 +173,7 @@ def _turn(field: Field, contender: Contender, source: Source, workers: int, turn
             cpu=answer["cpu"],
             samples=answer["samples"],
         )
-        for phase, answer in (("first", first), ("later", later))
+        for phase, answer in zip(PHASES, (first, rest, later), strict=True)
     ]
 
 
@@ -179,8 +181,8 @@ def _progress(kind: str) -> Any:
     return lambda names: tqdm(names, desc=f"writing the pickles of {kind}", unit="file", leave=False, disable=None)
 
 
-def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, Summary | None, Summary | None]]:
-    """The ratios that matter, each within rounds: who is compared with whom, in first epochs and in later ones."""
+def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, list[Summary | None]]]:
+    """The ratios that matter, each within rounds: who is compared with whom, and that in each phase."""
     peers = [one for one in CONTENDERS if one.peer not in ("ours", "floor")]
     pairs = [
         (DEFAULT.title, results.best(kind, workers, "later", [one.title for one in peers if one.order == order]))
@@ -194,7 +196,7 @@ def headlines(results: Results, kind: str, workers: int) -> list[tuple[str, Summ
         (FOREIGN.title, WEBDATASET_PICKLES.title),
     ]
     return [
-        (f"{mine} ÷ {other}", *(results.ratio(kind, workers, phase, mine, other) for phase in ("first", "later")))
+        (f"{mine} ÷ {other}", [results.ratio(kind, workers, phase, mine, other) for phase in PHASES])
         for mine, other in pairs
         if other is not None
     ]
@@ -206,19 +208,19 @@ def render(results: Results, absent: dict[str, str], facts: dict[str, Any]) -> s
         f"Samples a second, batches of {BATCH_SIZE}, {N_SHARDS} shards, page cache warm. "
         f"Medians of {facts['options']['rounds']} rounds with the lowest and highest in brackets.\n"
         '"First epoch" has the set-up of the loader and the start of its workers in it, and our check of every crc; '
-        '"later epochs" go on with the same loader.\n'
+        '"its rest" is the first epoch from the second batch on; "later epochs" go on with the same loader.\n'
         '"Ours" says how many times as fast as this row our default pipeline is in the same epoch of the same round.'
     )
     parts = [explained, provenance_text(facts)]
-    header = ("", "order", "first epoch", "ours", "later epochs", "ours", "CPU µs a sample")
+    header = ("", "order", *(text for phase in PHASES.values() for text in (phase, "ours")), "CPU µs a sample")
     for kind, workers in itertools.product(KINDS, sorted({one.workers for one in results.measurements})):
         rows = [row for one in CONTENDERS if (row := _row(results, kind, workers, one)) is not None]
         if not rows:
             continue
         size = number(max((one.samples for one in results.measurements if one.kind == kind), default=0))
         parts.append(f"### {KINDS[kind].title} {TIMES} {size}, {workers} workers\n\n{table(header, rows)}")
-        if ratios := [(text, *map(_times, found)) for text, *found in headlines(results, kind, workers) if any(found)]:
-            parts.append(table(("within the same round", "first epoch", "later epochs"), ratios))
+        if ratios := [(text, *map(_times, found)) for text, found in headlines(results, kind, workers) if any(found)]:
+            parts.append(table(("within the same round", *PHASES.values()), ratios))
     parts += [f"{peer} did not take part: {reason}" for peer, reason in absent.items()]
     return "\n\n".join(parts)
 
@@ -227,13 +229,13 @@ def _row(results: Results, kind: str, workers: int, contender: Contender) -> lis
     title = contender.title
     failure = results.failures.get((kind, workers, title))
     if failure is not None:
-        return [title, contender.order, f"failed: {failure[:120]}", *[NOTHING] * 4]
+        return [title, contender.order, f"failed: {failure[:120]}", *[NOTHING] * (2 * len(PHASES))]
     if not results.rates(kind, workers, title, "later"):
         return None
     cpu = results.cpu_per_sample(kind, workers, title, "later")
     epochs = [
         text
-        for phase in ("first", "later")
+        for phase in PHASES
         for text in (
             cell(summarise(results.rates(kind, workers, title, phase).values())),
             _times(results.ratio(kind, workers, phase, DEFAULT.title, title)),
