@@ -699,8 +699,8 @@ def test_what_comes_next_is_read_from_the_disk_and_nothing_else(tmp_path, monkey
     advised = []
     monkeypatch.setattr(open_shards, "expect", lambda memory: advised.append(("end", len(memory))))
     monkeypatch.setattr(fields, "expect", lambda memory: advised.append((bytes(memory[:6]), len(memory))))
-    disk = itertools.count()
-    monkeypatch.setattr(page_cache, "_disk_reads", lambda: next(disk))
+    disk = itertools.count(step=1 << 20)
+    monkeypatch.setattr(page_cache, "_disk_bytes", lambda: next(disk))
     payload = bytes(100_000)
     samples = [(f"s{number}", {"a": payload, "b": payload}) for number in range(6)]
     found = reader(write_set(tmp_path, samples, n_shards=1, codecs={"a": "bytes", "b": "bytes"}), ["b"])

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARGE = 100_000
+READ = 1 << 20  # bytes
 
 
 def steps(cache: PageCache, runs: Iterable[int], disk: Iterator[int], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return in which order runs are expected, where the disk is read during that, and used."""
     log: list[str] = []
-    monkeypatch.setattr(page_cache, "_disk_reads", lambda: next(disk))
+    monkeypatch.setattr(page_cache, "_disk_bytes", lambda: READ * next(disk))
 
     def expected(run: int) -> None:
         if cache.misses():
@@ -45,6 +46,14 @@ def test_the_next_run_is_read_while_one_is_used(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_in_memory_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run is expected where no disk is read."""
     assert ["use 0", "use 1", "use 2"] == steps(PageCache(LARGE, 0), range(3), iter([5] * 100), monkeypatch)
+
+
+def test_what_is_read_beside_the_data_is_no_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that are imported meanwhile; but what the shards of the first run need is one for that run."""
+    monkeypatch.setattr(f"{__name__}.READ", 1 << 18)
+    assert ["use 0", "use 1", "use 2"] == steps(PageCache(LARGE, 0), range(3), iter([0, 0, 1, 2, 3]), monkeypatch)
+    found = steps(PageCache(LARGE, 0), range(3), iter(range(9)), monkeypatch)
+    assert ["expect 0", "use 0", "use 1", "use 2"] == found
 
 
 def test_a_disk_is_expected_for_a_while_after_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:

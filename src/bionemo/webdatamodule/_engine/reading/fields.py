@@ -72,13 +72,9 @@ def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
     add = views.append
     for shard, row in places:
         found = shard.columns[column]
-        if found is None:
+        if found is None or (start := found[0][row]) < 0:
             raise _missing(shard, row)
-        offsets, sizes, _ = found
-        start = offsets[row]
-        if start < 0:
-            raise _missing(shard, row)
-        add(shard.data[start : start + sizes[row]])
+        add(shard.data[start : start + found[1][row]])
     return views
 
 
@@ -136,21 +132,20 @@ def check_many(places: Sequence[Place], columns: Iterable[int]) -> None:
         CorruptShardError, RemoteError: As :func:`check_fields`.
     """
     for column in columns:
-        fields: list[Place] = []
         headers: list[memoryview] = []
-        for place in places:
-            shard, row = place
+        for shard, row in places:
             found = shard.columns[column]
             if found is None or (start := found[0][row]) < 0:
                 continue
             _, sizes, crcs = found
-            if crcs is None or start < BLOCK or crc32(shard.data[start : start + sizes[row]]) != crcs[row]:
-                check_fields(place, (column,))
+            data = shard.data
+            if crcs is None or start < BLOCK or crc32(data[start : start + sizes[row]]) != crcs[row]:
+                check_fields((shard, row), (column,))
             else:
-                fields.append(place)
-                headers.append(shard.data[start - BLOCK : start])
-        for place in itertools.compress(fields, (~sound_headers(b"".join(headers))).tolist()):
-            check_fields(place, (column,))
+                headers.append(data[start - BLOCK : start])
+        if not sound_headers(b"".join(headers)).all():
+            for place in places:
+                check_fields(place, (column,))
 
 
 def _compare(shard: OpenShard, row: int, columns: Iterable[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,11 @@ _LARGE: Final = 1 << 15
 
 _RUNS: Final = 8
 """Runs of samples for which a disk is expected after it was seen."""
+
+_BESIDE: Final = 1 << 19
+"""Bytes that a process may read beside its data in the time of a run: modules and libraries that it uses first."""
+
+_BLOCK: Final = 512  # bytes, in which ``ru_inblock`` counts
 
 _THREAD: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
@@ -44,9 +50,9 @@ class PageCache:
             expect: Advises the kernel of what a run reads, if :meth:`misses` is true once its shards are open.
         """
         waiting: list[_T] = []
-        self._seen = _disk_reads()
+        self._seen = _disk_bytes()
         for number, run in enumerate(runs):
-            if self._advises and (not number or self.misses()):
+            if self._advises and (not number or self.misses(_BESIDE)):
                 expect(run)
             self._run += 1
             waiting.append(run)
@@ -54,18 +60,22 @@ class PageCache:
                 yield waiting.pop(0)
         yield from waiting
 
-    def misses(self) -> bool:
-        """Return whether this thread read from a disk lately."""
-        seen = _disk_reads()
-        if seen > self._seen:
-            self._seen, self._missed = seen, self._run
-        return self._run - self._missed < _RUNS
+    def misses(self, beside: int = 0) -> bool:
+        """Return whether this thread read from a disk since it was asked last, or read much lately.
+
+        Args:
+            beside: Bytes that do not count.
+        """
+        before, self._seen = self._seen, _disk_bytes()
+        if self._seen - before > _BESIDE:
+            self._missed = self._run
+        return self._seen - before > beside or self._run - self._missed < _RUNS
 
 
-def _disk_reads() -> int:
-    """Return how often this thread read from a disk so far, by itself or by touching a map."""
+def _disk_bytes() -> int:
+    """Return how much this thread read from a disk so far, or at least that of each map that it waited for."""
     used = resource.getrusage(_THREAD)
-    return used.ru_majflt + used.ru_inblock
+    return used.ru_inblock * _BLOCK + used.ru_majflt * mmap.PAGESIZE
 
 
 def _memory() -> int:

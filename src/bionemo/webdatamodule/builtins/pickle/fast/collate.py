@@ -142,16 +142,15 @@ def _copier(
 
     def copy(where: slice, target: NDArray[np.uint8]) -> None:
         memory, width = target.reshape(-1).data, target.shape[1]
+        lengths = stops[where] - starts[where]
+        if (shortest := int(lengths.min())) < width:
+            target[:, shortest:] = 0
         begins = np.arange(len(target)) * width
-        ends = begins + stops[where] - starts[where]
+        ends = begins + lengths
         for view, start, stop, begin, end in zip(
             views[where], starts[where].tolist(), stops[where].tolist(), begins.tolist(), ends.tolist(), strict=True
         ):
             memory[begin:end] = view[start:stop]
-        short = np.flatnonzero(ends < begins + width)
-        zeros = memoryview(bytes(width if short.size else 0))
-        for end, stop in zip(ends[short].tolist(), (begins[short] + width).tolist(), strict=True):
-            memory[end:stop] = zeros[: stop - end]
 
     return copy
 

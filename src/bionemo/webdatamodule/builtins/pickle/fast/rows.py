@@ -275,13 +275,12 @@ class Rows:
 
     def copy_in(self, stretches: Sequence[Stretch]) -> None:
         """Copy stretches of the latest chunk to the table."""
-        memory, width = self.table.reshape(-1).data, self.table.shape[1]
         begins = self.bases[-1].tolist()
         for low, high, at in stretches:
-            length = high - low
-            for view, begin in zip(self.views, begins, strict=True):
-                memory[at : at + length] = view[begin + low : begin + high]
-                at += width  # noqa: PLW2901 - from row to row
+            copied = b"".join(
+                [view[begin + low : begin + high] for view, begin in zip(self.views, begins, strict=True)]
+            )
+            self.table[:, at : at + high - low] = np.frombuffer(copied, np.uint8).reshape(len(self.views), high - low)
 
     def put(self, parts: Sequence[Any], column: list[Any]) -> None:
         """Put one object for each stream at its index."""
