@@ -2,9 +2,9 @@
 
     python tests/benchmarks/read.py [--peers ours floor litdata] [--workers 0 2] [--datasets small large dict]
 
-Every contender has its own environment and process. All take turns, round after round, so that a slow minute of the
-machine is everybody's; ratios compare within a round only. In every epoch all values are summed, as a stand-in for
-the copy to a device, and the sum is checked; in first epochs also that each sample came exactly once.
+Every contender has its own environment, and a process for each turn. All take turns, round after round, so that a slow
+minute of the machine is everybody's; ratios compare within a round only. In every epoch all values are summed, as a
+stand-in for the copy to a device, and the sum is checked; in first epochs also that each sample came exactly once.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def _measure(field: Field, options: argparse.Namespace) -> Results:
 
 
 def _turn(field: Field, contender: Contender, source: Source, workers: int, turn: int) -> list[Measurement]:
-    """A contender's first epoch with a fresh loader, and a later one with the same."""
+    """A contender's first epoch in a fresh process, and a later one with the same loader."""
+    field.child(contender).end()
     first = field.ask(contender, "open_and_epoch", source, workers=workers)
     child = field.child(contender)
     later = first if first["wall"] > LONG_EPOCH else child.ask("epoch")
@@ -207,7 +208,8 @@ def render(results: Results, absent: dict[str, str], facts: dict[str, Any]) -> s
     explained = (
         f"Samples a second, batches of {BATCH_SIZE}, {N_SHARDS} shards, page cache warm. "
         f"Medians of {facts['options']['rounds']} rounds with the lowest and highest in brackets.\n"
-        '"First epoch" has the set-up of the loader and the start of its workers in it, and our check of every crc; '
+        '"First epoch" is that of a fresh process, with the set-up of the loader, the start of its workers and our check '
+        "of every crc; "
         '"its rest" is the first epoch from the second batch on; "later epochs" go on with the same loader.\n'
         '"Ours" says how many times as fast as this row our default pipeline is in the same epoch of the same round.'
     )
