@@ -22,6 +22,7 @@ from bionemo.webdatamodule._engine.repetition import repeating
 from bionemo.webdatamodule._engine.sampling.partition import (
     CHUNK_BYTES,
     CHUNK_SAMPLES,
+    COLUMNAR_SAMPLES,
     LAZY_BYTES,
     chunk_length,
     chunks,
@@ -183,14 +184,18 @@ class PlannedDataset(Planned):
         """Yield this worker's part of the epoch that :attr:`position` names, from there on."""
         epoch, start = self.position.get()
         this = context.worker()
+        is_quick = all(hasattr(stage, "columns") for stage in (*self.stages, *self.ahead))
+        samples = COLUMNAR_SAMPLES if is_quick else CHUNK_SAMPLES
         # Large batches are made when they are asked for: less memory is less time.
-        lazy = not this.count and self.sample_bytes * CHUNK_SAMPLES > CHUNK_BYTES
+        lazy = not this.count and self.sample_bytes * samples > CHUNK_BYTES
         far = self.reader.is_remote  # what comes first is to be used first
         place = self.topology
         n_batches = self.plan.n_batches(place.world_size, start=start, epoch=epoch)
         share = mean_share(self.plan.n_samples, n_batches, place.world_size)
         most = LAZY_BYTES if lazy and not far else CHUNK_BYTES
-        length = chunk_length(n_batches, share, this.count, sample_bytes=self.sample_bytes, most_bytes=most)
+        length = chunk_length(
+            n_batches, share, this.count, sample_bytes=self.sample_bytes, most_samples=samples, most_bytes=most
+        )
         together = max(1, _PLANNED // max(1, share * length))
         mine = partial(chunks, n_batches, this.number, this.count, length=length)
         if far:  # what will be read is known, and is fetched in that order

@@ -16,6 +16,7 @@ from bionemo.webdatamodule._engine.sampling.permutation import Ids
 from bionemo.webdatamodule.errors import PlanError
 
 CHUNK_SAMPLES = 512  # that cross from a worker at once, at most
+COLUMNAR_SAMPLES = 1024  # the same where no stage takes them one by one, so that they are made in a few milliseconds
 CHUNK_BYTES = 1 << 22  # with less, the overhead of calls shows; more only takes memory
 LAZY_BYTES = 1 << 26  # where batches are made one by one: bytes that are examined together
 
@@ -139,7 +140,13 @@ def chunks(batches: int, worker: int, workers: int, *, length: int = 1) -> Itera
 
 
 def chunk_length(
-    batches: int, share: int, workers: int, *, sample_bytes: float = 0, most_bytes: int = CHUNK_BYTES
+    batches: int,
+    share: int,
+    workers: int,
+    *,
+    sample_bytes: float = 0,
+    most_samples: int = CHUNK_SAMPLES,
+    most_bytes: int = CHUNK_BYTES,
 ) -> int:
     """Return how many batches a worker should bring at a time.
 
@@ -151,10 +158,11 @@ def chunk_length(
         share: Samples of a batch of this rank.
         workers: Number of workers; 0, for none, counts as one.
         sample_bytes: Mean size of a sample; 0 if it is not known.
+        most_samples: What a chunk may hold, unless a batch alone has more.
         most_bytes: What a chunk may hold, unless a batch alone is larger.
     """
     share = max(1, share)
-    enough = min(CHUNK_SAMPLES / share, most_bytes / max(1, share * sample_bytes))
+    enough = min(most_samples / share, most_bytes / max(1, share * sample_bytes))
     return max(1, min(int(enough), batches // (4 * max(1, workers))))
 
 
