@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from _data import BATCH_SIZE, KINDS
 from _peers import default_cache
 from _report import TIMES, cell, provenance, provenance_text, summarise, table, write_page
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 SAMPLES = {"map": 20_000, "batched": 20_000, "collator": 20_000, "images": 5_000, "graphs": 5_000}
@@ -44,13 +47,14 @@ def main() -> int:
     options = parser.parse_args()
     directories = {row: make_data(options.cache, row, options.samples or SAMPLES[row]) for row in options.rows}
     runs: list[dict[str, Any]] = []
-    for turn in range(options.repeat):
-        for row in options.rows:
-            for workers in options.workers:
-                for contender in CONTENDERS:
-                    found = run(row, contender, workers, directories[row])
-                    runs.append({"turn": turn, "row": row, "workers": workers, "contender": contender, **found})
-    facts = provenance({}, {"rounds": options.repeat})
+    turns = list(itertools.product(range(options.repeat), options.rows, options.workers, CONTENDERS))
+    for turn, row, workers, contender in tqdm(turns, unit="run", disable=None):
+        found = run(row, contender, workers, directories[row])
+        runs.append({"turn": turn, "row": row, "workers": workers, "contender": contender, **found})
+        if options.json:  # a long run that is broken off leaves what it has
+            options.json.write_text(json.dumps(runs))
+    libraries = ("torch", "webdataset", "pillow", "torch_geometric")
+    facts = provenance({"ours": {name: version(name) for name in libraries}}, {"rounds": options.repeat})
     page = render(runs, facts)
     print(page)
     if options.json:
