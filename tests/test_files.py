@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path):
 )
 def test_of_a_missing_file_it_is_said_what_is_there_instead(tmp_path, missing, expected):
     """Its folder may be missing, or its suffix be another."""
-    make(tmp_path, "a.x", "a.x.y", "bare/a", *(f"many/{number}.{number}" for number in range(5)))
+    make(tmp_path, "a.x", "a.x.y", ".hidden", "bare/a", *(f"many/{number}.{number}" for number in range(5)))
     (tmp_path / "empty/below.y").mkdir(parents=True)
     assert expected.format(root=tmp_path) == near(f"{tmp_path}/{missing}")
 

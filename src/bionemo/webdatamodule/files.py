@@ -99,7 +99,8 @@ def near(path: str) -> str:
     folder, name = os.path.split(path)
     try:
         with os.scandir(folder or ".") as entries:
-            endings = {_ending(entry.name) for entry in itertools.islice(entries, _NEIGHBOURS) if entry.is_file()}
+            files = (entry.name for entry in itertools.islice(entries, _NEIGHBOURS) if entry.is_file())
+            endings = {_ending(file) for file in files if not file.startswith(HIDDEN)}
     except FileNotFoundError:
         return f"there is no folder {folder}"
     except OSError:
