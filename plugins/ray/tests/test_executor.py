@@ -237,11 +237,8 @@ def test_shutting_down_waits_and_takes_nothing_more(tmp_path):
             pool.submit(len, "abc")
 
 
-def test_an_error_stops_the_tasks_that_run(tmp_path, monkeypatch):
+def test_an_error_stops_the_tasks_that_run(tmp_path):
     """Ctrl-C does not wait for hours; tasks are interrupted and may tidy up."""
-    from bionemo_webdatamodule_ray import executor
-
-    monkeypatch.setattr(executor, "_GRACE", 120)  # on a busy machine interrupts take their time
     tasks = []
 
     def fail():
