@@ -1,6 +1,7 @@
 """Files of a folder: what writers list, and what they leave out."""
 
 import logging
+from operator import methodcaller
 
 import pytest
 
@@ -43,8 +44,8 @@ def test_tables_leave_out_what_engines_keep_beside_them(tmp_path, caplog):
     """``_temporary`` and its like are no data; folders alone are no reason to warn."""
     make(tmp_path, "a.x", "_temporary/g.x", "day=1/b.x", "day=1/_SUCCESS")
     caplog.set_level(logging.INFO)
-    wanted = lambda name: name.endswith(".x")  # noqa: E731 - one line
-    assert ["a.x", "day=1/b.x"] == list(walk_files(tmp_path, wanted=wanted, hidden=HIDDEN_TABLES))
+    found = walk_files(tmp_path, wanted=methodcaller("endswith", ".x"), hidden=HIDDEN_TABLES)
+    assert ["a.x", "day=1/b.x"] == list(found)
     assert [f"{tmp_path}: left out 0 hidden files and 1 hidden folders, first _temporary"] == messages(
         caplog, logging.INFO
     )

@@ -29,6 +29,7 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 SAMPLES = {"map": 20_000, "batched": 20_000, "collator": 20_000, "images": 5_000, "graphs": 5_000}
 SUFFIX = {"images": "jpg", "graphs": "graph.pyd"}
+NEEDS = {"images": "pillow", "graphs": "torch_geometric"}
 CONTENDERS = ("ours", "plain", "webdataset")
 TIMEOUT = 600
 BLOCK = "pipelines benchmark"
@@ -53,7 +54,7 @@ def main() -> int:
         runs.append({"turn": turn, "row": row, "workers": workers, "contender": contender, **found})
         if options.json:  # a long run that is broken off leaves what it has
             options.json.write_text(json.dumps(runs))
-    libraries = ("torch", "webdataset", "pillow", "torch_geometric")
+    libraries = ["torch", "webdataset", *(NEEDS[row] for row in options.rows if row in NEEDS)]
     facts = provenance({"ours": {name: version(name) for name in libraries}}, {"rounds": options.repeat})
     page = render(runs, facts)
     print(page)

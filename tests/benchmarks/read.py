@@ -208,8 +208,8 @@ def render(results: Results, absent: dict[str, str], facts: dict[str, Any]) -> s
     explained = (
         f"Samples a second, batches of {BATCH_SIZE}, {N_SHARDS} shards, page cache warm. "
         f"Medians of {facts['options']['rounds']} rounds with the lowest and highest in brackets.\n"
-        '"First epoch" is that of a fresh process, set-up of the loader, start of its workers and our check '
-        "of every crc; "
+        '"First epoch" is that of a fresh process; set-up of the loader, start of its workers and our check '
+        "of every crc are in it; "
         '"its rest" is the first epoch from the second batch on; "later epochs" go on with the same loader.\n'
         '"Ours" says how many times as fast as this row our default pipeline is in the same epoch of the same round.'
     )

@@ -45,9 +45,8 @@ def wait_for_cluster(log, process):
 def cluster(tmp_path, monkeypatch):
     """Start a cluster as an administrator would; return its addresses for clients and for its own nodes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # tokens would be read from, and put into, the home directory
-    monkeypatch.setenv(
-        "GRPC_ENABLE_FORK_SUPPORT", "0"
-    )  # or some of its forks die: github.com/ray-project/ray/issues/63202
+    # Or some of its forks die: github.com/ray-project/ray/issues/63202
+    monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
     port, client = free_port(), free_port()
     options = ["--head", "--block", f"--port={port}", f"--ray-client-server-port={client}", "--num-cpus=2"]
     options += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]

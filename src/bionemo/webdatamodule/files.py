@@ -100,7 +100,7 @@ def near(path: str) -> str:
     try:
         with os.scandir(folder or ".") as entries:
             files = (entry.name for entry in itertools.islice(entries, _NEIGHBOURS) if entry.is_file())
-            endings = {_ending(file) for file in files if not file.startswith(HIDDEN)}
+            endings = {_ending(file) for file in files if is_visible(file)}
     except FileNotFoundError:
         return f"there is no folder {folder}"
     except OSError:

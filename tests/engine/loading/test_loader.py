@@ -433,7 +433,7 @@ def test_the_state_counts_samples_of_the_whole_run():
 
 
 def test_resuming_seeks_and_reads_nothing_before():
-    """At sample 10⁸ of 10⁹ the first batch asks the reader for that batch alone."""
+    """At sample 10⁸ of 10⁹ the first batch asks the reader for it and those that are made with it."""
     asked = []
 
     class Counting(Numbers):

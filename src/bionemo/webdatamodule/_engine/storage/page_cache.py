@@ -67,9 +67,10 @@ class PageCache:
             beside: Bytes that do not count.
         """
         before, self._seen = self._seen, _disk_bytes()
-        if self._seen - before > _BESIDE:
+        read = self._seen - before
+        if read > _BESIDE:
             self._missed = self._run
-        return self._seen - before > beside or self._run - self._missed < _RUNS
+        return read > beside or self._run - self._missed < _RUNS
 
 
 def _disk_bytes() -> int:
