@@ -134,8 +134,10 @@ def served(directory: Path, link: float) -> Iterator[tuple[str, subprocess.Popen
     command = [sys.executable, str(HERE / "_remote_server.py"), str(directory), *map(str, (DELAY, CONNECTION, link))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}", process
-        process.kill()
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}", process
+        finally:
+            process.kill()
 
 
 def sent(url: str) -> tuple[int, int]:

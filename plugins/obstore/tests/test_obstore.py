@@ -9,7 +9,7 @@ import pytest
 from bionemo.webdatamodule import WebDataModule, context
 from bionemo.webdatamodule.components import Store
 from bionemo.webdatamodule.plugins import find
-from bionemo_webdatamodule_obstore import ObstoreStore
+from bionemo_webdatamodule_obstore.store import ObstoreStore
 
 
 @pytest.fixture(autouse=True)

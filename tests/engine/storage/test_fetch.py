@@ -1,5 +1,6 @@
 """The fetcher follows a plan: how shards are cut, what it joins and divides, and what it counts."""
 
+import threading
 import time
 from dataclasses import replace
 
@@ -87,6 +88,36 @@ def test_more_is_fetched_ahead_the_more_was_read(remote, monkeypatch):
     wait_for_background()
 
     assert [1, 2, 4] == [*counts, len(seen)]
+
+
+def test_what_is_under_way_is_bounded_by_what_was_read(remote, monkeypatch):
+    """Requests share the link, so that many at once would delay what is needed next."""
+    found, _ = remote
+    busy, most, read = threading.Semaphore(0), [0], directory.RemoteDirectory.read
+    together = threading.Barrier(3, timeout=20)
+
+    def alone(self, name, ranges, into):
+        busy.release()
+        time.sleep(0.01)
+        most.append(busy._value)
+        read(self, name, ranges, into)
+        busy.acquire()
+
+    def beside_two(self, name, ranges, into):
+        together.wait()
+        read(self, name, ranges, into)
+
+    one, plan = fetcher(found), [[Need(shard=n, first=first, last=first + 10) for n in range(3)] for first in (0, 10)]
+    monkeypatch.setattr(fetch, "_UNDER_WAY", 1)
+    monkeypatch.setattr(directory.RemoteDirectory, "read", alone)
+    one.follow(plan[0], epoch=0)
+    wait_for_background()
+    assert [0, 1, 1, 1] == most
+    monkeypatch.setattr(fetch, "_UNDER_WAY", sum(found.sizes))
+    monkeypatch.setattr(directory.RemoteDirectory, "read", beside_two)
+    one.follow(plan[1], epoch=0)
+    wait_for_background()
+    assert not together.broken
 
 
 def test_workers_divide_a_plan_and_wait_for_each_other(remote):

@@ -1,22 +1,4 @@
-"""Object stores for bionemo-webdatamodule through obstore."""
+"""Object stores for bionemo-webdatamodule through obstore.
 
-from __future__ import annotations
-
-from collections.abc import Iterable
-
-from bionemo.webdatamodule import hookimpl
-from bionemo.webdatamodule.components import Store
-from bionemo_webdatamodule_obstore.store import SCHEMES, ObstoreStore
-
-__all__ = ["ObstoreStore", "webdatamodule_stores"]
-
-
-@hookimpl
-def webdatamodule_stores() -> Iterable[Store]:
-    """Register the store."""
-    yield Store(
-        name="obstore",
-        summary="S3, Google Cloud Storage, Azure and HTTP, through obstore",
-        schemes=SCHEMES,
-        factory=ObstoreStore,
-    )
+It imports nothing, since a helper process imports it too, and the first batch waits until that has started.
+"""

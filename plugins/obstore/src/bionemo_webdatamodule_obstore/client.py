@@ -1,4 +1,7 @@
-"""Files behind URLs through obstore, in the process that uses them: one attempt at each request."""
+"""Files behind URLs through obstore, in the process that uses them: one attempt at each request.
+
+Helper processes import it, so that it has no part of the core.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-
-from bionemo.webdatamodule.components import StoredFile
 
 _SILENCE = "30s"
 _WEB = ("http", "https")
@@ -25,8 +26,8 @@ class Client:
     def __init__(self) -> None:
         self._stores: dict[str, Any] = {}
 
-    def list(self, url: str) -> list[StoredFile]:
-        """Return the files directly in a directory."""
+    def list(self, url: str) -> list[tuple[str, int, str]]:
+        """Return name, size and version of the files directly in a directory."""
         import obstore
 
         if urlsplit(url).scheme in _WEB:
@@ -38,8 +39,8 @@ class Client:
             raise _named(error) from error
         return [_stored(entry) for entry in found["objects"]]
 
-    def stat(self, url: str) -> StoredFile:
-        """Return the size and version of a file."""
+    def stat(self, url: str) -> tuple[str, int, str]:
+        """Return name, size and version of a file."""
         import obstore
 
         store, path = self._open(url)
@@ -117,9 +118,9 @@ class Client:
         return store, path.strip("/")
 
 
-def _stored(entry: Any) -> StoredFile:
+def _stored(entry: Any) -> tuple[str, int, str]:
     version = entry.get("version") or entry.get("e_tag") or str(entry.get("last_modified") or "")
-    return StoredFile(name=entry["path"].rpartition("/")[2], size=int(entry["size"]), version=version)
+    return entry["path"].rpartition("/")[2], int(entry["size"]), version
 
 
 def _named(error: Exception) -> Exception:

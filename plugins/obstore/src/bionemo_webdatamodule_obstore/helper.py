@@ -1,11 +1,10 @@
-"""A process that holds the client of a process which may fork; it answers many threads at once and ends with it."""
+"""A process that holds the client of a process which may fork: many threads ask it, and it ends with them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pickle
-import struct
 import subprocess
 import sys
 import threading
@@ -14,16 +13,14 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import IO, Any
 
-from bionemo_webdatamodule_obstore.client import Client
+from bionemo_webdatamodule_obstore.server import LENGTH, exactly
 
-_LENGTH = struct.Struct("<q")
-_THREADS = 64
 _PIPE_BYTES = 1 << 20  # what a user may have on Linux
-_COMMAND = "from bionemo_webdatamodule_obstore.helper import serve; serve()"
+_COMMAND = "from bionemo_webdatamodule_obstore.server import serve; serve()"
 
 
 class Helper:
-    """Calls methods of a :class:`Client` in a process of its own. It is used by several threads."""
+    """Calls methods of a ``Client`` in a process of its own. It is used by several threads."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own code in this interpreter
@@ -57,7 +54,7 @@ class Helper:
             message = pickle.dumps((self._number, request))
             assert self._process.stdin is not None  # noqa: S101 - it is a pipe
             try:
-                self._process.stdin.write(_LENGTH.pack(len(message)) + message)
+                self._process.stdin.write(LENGTH.pack(len(message)) + message)
                 self._process.stdin.flush()
             except OSError as error:
                 del self._waiting[self._number]
@@ -77,7 +74,7 @@ def _receive(stream: IO[bytes], waiting: dict[int, tuple[futures.Future[Any], Se
     """Take answers, and bytes straight into the memory that waits for them."""
     with contextlib.suppress(EOFError, OSError, ValueError):
         while True:
-            number, found, error, lengths = pickle.loads(_exactly(stream, _LENGTH.unpack(_exactly(stream, 8))[0]))
+            number, found, error, lengths = pickle.loads(exactly(stream, LENGTH.unpack(exactly(stream, 8))[0]))
             done, into = waiting.pop(number)
             for place, length in enumerate(lengths):
                 memory = into[place] if length == len(into[place]) else memoryview(bytearray(length))
@@ -94,51 +91,6 @@ def _receive(stream: IO[bytes], waiting: dict[int, tuple[futures.Future[Any], Se
         if not done.done():
             done.set_exception(ConnectionError("the process that holds the store's client ended"))
     waiting.clear()
-
-
-def serve() -> None:
-    """Answer requests on standard input until it is closed."""
-    client, sending = Client(), threading.Lock()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr
-
-    def answer(number: int, name: str, arguments: Any) -> None:
-        found: Any = None
-        error: Exception | None = None
-        blocks: Sequence[memoryview] = ()
-        try:
-            found = getattr(client, name)(*arguments)
-            if name == "ranges":
-                found, blocks = None, found
-        except Exception as raised:  # noqa: BLE001 - the caller gets it
-            error = raised if _pickles(raised) else OSError(f"{type(raised).__name__}: {raised}")
-        head = pickle.dumps((number, found, error, [len(block) for block in blocks]))
-        with sending:
-            answers.write(_LENGTH.pack(len(head)) + head)
-            for block in blocks:
-                answers.write(block)
-            answers.flush()
-
-    with futures.ThreadPoolExecutor(_THREADS) as pool, contextlib.suppress(EOFError, OSError):
-        while True:
-            number, (name, arguments) = pickle.loads(_exactly(requests, _LENGTH.unpack(_exactly(requests, 8))[0]))
-            pool.submit(answer, number, name, arguments)
-    os._exit(0)
-
-
-def _pickles(error: Exception) -> bool:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever it is, it cannot be sent
-        return False
-    return True
-
-
-def _exactly(stream: IO[bytes], count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise EOFError
-    return data
 
 
 def _stop(process: subprocess.Popen[bytes], pid: int) -> None:

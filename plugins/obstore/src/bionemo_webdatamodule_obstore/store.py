@@ -28,13 +28,11 @@ class ObstoreStore:
 
     def list(self, url: str) -> Sequence[StoredFile]:
         """Return the files in a directory."""
-        found: Sequence[StoredFile] = self._call("list", url)
-        return found
+        return [_stored(*found) for found in self._call("list", url)]
 
     def stat(self, url: str) -> StoredFile:
         """Return the size and version of a file."""
-        found: StoredFile = self._call("stat", url)
-        return found
+        return _stored(*self._call("stat", url))
 
     def get(self, url: str) -> bytes:
         """Return the content of a file."""
@@ -76,3 +74,7 @@ class ObstoreStore:
         if self._helper is None or not self._helper.is_alive():
             self._helper = Helper()
         return self._helper
+
+
+def _stored(name: str, size: int, version: str) -> StoredFile:
+    return StoredFile(name=name, size=size, version=version)

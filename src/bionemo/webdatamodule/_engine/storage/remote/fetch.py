@@ -34,8 +34,9 @@ CONNECTIONS = 32
 AHEAD = 256 << 20
 """Bytes that one process fetches before they are needed, at most."""
 
-_FIRST = 8 << 20  # bytes that are fetched ahead at first: more would only delay the first batch
-_LEAD = 2  # and later, as a multiple of the bytes that were reached, up to AHEAD
+_FIRST = 16 << 20  # bytes that are fetched ahead at first: more would only delay the first batch
+_LEAD = 4  # and later, as a multiple of the bytes that were reached, up to AHEAD
+_UNDER_WAY = 8 << 20  # bytes under way at first, later half of those reached: what comes next shares the link with them
 _GROWTH = 4  # of what is fetched at once, as a multiple of the plan before it
 _TOGETHER = 64 << 20  # bytes of the plan within which parts of a piece are fetched at once, at most
 _REPORT = 30.0  # seconds between two lines of the log
@@ -130,6 +131,7 @@ class Fetcher:
         self._known: dict[tuple[int, int], list[_Task]] = {}  # the same by piece
         self._put_off: set[_Task] = set()  # whose pieces were being filled
         self._n_threads = 0
+        self._under_way = 0  # bytes of the plan that are being fetched
         self._ahead = 0  # bytes that were taken and not reached yet
         self._reached = 0  # bytes of the plan that were reached
         self.transfer = Transfer(self._remote, arrived=arrived, count=self._count)
@@ -299,6 +301,7 @@ class Fetcher:
                 alone = self._n_threads == 1
                 if not alone:
                     self._n_threads -= 1
+                    self._under_way -= _bytes_of(tasks)
                     (self._queue if tasks[0].number >= 0 else self._urgent).extendleft(reversed(tasks))
             if alone:
                 self._run(tasks)
@@ -313,7 +316,7 @@ class Fetcher:
         while not self._queue and self._ahead < limit:
             if not self._take():
                 break
-        if not self._queue:
+        if not self._queue or not self._may_begin(self._queue[0]):
             return []
         together = [first] = [self._queue.popleft()]
         end = first.behind + min(_GROWTH * first.behind, _TOGETHER)  # the first batch is not to wait for later ones
@@ -324,7 +327,13 @@ class Fetcher:
                 with contextlib.suppress(ValueError):  # it was begun before
                     self._queue.remove(task)
                     together.append(task)
+        self._under_way += _bytes_of(together)
         return together
+
+    def _may_begin(self, task: _Task) -> bool:
+        """Return whether a task of the plan may be begun now; called with the lock held."""
+        most = max(_UNDER_WAY, self._reached // 2) // (self._workers if self._divided else 1)
+        return not self._under_way or self._under_way + task.n_bytes <= most
 
     def _take(self) -> bool:
         """Take what comes next in the plan, and return whether there is more; called with the lock held."""
@@ -348,9 +357,11 @@ class Fetcher:
             while tasks:
                 self._try(tasks)
                 with self._lock:
+                    self._under_way -= _bytes_of(tasks)
                     tasks = self._next()
                     if not tasks:
                         self._n_threads -= 1
+                self._work()
 
     def _try(self, tasks: list[_Task]) -> None:
         """Fetch tasks that lie side by side, or put them off while another thread or process fills their piece."""
@@ -411,6 +422,10 @@ class Fetcher:
                 "remote shards: %.1f MB in %d requests, %.1f MB/s, waited %.1f of %.1f s",
                 *(found.n_bytes / 1e6, found.n_requests, found.n_bytes / 1e6 / seconds, found.waited, seconds),
             )
+
+
+def _bytes_of(tasks: Iterable[_Task]) -> int:
+    return sum(task.n_bytes for task in tasks)
 
 
 def _columns(index: ShardIndex, suffixes: frozenset[str]) -> list[int]:

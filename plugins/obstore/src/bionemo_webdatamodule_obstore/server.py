@@ -1,0 +1,70 @@
+"""What a helper process runs: it answers many requests at once, and imports as little as it can."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import struct
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+from typing import IO, Any
+
+from bionemo_webdatamodule_obstore.client import Client
+
+LENGTH = struct.Struct("<q")
+"""What each message begins with: its bytes."""
+
+_THREADS = 64
+
+
+def serve() -> None:
+    """Answer requests on standard input until it is closed."""
+    client, sending = Client(), threading.Lock()
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr
+
+    def answer(number: int, name: str, arguments: Any) -> None:
+        found: Any = None
+        error: Exception | None = None
+        blocks: Sequence[memoryview] = ()
+        try:
+            found = getattr(client, name)(*arguments)
+            if name == "ranges":
+                found, blocks = None, found
+        except Exception as raised:  # noqa: BLE001 - the caller gets it
+            error = raised if _pickles(raised) else OSError(f"{type(raised).__name__}: {raised}")
+        head = pickle.dumps((number, found, error, [len(block) for block in blocks]))
+        with sending:
+            answers.write(LENGTH.pack(len(head)) + head)
+            for block in blocks:
+                answers.write(block)
+            answers.flush()
+
+    with futures.ThreadPoolExecutor(_THREADS) as pool, contextlib.suppress(EOFError, OSError):
+        while True:
+            number, (name, arguments) = pickle.loads(exactly(requests, LENGTH.unpack(exactly(requests, 8))[0]))
+            pool.submit(answer, number, name, arguments)
+    os._exit(0)
+
+
+def exactly(stream: IO[bytes], count: int) -> bytes:
+    """Return the next bytes of a stream.
+
+    Raises:
+        EOFError: If it ends before.
+    """
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+def _pickles(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever it is, it cannot be sent
+        return False
+    return True
