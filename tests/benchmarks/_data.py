@@ -52,12 +52,25 @@ def _pad(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
+def _listed(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Leave the tokens of each sample a tensor of their own, as for packed or nested batches, and stack the rest."""
+    return {
+        "tokens": [sample["tokens"] for sample in samples],
+        "embedding": torch.stack([sample["embedding"] for sample in samples]),
+        "label": torch.tensor([sample["label"] for sample in samples]),
+    }
+
+
 def _sum_tensor(batch: torch.Tensor) -> float:
     return float(batch.sum())
 
 
 def _sum_record(batch: dict[str, torch.Tensor]) -> float:
     return float(batch["tokens"].sum()) + float(batch["embedding"].sum())
+
+
+def _sum_listed(batch: dict[str, Any]) -> float:
+    return float(torch.cat(batch["tokens"]).sum()) + float(batch["embedding"].sum())
 
 
 def _numbers_tensor(batch: torch.Tensor) -> torch.Tensor:
@@ -81,6 +94,7 @@ class Kind:
         collate: Samples to one batch.
         total: Sum of all values of a batch.
         numbers: The numbers of the samples in a batch.
+        is_record: Whether a sample is a dict.
     """
 
     name: str
@@ -91,6 +105,7 @@ class Kind:
     collate: Callable[[Sequence[Any]], Any]
     total: Callable[[Any], float]
     numbers: Callable[[Any], torch.Tensor]
+    is_record: bool = False
 
 
 def _small(number: int) -> torch.Tensor:
@@ -133,6 +148,18 @@ KINDS = {
             collate=_pad,
             total=_sum_record,
             numbers=_numbers_record,
+            is_record=True,
+        ),
+        Kind(
+            name="list",
+            title="dicts, with lists of tensors by a collate function",
+            suffix="record.pyd",
+            n_samples=20_000,
+            make=_record,
+            collate=_listed,
+            total=_sum_listed,
+            numbers=_numbers_record,
+            is_record=True,
         ),
     )
 }

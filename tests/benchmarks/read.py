@@ -1,6 +1,6 @@
 """Read benchmark: one epoch of ready data, against the peers and against what the machine allows.
 
-    python tests/benchmarks/read.py [--peers ours floor litdata] [--workers 0 2] [--datasets small large dict]
+    python tests/benchmarks/read.py [--peers ours floor litdata] [--workers 0 2] [--datasets small large dict list]
 
 Every contender has its own environment, and a process for each turn. All take turns, round after round, so that a slow
 minute of the machine is everybody's; ratios compare within a round only. In every epoch all values are summed, as a

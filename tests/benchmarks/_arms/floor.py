@@ -92,7 +92,7 @@ class _Batches:
         self.collate = KINDS[source.kind].collate
         maps = {path: _map(path) for path, *_ in table}
         self.table = [(maps[path], *rest) for path, *rest in table]
-        self.read = _read_record if source.kind == "dict" else _read_tensor
+        self.read = _read_record if KINDS[source.kind].is_record else _read_tensor
 
     def __getitem__(self, ids: list[int]) -> Any:
         read, table = self.read, self.table

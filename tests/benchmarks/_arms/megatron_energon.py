@@ -107,7 +107,7 @@ class _Encoder(DefaultTaskEncoder):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.collate = KINDS[kind].collate
-        self.cookers = [Cooker(_cook_record if kind == "dict" else _cook_tensor)]
+        self.cookers = [Cooker(_cook_record if KINDS[kind].is_record else _cook_tensor)]
 
     @stateless
     def batch(self, samples: Sequence[_Cooked]) -> Any:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 PROCESSES = 2
+RECORD = {"tokens": "ndarray:int64", "embedding": "ndarray:float32:64", "label": "int"}
 COLUMNS = {
     "small": {"tensor": "ndarray:float32:256"},
     "large": {"tensor": "ndarray:float32:25600"},
-    "dict": {"tokens": "ndarray:int64", "embedding": "ndarray:float32:64", "label": "int"},
+    "dict": RECORD,
+    "list": RECORD,
 }
 
 SYNCS = False
@@ -65,7 +67,7 @@ def epochs(source: Source, target: Path, variant: str, workers: int) -> Callable
         dataset,
         batch_size=BATCH_SIZE,
         num_workers=workers,
-        collate_fn=_collate_records if source.kind == "dict" else _collate_tensors,
+        collate_fn=partial(_collate_records, source.kind) if KINDS[source.kind].is_record else _collate_tensors,
         persistent_workers=workers > 0,
     )
     return lambda: iter(loader)
@@ -92,9 +94,9 @@ def _collate_tensors(samples: Sequence[dict[str, Any]]) -> torch.Tensor:
     return torch.from_numpy(np.stack([sample["tensor"] for sample in samples]))
 
 
-def _collate_records(samples: Sequence[dict[str, Any]]) -> Any:
+def _collate_records(kind: str, samples: Sequence[dict[str, Any]]) -> Any:
     # Its arrays are read-only views of bytes, which torch warns about unless they are copied.
-    return KINDS["dict"].collate(
+    return KINDS[kind].collate(
         [
             {
                 "tokens": torch.from_numpy(sample["tokens"].copy()),

@@ -68,8 +68,9 @@ def epochs(source: Source, target: Path, variant: str, workers: int) -> Callable
 
 
 def _default(source: Source, options: dict[str, Any]) -> dict[str, Any]:
-    """No pipeline at all, but for padding what varies in length."""
-    batch = Use("batch", collate="pad" if source.kind == "dict" else "default")
+    """No pipeline at all, but for padding what varies in length, or the user's collate function."""
+    collate = {"dict": "pad", "list": KINDS["list"].collate}.get(source.kind, "default")
+    batch = Use("batch", collate=collate)
     return {"pipeline_prebatch_wld": {Split.train: batch}, "kwargs_wld": {Split.train: options}}
 
 

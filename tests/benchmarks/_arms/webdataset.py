@@ -59,7 +59,7 @@ def epochs(source: Source, target: Path, variant: str, workers: int) -> Callable
     dataset = dataset.decode()
     if stored == "pickles":
         dataset = dataset.to_tuple(KINDS[source.kind].suffix).map(_first)
-    elif source.kind == "dict":
+    elif KINDS[source.kind].is_record:
         dataset = dataset.map(_record)
     else:
         dataset = dataset.to_tuple("tensor.npy").map(_tensor)
