@@ -70,7 +70,9 @@ def _sum_record(batch: dict[str, torch.Tensor]) -> float:
 
 
 def _sum_listed(batch: dict[str, Any]) -> float:
-    return float(torch.cat(batch["tokens"]).sum()) + float(batch["embedding"].sum())
+    tokens = batch["tokens"]  # of a sample, a tensor
+    joined = torch.cat(tokens) if isinstance(tokens, list) else tokens
+    return float(joined.sum()) + float(batch["embedding"].sum())
 
 
 def _numbers_tensor(batch: torch.Tensor) -> torch.Tensor:
