@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,6 @@ def _stack(samples: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(samples))
 
 
-def _pad(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad the tokens with zeros to the longest of the batch and stack the rest."""
-    return {
-        "tokens": torch.nn.utils.rnn.pad_sequence([sample["tokens"] for sample in samples], batch_first=True),
-        "embedding": torch.stack([sample["embedding"] for sample in samples]),
-        "label": torch.tensor([sample["label"] for sample in samples]),
-    }
-
-
 def _listed(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Leave the tokens of each sample a tensor of their own, as for packed or nested batches, and stack the rest."""
     return {
@@ -61,18 +52,19 @@ def _listed(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _pad(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad the tokens with zeros to the longest of the batch and stack the rest."""
+    batch = _listed(samples)
+    return {**batch, "tokens": torch.nn.utils.rnn.pad_sequence(batch["tokens"], batch_first=True)}
+
+
 def _sum_tensor(batch: torch.Tensor) -> float:
     return float(batch.sum())
 
 
-def _sum_record(batch: dict[str, torch.Tensor]) -> float:
-    return float(batch["tokens"].sum()) + float(batch["embedding"].sum())
-
-
-def _sum_listed(batch: dict[str, Any]) -> float:
-    tokens = batch["tokens"]  # of a sample, a tensor
-    joined = torch.cat(tokens) if isinstance(tokens, list) else tokens
-    return float(joined.sum()) + float(batch["embedding"].sum())
+def _sum_record(batch: dict[str, Any]) -> float:
+    tokens = torch.cat(batch["tokens"]) if isinstance(batch["tokens"], list) else batch["tokens"]
+    return float(tokens.sum()) + float(batch["embedding"].sum())
 
 
 def _numbers_tensor(batch: torch.Tensor) -> torch.Tensor:
@@ -118,6 +110,18 @@ def _large(number: int) -> torch.Tensor:
     return _floats(number, 25_600)
 
 
+_DICT = Kind(
+    name="dict",
+    title="dicts",
+    suffix="record.pyd",
+    n_samples=20_000,
+    make=_record,
+    collate=_pad,
+    total=_sum_record,
+    numbers=_numbers_record,
+    is_record=True,
+)
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -141,28 +145,8 @@ KINDS = {
             total=_sum_tensor,
             numbers=_numbers_tensor,
         ),
-        Kind(
-            name="dict",
-            title="dicts",
-            suffix="record.pyd",
-            n_samples=20_000,
-            make=_record,
-            collate=_pad,
-            total=_sum_record,
-            numbers=_numbers_record,
-            is_record=True,
-        ),
-        Kind(
-            name="list",
-            title="dicts, with lists of tensors by a collate function",
-            suffix="record.pyd",
-            n_samples=20_000,
-            make=_record,
-            collate=_listed,
-            total=_sum_listed,
-            numbers=_numbers_record,
-            is_record=True,
-        ),
+        _DICT,
+        replace(_DICT, name="list", title="dicts, with lists of tensors by a collate function", collate=_listed),
     )
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import IO, Any
 
-from bionemo_webdatamodule_obstore.server import LENGTH, exactly
+from bionemo_webdatamodule_obstore.server import packed, received
 
 _PIPE_BYTES = 1 << 20  # what a user may have on Linux
 _COMMAND = "from bionemo_webdatamodule_obstore.server import serve; serve()"
@@ -51,10 +50,10 @@ class Helper:
         with self._sending:
             self._number += 1
             self._waiting[self._number] = done, into
-            message = pickle.dumps((self._number, request))
+            message = packed((self._number, request))
             assert self._process.stdin is not None  # noqa: S101 - it is a pipe
             try:
-                self._process.stdin.write(LENGTH.pack(len(message)) + message)
+                self._process.stdin.write(message)
                 self._process.stdin.flush()
             except OSError as error:
                 del self._waiting[self._number]
@@ -74,7 +73,7 @@ def _receive(stream: IO[bytes], waiting: dict[int, tuple[futures.Future[Any], Se
     """Take answers, and bytes straight into the memory that waits for them."""
     with contextlib.suppress(EOFError, OSError, ValueError):
         while True:
-            number, found, error, lengths = pickle.loads(exactly(stream, LENGTH.unpack(exactly(stream, 8))[0]))
+            number, found, error, lengths = received(stream)
             done, into = waiting.pop(number)
             for place, length in enumerate(lengths):
                 memory = into[place] if length == len(into[place]) else memoryview(bytearray(length))

@@ -14,9 +14,7 @@ from typing import IO, Any
 
 from bionemo_webdatamodule_obstore.client import Client
 
-LENGTH = struct.Struct("<q")
-"""What each message begins with: its bytes."""
-
+_LENGTH = struct.Struct("<q")  # what each message begins with: its bytes
 _THREADS = 64
 
 
@@ -36,26 +34,36 @@ def serve() -> None:
                 found, blocks = None, found
         except Exception as raised:  # noqa: BLE001 - the caller gets it
             error = raised if _pickles(raised) else OSError(f"{type(raised).__name__}: {raised}")
-        head = pickle.dumps((number, found, error, [len(block) for block in blocks]))
+        head = packed((number, found, error, [len(block) for block in blocks]))
         with sending:
-            answers.write(LENGTH.pack(len(head)) + head)
+            answers.write(head)
             for block in blocks:
                 answers.write(block)
             answers.flush()
 
     with futures.ThreadPoolExecutor(_THREADS) as pool, contextlib.suppress(EOFError, OSError):
         while True:
-            number, (name, arguments) = pickle.loads(exactly(requests, LENGTH.unpack(exactly(requests, 8))[0]))
+            number, (name, arguments) = received(requests)
             pool.submit(answer, number, name, arguments)
     os._exit(0)
 
 
-def exactly(stream: IO[bytes], count: int) -> bytes:
-    """Return the next bytes of a stream.
+def packed(value: Any) -> bytes:
+    """Return a value as a message."""
+    data = pickle.dumps(value)
+    return _LENGTH.pack(len(data)) + data
+
+
+def received(stream: IO[bytes]) -> Any:
+    """Return the value of the next message of a stream.
 
     Raises:
-        EOFError: If it ends before.
+        EOFError: If the stream ends before.
     """
+    return pickle.loads(_exactly(stream, _LENGTH.unpack(_exactly(stream, _LENGTH.size))[0]))
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytes:
     data = stream.read(count)
     if len(data) < count:
         raise EOFError

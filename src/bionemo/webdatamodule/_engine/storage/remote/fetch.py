@@ -352,16 +352,15 @@ class Fetcher:
         return True
 
     def _run(self, tasks: list[_Task]) -> None:
-        self._work()
         with one_thread():
             while tasks:
+                self._work()
                 self._try(tasks)
                 with self._lock:
                     self._under_way -= _bytes_of(tasks)
                     tasks = self._next()
                     if not tasks:
                         self._n_threads -= 1
-                self._work()
 
     def _try(self, tasks: list[_Task]) -> None:
         """Fetch tasks that lie side by side, or put them off while another thread or process fills their piece."""
