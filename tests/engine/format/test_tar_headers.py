@@ -2,7 +2,7 @@ import tarfile
 
 import pytest
 
-from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, check_header, sound_headers
+from bionemo.webdatamodule._engine.format.tar_headers import BLOCK, check_header, plain_sizes, sound_headers
 from bionemo.webdatamodule.errors import CorruptShardError
 
 
@@ -56,3 +56,26 @@ def test_what_passes_together_passes_alone():
     block = bytearray(header("ab.pyd"))
     block[0], block[1] = block[1], block[0]
     assert [is_sound(bytes(block))] == sound_headers(bytes(block)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "expected"),
+    [
+        (b"%011o\0", b"0", 6000),
+        (b"%011o ", b"\0", 6000),
+        (b"%11o\0", b"0", -1),
+        (b"%10o \0", b"0", -1),
+        (b"%012o", b"0", 6000 // 8),
+        (b"%011o\0", b"x", -1),
+        (b"%011o\0", b"g", -1),
+        (b"%011o\0", b"X", -1),
+        (b"%011o\0", b"L", -1),
+        (b"%011o\0", b"K", -1),
+    ],
+)
+def test_sizes_are_read_together_where_each_is_written_as_usual(written, kind, expected):
+    """In eleven digits, and not of a header that describes the next."""
+    block = bytearray(header("ab.pyd"))
+    block[124:136] = written % 6000
+    block[156:157] = kind
+    assert [6000, expected] == plain_sizes(header("ab.pyd") + bytes(block)).tolist()

