@@ -403,8 +403,9 @@ class ObjectStore(Protocol):
 
     Each method makes one attempt and does not retry: the core retries, within one budget of time.
     A store is created in the process that uses it, and used by several threads.
-    All methods raise ``FileNotFoundError`` for a missing file and ``PermissionError`` for a forbidden operation, which
-    are not retried. Other exceptions are; an attribute ``retry_after`` is the number of seconds to wait.
+    All methods raise ``FileNotFoundError`` for a missing file, ``PermissionError`` for a forbidden operation and
+    ``NotImplementedError`` for what the server cannot do, which are not retried. Other exceptions are; an attribute
+    ``retry_after`` is the number of seconds to wait.
     """
 
     def list(self, url: str) -> Sequence[StoredFile]:
@@ -429,6 +430,7 @@ class ObjectStore(Protocol):
 
         Raises:
             EOFError: If the file is shorter.
+            NotImplementedError: If the server sends the whole file where a part is asked for.
         """
         ...
 

@@ -25,6 +25,7 @@ from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, 
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage.remote import retry
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule._engine.storage.remote.urls import shown
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
@@ -77,10 +78,11 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         faults: For each path a list of what happens to its next requests: a status, seconds to wait, or ("cut", bytes).
         seen: The paths asked for.
+        ranges: Whether parts of files are sent.
     """
 
     def __init__(self, root):
-        self.root, self.faults, self.seen = root, {}, []
+        self.root, self.faults, self.seen, self.ranges = root, {}, [], True
         super().__init__(("127.0.0.1", 0), Handler)
 
     def handle_error(self, *_):
@@ -112,6 +114,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         data = file.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        asked = asked if self.server.ranges else None
         if asked:
             data = data[int(asked[1]) : int(asked[2]) + 1]
         self.send_response(206 if asked else 200)
@@ -207,6 +210,16 @@ def test_a_missing_index_is_made_anew(server):
     """A shard whose index is not on the server is hashed and indexed here."""
     (write_set(server.root / "data") / "t-000001.tar.idx").unlink()
     assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t"))
+
+
+def test_a_server_that_sends_whole_files_is_not_asked_again(server):
+    """Shards are read by parts; the error says what kind of server they need."""
+    write_set(server.root / "data")
+    server.ranges = False
+    directory = RemoteDirectory.at(f"{server.url}/data")
+    with pytest.raises(RemoteError, match=r"t-000000\.tar: the server does not send parts of files.*such as nginx"):
+        directory.read("t-000000.tar", [(512, 1024)], [memoryview(bytearray(512))])
+    assert ["data/t-000000.tar"] == server.seen
 
 
 def test_no_manifest_says_what_to_do(server):

@@ -17,6 +17,7 @@ _SILENCE = "30s"
 _WEB = ("http", "https")
 _PERMISSION = re.compile(r"\b(401|403)\b|AccessDenied|Forbidden|ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch")
 _MISSING = re.compile(r"\b(404|410)\b|NoSuchKey|NoSuchBucket")
+_WHOLE = re.compile(r"Range request not supported|non-partial response")
 _BEYOND = re.compile(r"\b416\b|Invalid ?Range|[Rr]ange")
 
 
@@ -135,6 +136,8 @@ def _named(error: Exception) -> Exception:
     denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
     if isinstance(error, denied) or _PERMISSION.search(text):
         return PermissionError(_short(error))
+    if _WHOLE.search(text):
+        return NotImplementedError(_short(error))
     if _BEYOND.search(text):
         return EOFError(_short(error))
     return OSError(_short(error))

@@ -187,7 +187,10 @@ def _prefixes(directory: str, prefix: str | None) -> list[str]:
         return [prefix]
     from bionemo.webdatamodule._engine.reading.verify import find_prefixes  # which needs torch
 
-    return list(find_prefixes(directory))
+    try:
+        return list(find_prefixes(directory))
+    except ConfigError:  # web servers do not list their files
+        return [USUAL_PREFIX]
 
 
 def _look(command: str, directory: str, prefix: str, look: Callable[[str, str], _T]) -> Outcome[_T]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -14,6 +18,25 @@ from bionemo.webdatamodule.components import ObjectStore, Store
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 
 _DATA = bytes(range(256)) * 300
+
+
+class _WholeFiles(http.server.SimpleHTTPRequestHandler):
+    """Python's own web server, which knows no ranges."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Keep the output clean."""
+
+
+@contextlib.contextmanager
+def _serving(directory: Path) -> Iterator[str]:
+    """Yield the URL of a web server of a directory."""
+    handler = functools.partial(_WholeFiles, directory=str(directory))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 class StoreConformance(ComponentConformance):
@@ -110,6 +133,27 @@ class StoreConformance(ComponentConformance):
             except Exception as error:  # noqa: BLE001 - it becomes the failure's cause
                 subject.wrong(f"reading beyond the end raises {type(error).__name__}: {error}", "raise EOFError", error)
             subject.wrong("reading beyond the end of a file raises nothing", "raise EOFError")
+
+    def test_servers_of_whole_files_are_an_error(self, subject: Subject, store: ObjectStore, tmp_path: Path) -> None:
+        """A store of ``http`` says of a server that sends no parts of files that it cannot, which is not retried."""
+        component = subject.registered.component
+        if not isinstance(component, Store) or "http" not in component.schemes:
+            return
+        (tmp_path / "whole").write_bytes(_DATA)
+        with _serving(tmp_path) as url:
+            try:
+                store.read(f"{url}/whole", [(1000, 2000)], [memoryview(bytearray(1000))])
+            except NotImplementedError:
+                return
+            except Exception as error:  # noqa: BLE001 - it becomes the failure's cause
+                subject.wrong(
+                    f"a range of a web server that sends whole files raises {type(error).__name__}: {error}",
+                    "raise NotImplementedError",
+                    error,
+                )
+        subject.wrong(
+            "a range of a web server that sends whole files raises nothing", "read no more than what was asked for"
+        )
 
     def test_sizes_and_versions(self, subject: Subject, store: ObjectStore, url: str) -> None:
         """``stat`` gives name and size; the version, where there is one, differs after a change."""

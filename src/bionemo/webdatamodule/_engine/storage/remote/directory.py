@@ -87,7 +87,13 @@ class RemoteDirectory:
         """Read byte ranges of a file into memory."""
         url = join(self.url, name)
         n_bytes = sum(end - begin for begin, end in ranges)
-        self._retried(lambda client: client.read(url, ranges, into), url, n_bytes=n_bytes)
+        try:
+            self._retried(lambda client: client.read(url, ranges, into), url, n_bytes=n_bytes)
+        except NotImplementedError as error:
+            raise RemoteError(
+                f"{shown(url)}: the server does not send parts of files, by which shards are read; "
+                "serve them by one that answers range requests, such as nginx, or copy them to a local disk"
+            ) from error
 
     def put(self, data: bytes | str, name: str) -> None:
         """Write a file: bytes, or a local file by its path."""

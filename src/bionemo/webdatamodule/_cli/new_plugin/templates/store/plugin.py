@@ -15,8 +15,9 @@ from bionemo.webdatamodule.components import StoredFile
 class Directory:
     """Serves the URLs ``$name://...`` from a directory.
 
-    Each method makes one attempt: the core retries. Raise ``FileNotFoundError`` for what is not there and
-    ``PermissionError`` for what may not be done; any other exception is tried again.
+    Each method makes one attempt: the core retries. Raise ``FileNotFoundError`` for what is not there,
+    ``PermissionError`` for what may not be done and ``NotImplementedError`` for what the service cannot do; any other
+    exception is tried again.
     Import big packages inside the methods, since this module is imported wherever plugins are looked up.
 
     Args:
