@@ -785,7 +785,7 @@ def n_descriptors():
 
 
 def test_no_more_shards_are_open_than_may_be(tmp_path, monkeypatch):
-    """With many shards the least recently used ones are closed, and no descriptor is lost."""
+    """With many shards those that were not used lately are closed, and no descriptor is lost."""
     monkeypatch.setattr(open_shards, "MOST_OPEN", 3)
     found = reader(write_set(tmp_path, tensors(40), n_shards=20), ["y.pyd"])
     before = n_descriptors()

@@ -26,7 +26,7 @@ _HEAD = struct.Struct("<8sII")  # magic, version, bytes of the JSON that follows
 _ALIGNMENT = 64  # of the first array in the file, so that a map of it is aligned as well
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class ShardIndex:
     """Where every member of one tar lies; samples are numbered in the order of the tar.
 

@@ -21,6 +21,8 @@ _FAILED = ctypes.c_void_p(-1).value
 class _Map:
     """Memory of a file, unmapped when its last view is gone."""
 
+    __slots__ = ("__array_interface__", "_place")
+
     def __init__(self, descriptor: int, size: int, offset: int, *, writable: bool) -> None:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         address = _mmap(None, size, protection, mmap.MAP_SHARED, descriptor, offset)

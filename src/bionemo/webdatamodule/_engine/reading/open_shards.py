@@ -40,7 +40,7 @@ _LOOKUPS = 1000  # sizes of files without a descriptor that are looked up in a s
 _USUAL_MAPS = 65530  # the kernel's default
 
 _recent: OrderedDict[OpenShard, tuple[dict[Hashable, OpenShard], Hashable]] = OrderedDict()
-"""All open shards of this process, least recently used first, each with where its reader keeps it.
+"""All open shards of this process, each with where its reader keeps it; the first is the next that may be closed.
 
 A forked process has what its parent had open, descriptors included, and so it has the parent's list as well.
 """
@@ -65,6 +65,7 @@ class OpenShard:
         states: Of a piece, uint8 for each sample: 0 where it is not there, see the module ``pieces``.
         restore: Of a piece, fetches a sample again whose bytes are damaged, by its number.
         checked: When the size was last looked up by the path.
+        used: Whether it was used since it was opened or last spared, see :meth:`OpenShards.open`.
     """
 
     path: str
@@ -76,6 +77,7 @@ class OpenShard:
     states: NDArray[np.uint8] | None = None
     restore: Callable[[int], None] | None = None
     checked: float = 0.0
+    used: bool = True
 
     def has(self, rows: NDArray[np.int64]) -> bool:
         """Return whether samples are there."""
@@ -167,7 +169,7 @@ def mapped_file(descriptor: int) -> tuple[memoryview, mmap.mmap | None]:
 class OpenShards:
     """The shards that one reader has open.
 
-    All readers of a process share one bound, :func:`most_open`: of all their shards the least recently used
+    All readers of a process share one bound, :func:`most_open`: of all their shards those that were not used lately
     are closed. A shard that is closed stays mapped for as long as it is read.
     """
 
@@ -183,7 +185,8 @@ class OpenShards:
         """
         shard = self._shards.get(number)
         if shard is not None:
-            self._use(number, shard)
+            self._check(number, shard)
+            shard.used = True
         return shard
 
     def get_all(self, numbers: Iterable[_N], open_one: Callable[[_N], OpenShard]) -> dict[_N, OpenShard]:
@@ -197,19 +200,24 @@ class OpenShards:
             ChangedDataError: If the size of one changed.
         """
         # With many shards most samples are alone in theirs, so what is done here counts.
-        shards, trusted, any_closes = self._shards, time.monotonic() - _trusted(), 2 * len(_recent) > most_open()
+        shards, trusted = self._shards, time.monotonic() - _trusted()
         found: dict[_N, OpenShard] = {}
         for number in numbers:
             shard = shards.get(number)
             if shard is None:
                 shard = self.open(number, open_one)
-            elif any_closes or shard.file is not None or shard.checked < trusted:
-                self._use(number, shard)
+            elif shard.file is not None or shard.checked < trusted:
+                self._check(number, shard)
+            shard.used = True
             found[number] = shard
         return found
 
     def open(self, number: _N, open_one: Callable[[_N], OpenShard]) -> OpenShard:
         """Open a shard, after closing others where there would be too many.
+
+        The one that was opened or spared first is closed, but it is spared once where it was used since. This is the
+        clock algorithm (F. J. Corbató, "A Paging Experiment with the Multics System", 1968), and keeps about what the
+        order of use would keep, without a note of every use.
 
         Args:
             number: Number of the shard.
@@ -217,22 +225,23 @@ class OpenShards:
         """
         most = most_open()
         while len(_recent) >= most:
-            _, (shards, closed) = _recent.popitem(last=False)
-            shards.pop(closed, None)
+            oldest, (shards, closed) = _recent.popitem(last=False)
+            if oldest.used:
+                oldest.used = False
+                _recent[oldest] = shards, closed
+            else:
+                shards.pop(closed, None)
         shard = self._shards[number] = open_one(number)
         _recent[shard] = self._shards, number
         return shard
 
-    def _use(self, number: Hashable, shard: OpenShard) -> None:
+    def _check(self, number: Hashable, shard: OpenShard) -> None:
         try:
             shard.check()
-            _recent.move_to_end(shard)
         except ChangedDataError:
             self._shards.pop(number, None)
             _recent.pop(shard, None)
             raise
-        except KeyError:  # another thread closed it just now
-            pass
 
     def __contains__(self, number: object) -> bool:
         return number in self._shards
