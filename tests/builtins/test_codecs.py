@@ -419,6 +419,9 @@ def test_bombs_are_refused_within_little_memory(tmp_path):
 
 ARRAYS = {
     "alike": [np.full((2, 3), number, np.float32) for number in range(4)],
+    "large": [np.full(2000, number, np.float32) for number in range(3)],
+    "as large": [np.ones((2, 3)), np.ones((3, 2))],
+    "as wide": [np.ones(2), np.ones(2, np.int64)],
     "scalars": [np.array(number) for number in range(3)],
     "lengths": [np.arange(size, dtype=np.int16) for size in (2, 0, 5)],
     "widths": [np.ones((size, size)) for size in (2, 3)],
