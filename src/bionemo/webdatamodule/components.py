@@ -377,7 +377,9 @@ class Executor(Component):
 
     ``factory(**options)`` returns a context manager whose value is a standard
     :class:`concurrent.futures.Executor`. It is entered once for each conversion, and it pickles while it is not
-    entered. Optional: ``for_tasks(n_tasks: int)`` returns the context manager for a known number of tasks.
+    entered. Optional: ``for_tasks(n_tasks: int)`` returns the context manager for as many tasks as it is worth running
+    at a time, at most: one where there is little to do. To find that out, a few samples of a small conversion are read
+    in the process that calls.
     """
 
     factory: Callable[..., AbstractContextManager[futures.Executor]]

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from concurrent import futures
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -1407,22 +1408,43 @@ def test_files_follow_the_umask_and_staging_is_private(source, out):
 # -- executors
 
 
+@dataclasses.dataclass(frozen=True)
 class Process:
-    """A reader whose samples say which process reads them."""
+    """A reader whose samples say which process reads them, and take some time."""
+
+    seconds: float = 0.0
 
     def __call__(self, names):
         """Yield samples."""
         for name in names:
+            time.sleep(self.seconds)
             yield Sample(name, {"pid.txt": b"%d" % os.getpid()})
 
 
+class OnlyElsewhere(Process):
+    """A reader that works in no process but a pool's."""
+
+    def __call__(self, names):
+        """Yield samples."""
+        if parent_process() is None:
+            raise OSError("not here")
+        yield from super().__call__(names)
+
+
 @pytest.mark.parametrize(
-    ("executor", "n_shards", "here"),
-    [(Processes(), 1, True), (Processes(), 3, False), (Processes(workers=1), 1, False)],
+    ("reader", "executor", "n_shards", "here"),
+    [
+        (Process(0.03), Processes(), 1, True),
+        (Process(), Processes(), 3, True),
+        (Process(0.03), Processes(), 3, False),
+        (OnlyElsewhere(), Processes(), 3, False),
+        (OnlyElsewhere(), Processes(workers=2), 3, False),
+        (Process(), Processes(workers=1), 1, False),
+    ],
 )
-def test_a_single_shard_starts_no_process_unless_asked(executor, n_shards, here, out):
-    """A pool for one task would only cost time."""
-    run(Process(), out, n_shards=n_shards, executor=executor, writer="process")
+def test_little_work_starts_no_process_unless_asked(reader, executor, n_shards, here, out):
+    """A pool for one task, or for some that take no time, would only cost time."""
+    run(reader, out, n_shards=n_shards, executor=executor, writer="process")
     found = {int(text) for _, text in read(out, "pid.txt")}
     assert here is (found == {os.getpid()})
     assert len(found) <= n_shards

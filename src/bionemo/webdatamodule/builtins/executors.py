@@ -60,12 +60,15 @@ class Processes:
     def __reduce__(self) -> tuple[Any, ...]:
         return _processes, (self.workers, self.start_method)
 
-    def for_tasks(self, n_tasks: int) -> AbstractContextManager[futures.Executor]:
-        """Return an executor for a number of tasks; for one task without processes, unless ``workers`` is given."""
-        if self.workers is None and n_tasks == 1:
+    @property
+    def for_tasks(self) -> Callable[[int], AbstractContextManager[futures.Executor]] | None:
+        """Returns an executor for so many tasks at a time, and serial for one; ``None`` where ``workers`` is given."""
+        return self._for_tasks if self.workers is None else None
+
+    def _for_tasks(self, n_tasks: int) -> AbstractContextManager[futures.Executor]:
+        if n_tasks == 1:
             return Serial()
-        workers = min(self.workers or _cores(), n_tasks)
-        return Processes(workers=workers, start_method=self.start_method)
+        return Processes(workers=min(_cores(), n_tasks), start_method=self.start_method)
 
     def __enter__(self) -> futures.Executor:
         context = multiprocessing.get_context(self.start_method)

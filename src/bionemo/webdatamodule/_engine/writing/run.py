@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import pickle
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -22,6 +24,10 @@ from bionemo.webdatamodule._engine.writing.tasks import Result, ShardTask
 from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginError, WebDataModuleError
 
 _REFRESH = 0.5  # seconds between two updates of the progress bar
+_FEW = 5_000  # samples from which on processes pay for their start, however small these are
+_PROBES = 5  # samples that are tried where there are fewer
+_SHORT = 0.1  # seconds of work below which one more process would cost more than it saves
+_SAMPLE, _BYTE = 15e-6, 1.5e-9  # seconds that it takes to write a sample, and each of its bytes
 _AT_ONCE = 256  # tasks that may be under way, which are the first that have not finished
 
 
@@ -53,7 +59,7 @@ def run_tasks(
         ExitStack() as entered,
         tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
     ):
-        pool = _enter(executor, len(tasks), entered)
+        pool = _enter(executor, tasks, entered)
         running: dict[futures.Future[Result], ShardTask] = {}
         try:
             for task in tasks:
@@ -72,12 +78,14 @@ def run_tasks(
     return [result.staged for result in results if result.staged is not None]
 
 
-def _enter(executor: AbstractContextManager[futures.Executor], n_tasks: int, entered: ExitStack) -> futures.Executor:
+def _enter(
+    executor: AbstractContextManager[futures.Executor], tasks: Sequence[ShardTask], entered: ExitStack
+) -> futures.Executor:
     """Start an executor, which ends with the stack."""
     name = f"{type(executor).__module__}.{type(executor).__qualname__}"
     sized = getattr(executor, "for_tasks", None)
     try:
-        pool: futures.Executor = entered.enter_context(sized(n_tasks) if callable(sized) else executor)
+        pool: futures.Executor = entered.enter_context(sized(_worth(tasks)) if callable(sized) else executor)
     except WebDataModuleError:
         raise
     except Exception as error:
@@ -87,6 +95,34 @@ def _enter(executor: AbstractContextManager[futures.Executor], n_tasks: int, ent
             f"the executor {name} gives {type(pool).__name__}, which is not a concurrent.futures.Executor"
         )
     return pool
+
+
+def _worth(tasks: Sequence[ShardTask]) -> int:
+    """Return how many tasks it is worth running at a time, by the time that a few samples take."""
+    n_samples = sum(len(task.names) for task in tasks)
+    if len(tasks) == 1 or n_samples >= _FEW:
+        return len(tasks)
+    return max(1, min(len(tasks), int(n_samples * _seconds(tasks) / _SHORT + 0.5)))
+
+
+def _seconds(tasks: Sequence[ShardTask]) -> float:
+    """Return about how long one sample takes; much where that cannot be said, since the tasks say what is wrong."""
+    recipe = tasks[0].recipe
+    names = list(itertools.islice(itertools.chain.from_iterable(task.names for task in tasks), _PROBES))
+    took, began = [], math.inf  # the first sample takes longer, as modules are imported
+    with contextlib.suppress(Exception, SystemExit):
+        for _, files in recipe.reader(names):
+            for suffix, data in files.items():
+                recode = recipe.recode(suffix)
+                if recode is not None:
+                    recode(data)
+            now = time.perf_counter()
+            if began < now:
+                took.append(now - began + _SAMPLE + _BYTE * sum(map(len, files.values())))
+            if sum(took) > _SHORT:
+                break
+            began = now
+    return statistics.median(took) if took else _SHORT
 
 
 def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> None:
