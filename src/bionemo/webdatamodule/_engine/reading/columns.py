@@ -60,12 +60,14 @@ class Field:
         chosen = [next((n for n, c in enumerate(self.columns) if has_field(place, c)), None) for place in places]
         if places and chosen[0] is not None and chosen.count(chosen[0]) == len(chosen):
             return column_of(self.codecs[chosen[0]], views(places, self.columns[chosen[0]]))
-        fields: list[Any] = []
-        for place, number in zip(places, chosen, strict=True):
+        fields: list[Any] = [None] * len(places)
+        for number in dict.fromkeys(chosen):
             if number is None and self.selected.optional:
-                fields.append(None)
-            else:
-                fields.append((number or 0, *views([place], self.columns[number or 0])))
+                continue
+            rows = [row for row, one in enumerate(chosen) if one == number]
+            found = views([places[row] for row in rows], self.columns[number or 0])
+            for row, view in zip(rows, found, strict=True):
+                fields[row] = (number or 0, view)
         return ValueColumn(fields, self._decoded)
 
     def _decoded(self, field: tuple[int, memoryview] | None) -> Any:
