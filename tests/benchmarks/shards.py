@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _arms import ours
 from _peers import default_cache
 from _report import cell, number, provenance, provenance_text, summarise, table, write_page
 
@@ -62,7 +63,7 @@ def main() -> int:
                 runs.append({"turn": turn, "workers": workers, "shards": shards, **found})
                 if options.json:
                     options.json.write_text(json.dumps(runs))
-    facts = provenance({}, {"rounds": options.repeat, "samples": options.samples})
+    facts = provenance({"ours": ours.versions()}, {"rounds": options.repeat, "samples": options.samples})
     page = render(runs, facts)
     print(page)
     if options.json:
