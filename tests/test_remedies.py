@@ -464,7 +464,7 @@ CONVERSIONS = {
         ],
     ),
     "a key encoder that cannot be sent": (
-        {"key_encoder": lambda name: name, "executor": "processes", "n_tars_wds": 2},
+        {"key_encoder": lambda name: name, "executor": Use("processes", workers=2), "n_tars_wds": 2},
         [
             ("make it of module-level functions and classes", {"key_encoder": str.strip}),
             ("or use executor='serial'", {"executor": "serial"}),
