@@ -1,10 +1,7 @@
 """The commands convert, verify and info."""
 
-import functools
-import http.server
 import json
 import pickle
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -16,6 +13,7 @@ from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule._cli.options import parse_options
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
 from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.testing.stores import serving
 
 
 @pytest.fixture
@@ -299,30 +297,13 @@ def test_urls_are_verified_and_described(converted, capsys):
         memory.rm("/verified", recursive=True)
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Lists no files, as web servers should not."""
-
-    def list_directory(self, path):
-        """Refuse."""
-        self.send_error(403)
-
-    def log_message(self, *_):
-        """Keep the tests' output clean."""
-
-
 def test_the_usual_prefix_is_described_where_a_web_server_lists_nothing(converted, capsys):
     """Its manifest is there, and where it is not, that is the error."""
-    handler = functools.partial(Handler, directory=str(converted))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serving(converted) as url:
         assert 0 == main(["info", f"{url}/set-train"])
         assert "samples      8" in capsys.readouterr().out
         assert 2 == main(["info", f"{url}/nowhere"])
         assert f"{url}/nowhere holds no manifest of the prefix 'wdshards'" in capsys.readouterr().err
-        server.shutdown()
-        thread.join()
 
 
 def test_verify_says_how_to_mend_damage(converted, capsys):

@@ -142,16 +142,13 @@ class NpyColumn:
             or (table[:, : layout.start] != table[0, : layout.start]).any()
         ):
             return None
-        assert layout.torch_dtype is not None  # noqa: S101 - _are_alike looked
-        made = context.worker().empty((len(table), *layout.shape), layout.torch_dtype)
+        made = _empty(layout, (len(table), *layout.shape))
         np.copyto(_bytes_of(made).reshape(len(table), -1), table[:, layout.start :])
         return made
 
     def _copied(self, layouts: Sequence[Layout], shape: tuple[int, ...]) -> torch.Tensor:
-        first = layouts[0]
-        assert first.torch_dtype is not None  # noqa: S101 - _are_alike looked
-        made = context.worker().empty((len(layouts), *shape), first.torch_dtype)
-        width = math.prod(shape) * first.dtype.itemsize
+        made = _empty(layouts[0], (len(layouts), *shape))
+        width = math.prod(shape) * layouts[0].dtype.itemsize
         if not width:
             return made
         memory = _bytes_of(made).data
@@ -163,6 +160,12 @@ class NpyColumn:
             if end < begin:
                 memory[end:begin] = bytes(begin - end)
         return made
+
+
+def _empty(layout: Layout, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return memory for a batch of arrays of a type that torch knows."""
+    assert layout.torch_dtype is not None  # noqa: S101 - _are_alike looked
+    return context.worker().empty(shape, layout.torch_dtype)
 
 
 def _bytes_of(made: torch.Tensor) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,22 +22,28 @@ _DATA = bytes(range(256)) * 300
 
 
 class _WholeFiles(http.server.SimpleHTTPRequestHandler):
-    """Python's own web server, which knows no ranges."""
+    """Python's own web server, which knows no ranges; like others, this one lists no files."""
+
+    def list_directory(self, path: str | os.PathLike[str]) -> None:  # noqa: ARG002 - the base class's name
+        """Refuse."""
+        self.send_error(403)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Keep the output clean."""
 
 
 @contextlib.contextmanager
-def _serving(directory: Path) -> Iterator[str]:
+def serving(directory: Path) -> Iterator[str]:
     """Yield the URL of a web server of a directory."""
     handler = functools.partial(_WholeFiles, directory=str(directory))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class StoreConformance(ComponentConformance):
@@ -140,7 +147,7 @@ class StoreConformance(ComponentConformance):
         if not isinstance(component, Store) or "http" not in component.schemes:
             return
         (tmp_path / "whole").write_bytes(_DATA)
-        with _serving(tmp_path) as url:
+        with serving(tmp_path) as url:
             try:
                 store.read(f"{url}/whole", [(1000, 2000)], [memoryview(bytearray(1000))])
             except NotImplementedError:
