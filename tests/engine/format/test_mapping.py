@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bionemo.webdatamodule._engine.format.mapping import mapped
+from bionemo.webdatamodule._engine.format.mapping import content, mapped
 
 
 def maps_of(path):
@@ -56,3 +56,15 @@ def test_what_cannot_be_mapped_is_an_error(tmp_path):
     path.write_bytes(b"0")
     with path.open("ab") as file, pytest.raises(OSError, match="Permission denied"):
         mapped(file.fileno())
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "kind"),
+    [(0, bytes), (1, bytes), (mmap.PAGESIZE - 1, bytes), (mmap.PAGESIZE, memoryview), (mmap.PAGESIZE + 1, memoryview)],
+)
+def test_a_file_of_less_than_a_page_is_read_and_a_larger_one_mapped(tmp_path, n_bytes, kind):
+    """Its content is the same either way."""
+    path = tmp_path / "file"
+    path.write_bytes(data := bytes(number % 251 for number in range(n_bytes)))
+    found = content(str(path))
+    assert (kind, data) == (type(found), bytes(found))

@@ -7,13 +7,13 @@ import math
 import mmap
 import os
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.grouping import group
 from bionemo.webdatamodule._engine.format.tar_scan import walk
 from bionemo.webdatamodule.errors import CorruptShardError
@@ -78,7 +78,7 @@ class ShardIndex:
             "samples": self.n_samples,
             "suffixes": list(self.suffixes),
             "crcs": self.crcs is not None,
-            "crc32": zlib.crc32(body),
+            "crc32": crc32(body),
             **({"adopted": True} if adopted else {}),
         }
         text = json.dumps(about, sort_keys=True).encode()
@@ -99,23 +99,21 @@ class ShardIndex:
         try:
             about, body = _open(view)
             suffixes, tar_bytes = _suffixes(about["suffixes"]), _count(about["tar_bytes"])
-            n, k, arrays = _count(about["samples"]), len(suffixes), []
-            wanted = [("<i8", (n, k)), ("<i8", (n, k)), ("<i8", (n,)), *[("<u4", (n, k))] * bool(about["crcs"])]
-            _check_length(body, wanted)
-            for kind, shape in wanted:
-                array = np.frombuffer(body, kind, math.prod(shape)).reshape(shape)
-                body = body[array.nbytes :]
-                arrays.append(array)
+            shape = _count(about["samples"]), len(suffixes)
+            n_fields = math.prod(shape)
+            n_numbers = 2 * n_fields + shape[0]
+            _check_length(body, 8 * n_numbers + (4 * n_fields if about["crcs"] else 0))
+            numbers = np.frombuffer(body, "<i8", n_numbers)
+            crcs = np.frombuffer(body, "<u4", n_fields, 8 * n_numbers).reshape(shape) if about["crcs"] else None
         except (struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptShardError(f"a shard's index is cut short, changed or none at all ({error})") from error
-        offsets, sizes, headers, *crcs = arrays
         return cls(
             tar_bytes=tar_bytes,
             suffixes=suffixes,
-            offsets=offsets,
-            sizes=sizes,
-            headers=headers,
-            crcs=crcs[0] if crcs else None,
+            offsets=numbers[:n_fields].reshape(shape),
+            sizes=numbers[n_fields : 2 * n_fields].reshape(shape),
+            headers=numbers[2 * n_fields :],
+            crcs=crcs,
         )
 
 
@@ -135,13 +133,12 @@ def _open(view: memoryview) -> tuple[dict[str, Any], memoryview]:
         raise ValueError(f"it begins with {magic!r}, version {version}")
     about = json.loads(bytes(view[_HEAD.size : _HEAD.size + length]))
     body = view[_HEAD.size + length :]
-    if zlib.crc32(body) != about["crc32"]:
+    if crc32(body) != about["crc32"]:
         raise ValueError("its checksum is wrong")
     return about, body
 
 
-def _check_length(body: memoryview, arrays: list[tuple[str, tuple[int, ...]]]) -> None:
-    length = sum(int(kind[-1]) * math.prod(shape) for kind, shape in arrays)
+def _check_length(body: memoryview, length: int) -> None:
     if length != len(body):
         raise ValueError(f"its arrays take {length} bytes, and it has {len(body)}")
 

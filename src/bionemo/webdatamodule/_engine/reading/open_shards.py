@@ -36,6 +36,7 @@ LARGE = 1 << 24
 
 _N = TypeVar("_N", bound=Hashable)
 _END = 1024  # bytes of the end of an archive
+_AROUND = 1 << 17  # bytes that Linux reads around one that is needed, unless it is told
 _LOOKUPS = 1000  # sizes of files without a descriptor that are looked up in a second, at most
 _USUAL_MAPS = 65530  # the kernel's default
 
@@ -140,7 +141,8 @@ def open_shard(path: str, stamp: Stamp, index: ShardIndex, suffixes: Sequence[st
     except FileNotFoundError as error:
         raise ChangedDataError(f"{path} is gone since the data were set up; start again", shard=path) from error
     shard = opened(path=path, place=path, data=data, file=own, index=index, suffixes=suffixes)
-    expect(data[-_END:])  # or what lies before the end would be read with it
+    if len(data) > _AROUND:
+        expect(data[-_END:])  # or what lies before the end would be read with it
     if data[-_END:].tobytes().strip(b"\0"):
         raise CorruptShardError(f"the end of the archive {path} is damaged; restore the shard", shard=path)
     return shard

@@ -156,7 +156,8 @@ class ShardSet:
 
         Args:
             number: The shard.
-            stamp: The state in which it must be; ``None`` for that in which the set was opened.
+            stamp: The state in which the caller opens it; ``None`` for that in which the set was opened, which is
+                checked here.
 
         Raises:
             CorruptShardError: If the shard is not what the manifest says, or is not a valid tar.
@@ -165,8 +166,9 @@ class ShardSet:
         path = self.paths[number]
         if self.remote is not None:
             return self.remote.index(number)
-        stamp = stamp or self.stamps[number]
-        check_stamp(path, stamp)
+        if stamp is None or self.manifest is None:
+            stamp = stamp or self.stamps[number]
+            check_stamp(path, stamp)
         if self.manifest is None:
             index = self.kept.get(number) or cached_index(path, stamp) or build_index(path)
         else:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from bionemo.webdatamodule._engine.format.index import ShardIndex
-from bionemo.webdatamodule._engine.format.mapping import mapped_path
+from bionemo.webdatamodule._engine.format.mapping import content
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 
 _STAMP = struct.Struct("<8sqqq32x")  # magic, size and times of the tar; 64 bytes keep arrays aligned
@@ -83,7 +83,7 @@ def cached_index(path: str, stamp: Stamp) -> ShardIndex | None:
     since reading would not notice in all cases that it is of another one with the same size and modification time.
     """
     try:
-        data = mapped_path(_index_path(path))
+        data = content(_index_path(path))
         *known, changed = _STAMP.unpack_from(data)
         if known != [_MAGIC, stamp.size, stamp.mtime_ns]:
             return None

@@ -11,9 +11,9 @@ import numpy as np
 
 from bionemo.webdatamodule._engine.format.checksum import crc32
 from bionemo.webdatamodule._engine.format.index import ShardIndex, build_index, index_name
-from bionemo.webdatamodule._engine.format.mapping import mapped_path
+from bionemo.webdatamodule._engine.format.mapping import content
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, store_index
+from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cached_index, check_stamp, store_index
 from bionemo.webdatamodule.errors import CorruptShardError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def listed_index(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
 
     Raises:
         CorruptShardError: If the shard is not the one in the manifest.
+        ChangedDataError: If an index has to be made of it, and it is in another state.
     """
     return _sidecar(path, entry) or cached_index(path, stamp) or _rebuilt(path, entry, stamp)
 
@@ -41,14 +42,15 @@ def listed_index(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
 def _sidecar(path: str, entry: ShardEntry) -> ShardIndex | None:
     """Return the index beside a shard, if it is the one that the manifest knows."""
     try:
-        data = mapped_path(index_name(path))
-    except (OSError, ValueError):  # missing, not readable, or empty
+        data = content(index_name(path))
+    except OSError:  # missing or not readable
         return None
     return ShardIndex.from_buffer(data) if hashlib.sha256(data).hexdigest() == entry.index_sha256 else None
 
 
 def _rebuilt(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
     """Return a new index of a listed shard, after checking the shard's hash."""
+    check_stamp(path, stamp)
     decided("%s is missing or changed, so the whole shard is checked", index_name(path))
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
