@@ -373,7 +373,7 @@ class Loader(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Executor(Component):
-    """An engine that runs conversion tasks.
+    """An engine that runs the tasks of conversions: to write a shard, or to look at the state of many samples.
 
     ``factory(**options)`` returns a context manager whose value is a standard
     :class:`concurrent.futures.Executor`. It is entered once for each conversion, and it pickles while it is not

@@ -1501,6 +1501,78 @@ def test_executors_pickle_and_check_their_options():
             Processes(**options)
 
 
+@dataclasses.dataclass(frozen=True)
+class Surveyed:
+    """A source whose states are looked at by processes that leave their numbers in a directory.
+
+    Attributes:
+        seen: The directory.
+        missing: Samples that it does not have.
+    """
+
+    seen: str
+    missing: frozenset[str] = frozenset()
+
+    def fingerprints(self, names):
+        """Return a text for each sample."""
+        (Path(self.seen) / str(os.getpid())).touch()
+        return ["" if name in self.missing else "here" for name in names]
+
+    def __call__(self, names):
+        """Yield samples."""
+        for name in names:
+            if name in self.missing:
+                raise FileNotFoundError(2, "No such file or directory", name)
+            yield Sample(name, {"x.txt": name.encode()})
+
+
+MANY = [f"s{number:05d}" for number in range(6000)]
+
+
+@pytest.mark.parametrize("n_shards", [4, 600])
+def test_the_executor_looks_at_many_samples_before_the_first_conversion(n_shards, tmp_path):
+    """One process would wait for a slow file system at every one; where shards are there already none is started."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    manifests = []
+    for others in (2, 0):
+        executor = Processes(workers=2) if others else Serial()
+        manifests.append(run(Surveyed(str(seen)), tmp_path / "out", MANY, n_shards=n_shards, executor=executor))
+        pids = {int(path.name) for path in seen.iterdir()}
+        assert (others == 0) is (os.getpid() in pids)
+        for path in seen.iterdir():
+            path.unlink()
+    assert manifests[0] == manifests[1]
+    assert MANY == [text for _, text in read(tmp_path / "out", "x.txt")]
+
+
+def test_what_many_samples_lack_is_listed_whoever_looks(tmp_path):
+    """Samples that are missing are listed in their order, whether processes looked or this one."""
+    reader = Surveyed(str(tmp_path), missing=frozenset({"s00001", "s03000", "s05999"}))
+    for executor in (Processes(workers=2), Serial()):
+        with pytest.raises(InputError, match=r"3 problems.*\n  s00001: No such file.*\n  s03000: .*\n  s05999: "):
+            run(reader, tmp_path / "out", MANY, n_shards=4, executor=executor)
+    assert not (tmp_path / "out").exists()
+
+
+class Unasked(Surveyed):
+    """A source that cannot be sent to another process."""
+
+    def __reduce__(self):
+        """Refuse."""
+        raise TypeError("not me")
+
+
+def test_many_samples_of_a_source_that_cannot_travel_are_looked_at_here(tmp_path):
+    """The conversion names the source, or works in this process."""
+    (tmp_path / "seen").mkdir()
+    reader = Unasked(str(tmp_path / "seen"))
+    with pytest.raises(ConfigError, match=r"the writer .* cannot be sent to another process \(TypeError: not me\)"):
+        run(reader, tmp_path / "out", MANY, n_shards=4, executor=Processes(workers=1))
+    assert [str(os.getpid())] == [path.name for path in (tmp_path / "seen").iterdir()]
+    assert 4 == len(run(reader, tmp_path / "out", MANY, n_shards=4, executor=futures.ThreadPoolExecutor(2)).shards)
+
+
 def peak_of_planning(n_samples, n_shards):
     """Convert many names with a plan of all and a source that fails at once; return the peak above import in bytes."""
     started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

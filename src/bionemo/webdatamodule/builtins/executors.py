@@ -79,7 +79,7 @@ class Processes:
         with warnings.catch_warnings():
             # Python 3.12 warns of fork where threads run; the workers touch none of them.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-            self._pool.submit(os.getpid).result()  # starts the workers
+            self._pool.submit(os.getpid)  # starts the workers
         return _Pool(self._pool)
 
     def __exit__(

@@ -36,7 +36,7 @@ LARGE = 1 << 24
 
 _N = TypeVar("_N", bound=Hashable)
 _END = 1024  # bytes of the end of an archive
-_AROUND = 1 << 17  # bytes that Linux reads around one that is needed, unless it is told
+_AROUND = 1 << 17  # bytes that Linux reads around one that is needed, where nothing is asked for
 _LOOKUPS = 1000  # sizes of files without a descriptor that are looked up in a second, at most
 _USUAL_MAPS = 65530  # the kernel's default
 

@@ -7,8 +7,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent import futures
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from itertools import chain
 from typing import Any
@@ -23,12 +22,12 @@ from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule._engine.storage.target import Target
 from bionemo.webdatamodule._engine.storage.targets import target_of
 from bionemo.webdatamodule._engine.writing import checks, publish
-from bionemo.webdatamodule._engine.writing.conversion import Conversion, executor_context, resolve_subsets
+from bionemo.webdatamodule._engine.writing.conversion import Conversion, resolve_subsets
 from bionemo.webdatamodule._engine.writing.disk_space import Room
 from bionemo.webdatamodule._engine.writing.early import early_uploads
 from bionemo.webdatamodule._engine.writing.layout import SplitPlan, check_n_shards, plan_split
 from bionemo.webdatamodule._engine.writing.recipe import as_json, recipe_of
-from bionemo.webdatamodule._engine.writing.run import run_tasks
+from bionemo.webdatamodule._engine.writing.run import Workers, run_tasks
 from bionemo.webdatamodule._engine.writing.staging import Staged
 from bionemo.webdatamodule._engine.writing.tasks import ShardTask
 from bionemo.webdatamodule.errors import ConversionError, DataWarning, ManifestError, WebDataModuleError
@@ -62,8 +61,9 @@ def convert(conversion: Conversion, *, check: bool = False, progress: bool | Non
         split: target_of(os.fspath(conversion.directories[split]), conversion.prefix, conversion.stores.get(split))
         for split in names
     }
-    with _disk_errors():
-        plans, problems = _plan(conversion, names, targets, progress=progress)
+    with _disk_errors(), ExitStack() as entered:
+        workers = Workers(conversion.executor, entered)
+        plans, problems = _plan(conversion, names, targets, workers, progress=progress)
         settled = {plan.split: _settled(plan, check=check) for plan in plans}
         manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
         todo = [plan for plan in plans if plan.split not in manifests or publish.has_leftovers(plan.target)]
@@ -77,8 +77,7 @@ def convert(conversion: Conversion, *, check: bool = False, progress: bool | Non
         )
         _warn_of_few_samples(plans, conversion.n_shards)
         if todo:
-            executor = executor_context(conversion.executor)
-            manifests.update(_convert(todo, executor, about=_about(conversion), check=check, progress=progress))
+            manifests.update(_convert(todo, workers, about=_about(conversion), check=check, progress=progress))
     return {split: manifests[split] for split in names}
 
 
@@ -124,7 +123,12 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _plan(
-    conversion: Conversion, names: Mapping[str, Sequence[str]], targets: Mapping[str, Target], *, progress: bool
+    conversion: Conversion,
+    names: Mapping[str, Sequence[str]],
+    targets: Mapping[str, Target],
+    workers: Workers,
+    *,
+    progress: bool,
 ) -> tuple[list[SplitPlan], list[str]]:
     """Return the plans of all splits whose names are names, and what is wrong with the names and samples of all."""
     recipe = recipe_of(conversion)
@@ -138,24 +142,27 @@ def _plan(
     problems += checks.name_problems(sound, recipe.encode, encoder=conversion.key_encoder.name)
     total = sum(len(members) for members in sound.values())
     with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:
-        plans = [
-            plan_split(
-                recipe,
-                members,
-                split=split,
-                target=targets[split],
-                n_shards=conversion.n_shards,
-                before=_current(targets[split]),
-                progress=bar.update,
+        plans = []
+        for split, members in sound.items():
+            before = _current(targets[split])
+            plans.append(
+                plan_split(
+                    recipe,
+                    members,
+                    split=split,
+                    target=targets[split],
+                    n_shards=conversion.n_shards,
+                    before=before,
+                    look=workers.look if before is None else map,  # where nothing may be left to do, starting nothing
+                    progress=bar.update,
+                )
             )
-            for split, members in sound.items()
-        ]
     return plans, problems + [problem for plan in plans for problem in plan.problems]
 
 
 def _convert(
     plans: Sequence[SplitPlan],
-    executor: AbstractContextManager[futures.Executor],
+    workers: Workers,
     *,
     about: Mapping[str, Any],
     check: bool,
@@ -199,7 +206,7 @@ def _convert(
                 early.put(task.inputs)
 
         with room.explained():
-            staged = run_tasks(every, executor, progress=progress, staged=upload)
+            staged = run_tasks(every, workers, progress=progress, staged=upload)
         made = {task.inputs: shard for task, shard in zip(every, staged, strict=True)}
         for plan in todo:
             manifest = _manifest(plan, kept[plan.split], made, about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from bionemo.webdatamodule._engine.format.manifest import Manifest, shard_name
 from bionemo.webdatamodule._engine.format.tar_write import BLOCK
 from bionemo.webdatamodule._engine.storage.target import Target
 from bionemo.webdatamodule._engine.writing.checks import LISTED
-from bionemo.webdatamodule._engine.writing.recipe import Recipe
+from bionemo.webdatamodule._engine.writing.recipe import Inputs, Recipe
 from bionemo.webdatamodule._engine.writing.tasks import ShardTask, describe
 from bionemo.webdatamodule.components import SampleReader
 from bionemo.webdatamodule.errors import ConfigError
@@ -52,6 +52,7 @@ def plan_split(
     target: Target,
     n_shards: int | None,
     before: Manifest | None = None,
+    look: Callable[[Inputs, Sequence[Sequence[str]]], Iterable[tuple[str, list[str]]]] = map,
     progress: Callable[[int], object],
 ) -> SplitPlan:
     """Cut a split into shard tasks, and look whether its samples are there and what state they are in.
@@ -66,20 +67,23 @@ def plan_split(
         target: Where its shards go.
         n_shards: How many shards, of at least one sample each; ``None`` for as many as their size asks for.
         before: What the target holds.
+        look: Calls a function with the names of each shard, and gives what it returns in their order.
         progress: Called with the number of samples looked at.
     """
     same = None
     per_sample = None
     if n_shards is None:
         if before is not None and before.n_samples == len(names) and len(before.shards) <= len(names):
-            same = _cut_into(len(before.shards), recipe, names, split=split, target=target, progress=progress)
+            same = _cut_into(
+                len(before.shards), recipe, names, split=split, target=target, look=look, progress=progress
+            )
             if same.wanted == [(shard.name, shard.inputs) for shard in before.shards]:
                 return same
         per_sample = estimate_bytes(recipe.reader, names) / len(names)
         n_shards = default_n_shards(per_sample * len(names))
     n_shards = min(n_shards, len(names))
     if same is None or len(same.wanted) != n_shards:
-        same = _cut_into(n_shards, recipe, names, split=split, target=target, progress=progress)
+        same = _cut_into(n_shards, recipe, names, split=split, target=target, look=look, progress=progress)
     return replace(same, bytes_per_sample=per_sample)
 
 
@@ -90,14 +94,13 @@ def _cut_into(
     *,
     split: str,
     target: Target,
+    look: Callable[[Inputs, Sequence[Sequence[str]]], Iterable[tuple[str, list[str]]]],
     progress: Callable[[int], object],
 ) -> SplitPlan:
     wanted, tasks, missing = [], [], []
-    for number, part in enumerate(cut(len(names), n_shards)):
-        members = names[part.start : part.stop]
-        prints = recipe.fingerprints(members)
-        missing += [name for name, one in zip(members, prints or (), strict=False) if not one]
-        inputs = recipe.digest(members, prints)
+    parts = [names[part.start : part.stop] for part in cut(len(names), n_shards)]
+    for number, (members, (inputs, absent)) in enumerate(zip(parts, look(recipe.inputs, parts), strict=True)):
+        missing += absent
         wanted.append((shard_name(target.prefix, number, n_shards), inputs))
         tasks.append(ShardTask(recipe=recipe, names=members, split=split, staging=target.staging, inputs=inputs))
         progress(len(members))

@@ -7,13 +7,16 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from bionemo.webdatamodule._engine.codecs import PLAIN, Codecs
 from bionemo.webdatamodule._engine.writing.conversion import Conversion
 from bionemo.webdatamodule._engine.writing.source_identity import identity
 from bionemo.webdatamodule.components import KeyFunction, SampleReader
 from bionemo.webdatamodule.errors import ManifestError, PluginError, WebDataModuleError
+
+Inputs: TypeAlias = Callable[[Sequence[str]], tuple[str, list[str]]]
+"""What :meth:`Recipe.inputs` is."""
 
 PICKLES = frozenset({"pickle", "pkl", "pt", "pyd"})
 """Last parts of suffixes whose fields are pickles, unless the reader says otherwise."""
@@ -81,13 +84,22 @@ class Recipe:
             )
         return found
 
-    def digest(self, names: Sequence[str], prints: Sequence[str] | None) -> str:
-        """Return the hash of all that a shard is made from; it also names the shard's files while they are staged.
+    def inputs(self, names: Sequence[str]) -> tuple[str, list[str]]:
+        """Return the hash of all that a shard is made from, and which of its samples are missing.
+
+        The hash also names the shard's files while they are staged.
 
         Args:
             names: The shard's samples, in order.
-            prints: Their fingerprints, if the reader gives any.
+
+        Raises:
+            PluginError: As :meth:`fingerprints`.
         """
+        prints = self.fingerprints(names)
+        missing = [name for name, one in zip(names, prints or (), strict=False) if not one]
+        return self._digest(names, prints), missing
+
+    def _digest(self, names: Sequence[str], prints: Sequence[str] | None) -> str:
         digest = hashlib.sha256(self.text.encode("utf-8", "surrogatepass"))
         for start in range(0, len(names), _TOGETHER):  # a whole shard's text at once would take much memory
             some = names[start : start + _TOGETHER]

@@ -8,7 +8,7 @@ import math
 import pickle
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -19,21 +19,74 @@ from typing import Any
 from tqdm import tqdm
 
 from bionemo.webdatamodule._engine.writing.checks import input_error
+from bionemo.webdatamodule._engine.writing.conversion import executor_context
+from bionemo.webdatamodule._engine.writing.recipe import Inputs
 from bionemo.webdatamodule._engine.writing.staging import Staged, progress_path
 from bionemo.webdatamodule._engine.writing.tasks import Result, ShardTask
 from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginError, WebDataModuleError
 
 _REFRESH = 0.5  # seconds between two updates of the progress bar
 _FEW = 5_000  # samples from which on processes pay for their start, however small these are
+_LOOKED_AT = 2_000  # samples that a task looks at, so that there are few tasks where shards are small
 _PROBES = 5  # samples that are tried where there are fewer
 _SHORT = 0.1  # seconds of work below which one more process would cost more than it saves
 _SAMPLE, _BYTE = 15e-6, 1.5e-9  # seconds that it takes to write a sample, and each of its bytes
 _AT_ONCE = 256  # tasks that may be under way, which are the first that have not finished
 
 
+class Workers:
+    """The executor of a conversion, which is entered once, when there is something to do.
+
+    Args:
+        executor: What the user gave for it.
+        entered: Leaves it.
+    """
+
+    def __init__(self, executor: Any, entered: ExitStack) -> None:
+        self._executor = executor
+        self._entered = entered
+        self._pool: futures.Executor | None = None
+
+    def start(self, worth: Callable[[], int]) -> futures.Executor:
+        """Return the executor, after entering it if it is not.
+
+        Args:
+            worth: Says how many tasks it is worth running at a time.
+
+        Raises:
+            ConfigError: If it is none.
+            PluginError: If it cannot start.
+        """
+        if self._pool is None:
+            self._pool = _enter(executor_context(self._executor), worth, self._entered)
+        return self._pool
+
+    def look(self, inputs: Inputs, parts: Sequence[Sequence[str]]) -> Iterator[tuple[str, list[str]]]:
+        """Yield what the recipe says of each part of the samples, which tasks of the executor ask where that pays.
+
+        Args:
+            inputs: The recipe's method.
+            parts: The names of each shard.
+
+        Raises:
+            PluginError: As ``inputs``.
+        """
+        done = 0
+        n_samples = sum(map(len, parts))
+        if len(parts) > 1 and n_samples >= _FEW:
+            size = max(1, _LOOKED_AT * len(parts) // n_samples)
+            groups = [parts[start : start + size] for start in range(0, len(parts), size)]
+            with contextlib.suppress(Exception):  # whatever it is shows again below, or when the tasks run
+                pool = self.start(lambda: len(groups))
+                for future in [pool.submit(_each, inputs, group) for group in groups]:
+                    yield from future.result()
+                    done += size
+        yield from map(inputs, parts[done:])
+
+
 def run_tasks(
     tasks: Sequence[ShardTask],
-    executor: AbstractContextManager[futures.Executor],
+    workers: Workers,
     *,
     progress: bool,
     staged: Callable[[ShardTask], None],
@@ -42,7 +95,7 @@ def run_tasks(
 
     Args:
         tasks: One for each shard.
-        executor: Gives a standard executor, which is entered only if there is something to do.
+        workers: Give the executor.
         progress: Whether to show a progress bar on standard error.
         staged: Is called in any thread when a task has staged its shard.
 
@@ -55,11 +108,8 @@ def run_tasks(
     if not tasks:
         return []
     n_samples = sum(len(task.names) for task in tasks)
-    with (
-        ExitStack() as entered,
-        tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar,
-    ):
-        pool = _enter(executor, tasks, entered)
+    with tqdm(total=n_samples, unit=" samples", desc="converting", disable=not progress, leave=False) as bar:
+        pool = workers.start(lambda: _worth(tasks))
         running: dict[futures.Future[Result], ShardTask] = {}
         try:
             for task in tasks:
@@ -78,14 +128,17 @@ def run_tasks(
     return [result.staged for result in results if result.staged is not None]
 
 
+def _each(inputs: Inputs, parts: Sequence[Sequence[str]]) -> list[tuple[str, list[str]]]:
+    return [inputs(part) for part in parts]
+
+
 def _enter(
-    executor: AbstractContextManager[futures.Executor], tasks: Sequence[ShardTask], entered: ExitStack
+    executor: AbstractContextManager[futures.Executor], worth: Callable[[], int], entered: ExitStack
 ) -> futures.Executor:
-    """Start an executor, which ends with the stack."""
     name = f"{type(executor).__module__}.{type(executor).__qualname__}"
     sized = getattr(executor, "for_tasks", None)
     try:
-        pool: futures.Executor = entered.enter_context(sized(_worth(tasks)) if callable(sized) else executor)
+        pool: futures.Executor = entered.enter_context(sized(worth()) if callable(sized) else executor)
     except WebDataModuleError:
         raise
     except Exception as error:

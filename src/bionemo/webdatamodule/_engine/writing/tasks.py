@@ -51,7 +51,7 @@ class ShardTask:
         names: The shard's samples, in order.
         split: Name of the split, for messages.
         staging: The staging directory.
-        inputs: The recipe's digest of the samples when the conversion was planned.
+        inputs: The hash of the samples' state when the conversion was planned, see :meth:`Recipe.inputs`.
     """
 
     recipe: Recipe
@@ -95,7 +95,7 @@ class ShardTask:
             filesystem.sync(descriptor)
         finally:
             filesystem.close(descriptor)
-        now = self.recipe.digest(self.names, self.recipe.fingerprints(self.names))
+        now, _ = self.recipe.inputs(self.names)
         if now != self.inputs:
             raise ConversionError(
                 "the source changed while it was read; run the conversion again. If it did not change, "
