@@ -1530,19 +1530,22 @@ MANY = [f"s{number:05d}" for number in range(6000)]
 
 
 @pytest.mark.parametrize("n_shards", [4, 600])
-def test_the_executor_looks_at_many_samples_before_the_first_conversion(n_shards, tmp_path):
-    """One process would wait for a slow file system at every one; where shards are there already none is started."""
+def test_the_executor_looks_at_many_samples(n_shards, tmp_path, monkeypatch):
+    """One process would wait for a slow file system at every one, but a rerun that is quick starts nothing."""
     seen = tmp_path / "seen"
     seen.mkdir()
-    manifests = []
-    for others in (2, 0):
-        executor = Processes(workers=2) if others else Serial()
-        manifests.append(run(Surveyed(str(seen)), tmp_path / "out", MANY, n_shards=n_shards, executor=executor))
+
+    def convert_and_return_processes():
+        run(Surveyed(str(seen)), tmp_path / "out", MANY, n_shards=n_shards, executor=Processes(workers=2))
         pids = {int(path.name) for path in seen.iterdir()}
-        assert (others == 0) is (os.getpid() in pids)
         for path in seen.iterdir():
             path.unlink()
-    assert manifests[0] == manifests[1]
+        return pids
+
+    assert os.getpid() not in convert_and_return_processes()
+    assert {os.getpid()} == convert_and_return_processes()
+    monkeypatch.setattr("bionemo.webdatamodule._engine.writing.run._LONG", 0)
+    assert convert_and_return_processes() - {os.getpid()}
     assert MANY == [text for _, text in read(tmp_path / "out", "x.txt")]
 
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import metadata
 from itertools import chain
 from typing import Any
@@ -153,7 +154,7 @@ def _plan(
                     target=targets[split],
                     n_shards=conversion.n_shards,
                     before=before,
-                    look=workers.look if before is None else map,  # where nothing may be left to do, starting nothing
+                    look=partial(workers.look, needed=before is None),
                     progress=bar.update,
                 )
             )

@@ -28,6 +28,8 @@ from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginErr
 _REFRESH = 0.5  # seconds between two updates of the progress bar
 _FEW = 5_000  # samples from which on processes pay for their start, however small these are
 _LOOKED_AT = 2_000  # samples that a task looks at, so that there are few tasks where shards are small
+_LOOKED_AT_FIRST = 100  # samples that say how long all take
+_LONG = 2.0  # seconds for which an executor starts that may have nothing else to do
 _PROBES = 5  # samples that are tried where there are fewer
 _SHORT = 0.1  # seconds of work below which one more process would cost more than it saves
 _SAMPLE, _BYTE = 15e-6, 1.5e-9  # seconds that it takes to write a sample, and each of its bytes
@@ -61,19 +63,20 @@ class Workers:
             self._pool = _enter(executor_context(self._executor), worth, self._entered)
         return self._pool
 
-    def look(self, inputs: Inputs, parts: Sequence[Sequence[str]]) -> Iterator[tuple[str, list[str]]]:
+    def look(self, inputs: Inputs, parts: Sequence[Sequence[str]], *, needed: bool) -> Iterator[tuple[str, list[str]]]:
         """Yield what the recipe says of each part of the samples, which tasks of the executor ask where that pays.
 
         Args:
             inputs: The recipe's method.
             parts: The names of each shard.
+            needed: Whether the executor will be needed anyway; otherwise it starts only to save seconds.
 
         Raises:
             PluginError: As ``inputs``.
         """
         done = 0
         n_samples = sum(map(len, parts))
-        if len(parts) > 1 and n_samples >= _FEW:
+        if len(parts) > 1 and n_samples >= _FEW and (needed or _takes(inputs, parts[0]) * n_samples > _LONG):
             size = max(1, _LOOKED_AT * len(parts) // n_samples)
             groups = [parts[start : start + size] for start in range(0, len(parts), size)]
             with contextlib.suppress(Exception):  # whatever it is shows again below, or when the tasks run
@@ -126,6 +129,14 @@ def run_tasks(
     if problems:
         raise input_error(problems, sum(result.n_problems for result in results))
     return [result.staged for result in results if result.staged is not None]
+
+
+def _takes(inputs: Inputs, names: Sequence[str]) -> float:
+    """Return about how many seconds it takes to look at one sample."""
+    some = names[:_LOOKED_AT_FIRST]
+    began = time.perf_counter()
+    inputs(some)
+    return (time.perf_counter() - began) / len(some)
 
 
 def _each(inputs: Inputs, parts: Sequence[Sequence[str]]) -> list[tuple[str, list[str]]]:
