@@ -103,6 +103,16 @@ def test_the_helper_ends_with_its_store_and_is_made_anew(bucket):
     assert last.wait(20) is not None
 
 
+def test_the_helper_imports_what_its_parent_would(bucket, tmp_path, monkeypatch):
+    """Modules in the working directory do not take the place of others, which ``python -c`` would let them."""
+    for name in ("asyncio", "bionemo_webdatamodule_obstore", "obstore", "pickle", "struct"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not me')")
+    monkeypatch.chdir(tmp_path)
+    store = ObstoreStore()
+    store.put(b"x", f"{bucket}/x")
+    assert b"x" == store.get(f"{bucket}/x")
+
+
 def test_the_store_pickles_without_its_client(bucket):
     """A pickled store opens a client of its own."""
     store = ObstoreStore()

@@ -15,15 +15,16 @@ from typing import IO, Any
 from bionemo_webdatamodule_obstore.server import packed, received
 
 _PIPE_BYTES = 1 << 20  # what a user may have on Linux
-_COMMAND = "from bionemo_webdatamodule_obstore.server import serve; serve()"
+_COMMAND = "import sys; sys.path[:] = {path!r}; from bionemo_webdatamodule_obstore.server import serve; serve()"
 
 
 class Helper:
     """Calls methods of a ``Client`` in a process of its own. It is used by several threads."""
 
     def __init__(self) -> None:
+        command = _COMMAND.format(path=list(map(str, sys.path)))  # Python would look into the working directory first
         self._process = subprocess.Popen(  # noqa: S603 - our own code in this interpreter
-            [sys.executable, "-c", _COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         _enlarge(self._process.stdout)
         self._pid = os.getpid()
