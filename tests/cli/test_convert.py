@@ -64,7 +64,7 @@ def test_convert_takes_names_and_files_of_names(source, tmp_path, capsys):
 def test_convert_puts_all_into_train_by_default(source, tmp_path, capsys):
     """Without --split there is one split."""
     assert 0 == convert(source, tmp_path)
-    assert capsys.readouterr().out.startswith("train: 10 samples in 1 shards")
+    assert capsys.readouterr().out.startswith("train: 10 samples in 1 shard")
 
 
 def test_convert_reports_bad_input_and_ends_with_2(source, tmp_path, capsys):

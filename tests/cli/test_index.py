@@ -70,7 +70,7 @@ def test_a_manifest_is_replaced_only_when_asked(foreign, capsys):
     assert 2 == main(["index", str(foreign)])
     assert "has a manifest" in capsys.readouterr().err
     assert 0 == main(["index", str(foreign), "--again"])
-    assert "4 samples in 1 shards" in capsys.readouterr().out
+    assert "4 samples in 1 shard" in capsys.readouterr().out
 
 
 def test_what_cannot_be_adopted_is_left_alone(foreign):
@@ -181,7 +181,7 @@ def test_preview_finds_the_only_prefix(tmp_path, capsys):
         writer.write({"__key__": "a", "txt": "t"})
     adopt(str(tmp_path), "t")
     assert 0 == main(["preview", str(tmp_path)])
-    assert capsys.readouterr().out.startswith("1 samples in 1 shards")
+    assert capsys.readouterr().out.startswith("1 sample in 1 shard")
     (tmp_path / "u.manifest.json").touch()
     assert 2 == main(["preview", str(tmp_path)])
     assert "holds t, u; choose one with --prefix" in capsys.readouterr().err

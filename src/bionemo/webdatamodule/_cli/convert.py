@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, add_policy, policy_of, positive
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.options import parse_options, reference
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.codecs import Codecs
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for row in rows:
             print(
-                f"{row['split']}: {row['samples']} samples in {row['shards']} shards, "
+                f"{row['split']}: {count(row['samples'], 'sample')} in {count(row['shards'], 'shard')}, "
                 f"{row['bytes'] / 1e6:.4g} MB, {row['directory']}"
             )
     return 0

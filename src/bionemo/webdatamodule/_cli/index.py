@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, look_at_each, prefixes_named, print_outcomes
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.writing.adopt import adopt, adopt_remote
 from bionemo.webdatamodule.errors import ConfigError
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         if outcome.found is not None and not args.json:
             row = outcome.found
             print(
-                f"{row['directory']} {row['prefix']}: {row['samples']} samples in {row['shards']} shards, "
+                f"{row['directory']} {row['prefix']}: "
+                f"{count(row['samples'], 'sample')} in {count(row['shards'], 'shard')}, "
                 f"suffixes {', '.join(row['suffixes'])}, digest {row['digest']}"
             )
     if args.json:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bionemo.webdatamodule._cli import plot
 from bionemo.webdatamodule._cli.arguments import natural, open_set, positive, real, whole
-from bionemo.webdatamodule._cli.humanize import size
+from bionemo.webdatamodule._cli.humanize import count, size
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.plan import Plan
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code: 1 if such a run could not be done."""
     _check(args)
     sets = [open_set(directory, args.prefix) for directory in args.directory]
-    shards = [count for found in sets for count in found.samples]
+    shards = [n for found in sets for n in found.samples]
     per_node = args.ranks_per_node or max(1, (args.ranks or 1) // args.nodes)
     ranks = args.ranks or args.nodes * per_node
     if ranks != args.nodes * per_node:
@@ -145,7 +145,7 @@ def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
 
 def _print(report: dict[str, Any]) -> None:
     for source in report["sources"]:
-        print(f"{source['directory']}: {source['samples']:,} samples in {source['shards']:,} shards")
+        print(f"{source['directory']}: {count(source['samples'], 'sample')} in {count(source['shards'], 'shard')}")
     if "steps" in report:
         print()
         _print_steps(report)
@@ -158,8 +158,8 @@ def _print(report: dict[str, Any]) -> None:
 
 def _print_steps(report: dict[str, Any]) -> None:
     print(f"order             {report['order']}")
-    print(f"epoch             {report['n_samples']:,} samples")
-    print(f"global batches    {report['steps']:,} of {report['global_batch_size']:,} samples", end="")
+    print(f"epoch             {count(report['n_samples'], 'sample')}")
+    print(f"global batches    {report['steps']:,} of {count(report['global_batch_size'], 'sample')}", end="")
     print(f", the last ones {', '.join(map(str, report['last_batches']))}" if "last_batches" in report else "")
     print(f"optimizer steps   {report['optimizer_steps']:,}, accumulating {report['accumulate']}")
     if "draws_from" in report:
@@ -167,14 +167,16 @@ def _print_steps(report: dict[str, Any]) -> None:
     for row in report.get("shares", ()):
         print(f"from step {row['step']:<8,}{', '.join(f'{part:.1%}' for part in row['shares'])}")
     for number, source in enumerate(report.get("mixture", ())):
-        print(f"source {number:<11}{source['drawn']:,} samples an epoch, {source['passes']:.3g} times through it")
+        print(
+            f"source {number:<11}{count(source['drawn'], 'sample')} an epoch, {source['passes']:.3g} times through it"
+        )
 
 
 def _print_reading(report: dict[str, Any]) -> None:
     if report["lanes"]:
         print(f"pieces            {report['pieces']:,} of about {size(report['piece_bytes'])}, shuffled")
         print(f"lanes             {report['lanes']:,}, so a rank has about {size(report['open_bytes'])} open")
-        print(f"a batch draws     from {report['draws_from']:,} pieces")
+        print(f"a batch draws     from {count(report['draws_from'], 'piece')}")
     else:
         how = "one place" if report["draws_from"] == 1 else f"{report['draws_from']:,} places, all samples shuffled"
         print(f"a batch draws     from {how}")

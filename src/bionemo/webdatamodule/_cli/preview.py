@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of, positive
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         about = {"samples": found.n_samples, "shards": len(found.paths), "suffixes": list(found.suffixes)}
         print_json({**about, "preview": samples})
     else:
-        print(f"{found.n_samples} samples in {len(found.paths)} shards")
+        print(f"{count(found.n_samples, 'sample')} in {count(len(found.paths), 'shard')}")
         for sample in samples:
             print(f"\n{sample['key']}" if "error" not in sample else f"\ncannot be read: {sample['error']}")
             width = max(map(len, sample["fields"]), default=0)

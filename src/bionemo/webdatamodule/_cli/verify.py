@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from bionemo.webdatamodule._cli.arguments import add_policy, look_at_each, policy_of, print_outcomes
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._engine.reading import verify
 from bionemo.webdatamodule._engine.writing import checks
 
@@ -41,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(report: verify.Report) -> None:
-    state = f"{len(report.problems)} problems" if report.problems else "all as it was written"
+    state = count(len(report.problems), "problem") if report.problems else "all as it was written"
     print(
-        f"{report.directory} {report.prefix}: {report.samples} samples in {report.shards} shards, "
+        f"{report.directory} {report.prefix}: {count(report.samples, 'sample')} in {count(report.shards, 'shard')}, "
         f"{report.bytes / 1e6:.4g} MB: {state}"
     )
     for problem in report.problems[: checks.LISTED]:

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bionemo.webdatamodule._cli.arguments import add_policy, natural, only_prefix, policy_of, positive
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.report import facts
 from bionemo.webdatamodule._cli.report.page import page
 from bionemo.webdatamodule.errors import ConfigError
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
     impossible = list(found.plan["problems"]) if found.plan else []
-    print(f"{output}: {found.n_samples:,} samples in {len(found.shards):,} shards")
+    print(f"{output}: {count(found.n_samples, 'sample')} in {count(len(found.shards), 'shard')}")
     for problem in [*found.problems, *impossible][:20]:
         print(f"  {problem}")
     return int(bool(found.problems or impossible))
