@@ -375,7 +375,7 @@ ROWS = {
     ),
     "a suffix that is not there": (
         {"suffix_keys_wds": ["__key__", "y.pyd"]},
-        [(r"there are (?:.*, )?(\S+)$", lambda found: {"suffix_keys_wds": ["__key__", found[1]]})],
+        [(r"choose among (?:.*, )?(\S+)$", lambda found: {"suffix_keys_wds": ["__key__", found[1]]})],
         ALL,
     ),
     "another prefix": (

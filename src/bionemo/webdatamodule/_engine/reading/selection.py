@@ -53,7 +53,7 @@ def select(asked: str, stored: Iterable[str], *, split: str | None = None) -> Se
     optional = asked.endswith("?")
     if not found and not optional:
         raise MissingFieldError(
-            f"no sample has the suffix {asked!r}; there are {', '.join(there[:_LISTED])}", split=split
+            f"no sample has the suffix {asked!r}; choose among {', '.join(there[:_LISTED])}", split=split
         )
     return Selected(asked=asked, suffixes=tuple(dict.fromkeys(found)), optional=optional)
 
