@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bionemo.webdatamodule._cli.arguments import above_zero, add_policy, natural, open_set, policy_of, positive
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.options import reference
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.verdict import usable_cpus
@@ -83,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         }
         print_json(report)
         return 0
-    print(f"{args.directory} {found.prefix}: {found.n_samples} samples of {bench.bytes_per_sample / 1e3:.4g} kB")
+    print(
+        f"{args.directory} {found.prefix}: {count(found.n_samples, 'sample')} of {bench.bytes_per_sample / 1e3:.4g} kB"
+    )
     _print("part", parts)
     _print("whole", pipelines)
     print(f"\nverdict: {result}")

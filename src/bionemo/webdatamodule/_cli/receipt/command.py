@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule.errors import ConfigError
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {line}")
     else:
         samples = sum(int(one["samples"]) for one in first.values())
-        print(f"same: {len(first)} epochs, {samples} samples")
+        print(f"same: {count(len(first), 'epoch')}, {count(samples, 'sample')}")
     return int(bool(found))
 
 
