@@ -381,11 +381,22 @@ def test_indexes_that_claim_what_is_not_there_are_refused(tmp_path, changes):
         ShardIndex.from_buffer(claiming(data, changes))
 
 
+def test_indexes_whose_arrays_are_not_aligned_are_refused(tmp_path):
+    """Numbers of such an array could not be looked up."""
+    data = build_index(tar(tmp_path / "a.tar", FIVE)).to_bytes()
+    length = int.from_bytes(data[12:16], "little")
+    with pytest.raises(CorruptShardError, match=rf"begin at byte {16 + length + 4}, not at a multiple of 64"):
+        ShardIndex.from_buffer(
+            data[:12] + (length + 4).to_bytes(4, "little") + data[16 : 16 + length] + b"    " + data[16 + length :]
+        )
+
+
 def claiming(data, changes):
     """Return an index file that says other things of itself."""
     length = int.from_bytes(data[12:16], "little")
     about = json.loads(data[16 : 16 + length])
     text = json.dumps({**about, **changes}).encode()
+    text += b" " * (-(16 + len(text)) % 64)
     return data[:12] + len(text).to_bytes(4, "little") + text + data[16 + length :]
 
 

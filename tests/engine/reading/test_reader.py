@@ -31,6 +31,7 @@ from bionemo.webdatamodule._engine.format.manifest import (
     ShardEntry,
     journal_path,
     manifest_path,
+    read_manifest,
     staging_path,
 )
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
@@ -361,6 +362,33 @@ def test_a_lost_sidecar_is_made_anew_from_a_whole_shard(tmp_path, damage):
     shard.write_bytes(data)
     with pytest.raises(CorruptShardError, match="not the shard in the manifest"):
         reader(directory).read(np.arange(10))
+
+
+def test_a_sidecar_that_the_manifest_lists_and_nobody_can_read_is_made_anew(tmp_path):
+    """The tool that wrote both may have written it wrongly; the shard itself is what it says."""
+    directory = write_set(tmp_path, tensors(), n_shards=1)
+    sidecar = tmp_path / "t-000000.tar.idx"
+    before = ShardSet.open(directory, "t").index(0).to_bytes()
+    sidecar.write_bytes(sidecar.read_bytes()[:-4])
+    stored = read_manifest(directory, "t")
+    entry = replace(stored.shards[0], index_sha256=hashlib.sha256(sidecar.read_bytes()).hexdigest())
+    pathlib.Path(manifest_path(directory, "t")).write_text(replace(stored, shards=(entry,)).to_json())
+    assert before == ShardSet.open(directory, "t").index(0).to_bytes()
+
+
+def test_an_index_that_was_made_anew_is_not_taken_for_other_data(tmp_path):
+    """Another version of the data may have the same path, size and modification time, and no sidecars either."""
+    found = []
+    for value in (1.0, 2.0, 1.0):
+        samples = [(key, {"x.pyd": dumps(torch.full((5,), value))}) for key, _ in tensors()]
+        directory = write_set(tmp_path / "data", samples, n_shards=1)
+        for path in (tmp_path / "data").iterdir():
+            if path.suffix == ".idx":
+                path.unlink()
+            else:
+                os.utime(path, (1_700_000_000, 1_700_000_000))
+        found += [float(x[0]) for (x,) in reader(directory).read(np.arange(10))]
+    assert [1.0] * 10 + [2.0] * 10 + [1.0] * 10 == found
 
 
 def test_a_digest_can_be_expected(tmp_path):

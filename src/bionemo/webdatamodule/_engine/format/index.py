@@ -131,6 +131,8 @@ def _open(view: memoryview) -> tuple[dict[str, Any], memoryview]:
     magic, version, length = _HEAD.unpack_from(view)
     if magic != _MAGIC or version != _VERSION:
         raise ValueError(f"it begins with {magic!r}, version {version}")
+    if (_HEAD.size + length) % _ALIGNMENT:
+        raise ValueError(f"its arrays begin at byte {_HEAD.size + length}, not at a multiple of {_ALIGNMENT}")
     about = json.loads(bytes(view[_HEAD.size : _HEAD.size + length]))
     body = view[_HEAD.size + length :]
     if crc32(body) != about["crc32"]:

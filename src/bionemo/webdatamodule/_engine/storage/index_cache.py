@@ -14,7 +14,7 @@ from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.format.mapping import content
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 
-_STAMP = struct.Struct("<8sqqq32x")  # magic, size and times of the tar; 64 bytes keep arrays aligned
+_STAMP = struct.Struct("<8sqqq32s")  # magic, size, times and hash of the tar; 64 bytes keep arrays aligned
 _MAGIC = b"WDMCACHE"
 _SETTLED_NS = 2_000_000_000  # file systems may give two changes within this time one modification time
 
@@ -76,47 +76,54 @@ def cache_directory() -> str:
     return os.path.join(base, "bionemo-webdatamodule")
 
 
-def cached_index(path: str, stamp: Stamp) -> ShardIndex | None:
+def cached_index(path: str, stamp: Stamp, sha256: str = "") -> ShardIndex | None:
     """Return the index of a tar from the cache, or ``None`` where the cache has none for this state of it.
 
-    An index without checksums must be of the very file that is there now,
-    since reading would not notice in all cases that it is of another one with the same size and modification time.
+    An index of a tar whose hash is not known must be of the very file that is there now: another one may have its
+    size and modification time, which reading would not notice in all cases.
+
+    Args:
+        path: The tar.
+        stamp: Its state.
+        sha256: Its hash, if a manifest gives it.
     """
     try:
         data = content(_index_path(path))
-        *known, changed = _STAMP.unpack_from(data)
-        if known != [_MAGIC, stamp.size, stamp.mtime_ns]:
+        magic, size, modified, changed, hashed = _STAMP.unpack_from(data)
+        if (magic, size, modified, hashed) != (_MAGIC, stamp.size, stamp.mtime_ns, _packed(sha256)):
             return None
         index = ShardIndex.from_buffer(data[_STAMP.size :])
-        if index.crcs is None and changed != Stamp.of(path).ctime_ns:
+        if not sha256 and changed != Stamp.of(path).ctime_ns:
             return None
     except (OSError, ValueError, struct.error, CorruptShardError):
         return None
     return index if is_within(index, stamp.size) else None
 
 
-def store_index(path: str, stamp: Stamp, index: ShardIndex) -> ShardIndex | None:
+def store_index(path: str, stamp: Stamp, index: ShardIndex, sha256: str = "") -> ShardIndex | None:
     """Put the index of a tar into the cache.
 
     Args:
         path: The tar.
         stamp: Its state before the index was made.
         index: Its index.
+        sha256: Its hash, if a manifest gives it.
 
     Returns:
         The index as a map of the cache, or ``None`` where it cannot be kept there: the cache is not writable,
         or the tar is so young that another change might not show in its stamp.
     """
-    latest = stamp.mtime_ns if index.crcs is not None else max(stamp.mtime_ns, stamp.ctime_ns)
+    latest = stamp.mtime_ns if sha256 else max(stamp.mtime_ns, stamp.ctime_ns)
     if time.time_ns() - latest < _SETTLED_NS:
         return None
     target = _index_path(path)
     try:
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-        write_atomically(target, _STAMP.pack(_MAGIC, stamp.size, stamp.mtime_ns, stamp.ctime_ns) + index.to_bytes())
+        head = _STAMP.pack(_MAGIC, stamp.size, stamp.mtime_ns, stamp.ctime_ns, _packed(sha256))
+        write_atomically(target, head + index.to_bytes())
     except OSError:
         return None
-    return cached_index(path, stamp)
+    return cached_index(path, stamp, sha256)
 
 
 def write_atomically(target: str, data: bytes) -> None:
@@ -142,6 +149,10 @@ def is_within(index: ShardIndex, tar_bytes: int) -> bool:
     inside = sizes.min() >= 0 and offsets.min() >= -1 and offsets.max() <= tar_bytes
     inside = inside and (sizes <= tar_bytes - offsets).all()  # a sum could overflow
     return bool(inside and headers.min() >= 0 and headers.max() < tar_bytes)
+
+
+def _packed(sha256: str) -> bytes:
+    return bytes.fromhex(sha256).ljust(32, b"\0")
 
 
 def _index_path(path: str) -> str:

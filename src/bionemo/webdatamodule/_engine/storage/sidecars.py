@@ -36,16 +36,16 @@ def listed_index(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
         CorruptShardError: If the shard is not the one in the manifest.
         ChangedDataError: If an index has to be made of it, and it is in another state.
     """
-    return _sidecar(path, entry) or cached_index(path, stamp) or _rebuilt(path, entry, stamp)
+    return _sidecar(path, entry) or cached_index(path, stamp, entry.sha256) or _rebuilt(path, entry, stamp)
 
 
 def _sidecar(path: str, entry: ShardEntry) -> ShardIndex | None:
     """Return the index beside a shard, if it is the one that the manifest knows."""
     try:
         data = content(index_name(path))
-    except OSError:  # missing or not readable
+        return ShardIndex.from_buffer(data) if hashlib.sha256(data).hexdigest() == entry.index_sha256 else None
+    except (OSError, CorruptShardError):  # missing, not readable, or written by something that does it wrong
         return None
-    return ShardIndex.from_buffer(data) if hashlib.sha256(data).hexdigest() == entry.index_sha256 else None
 
 
 def _rebuilt(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
@@ -61,7 +61,7 @@ def _rebuilt(path: str, entry: ShardEntry, stamp: Stamp) -> ShardIndex:
             shard=path,
         )
     index = with_crcs(build_index(path), data)
-    return store_index(path, stamp, index) or index
+    return store_index(path, stamp, index, entry.sha256) or index
 
 
 def with_crcs(index: ShardIndex, data: mmap.mmap) -> ShardIndex:

@@ -134,7 +134,7 @@ class Remote:
 
         try:
             return ShardIndex.from_buffer(fetched(self.cache, name, get, is_sound))
-        except _NoIndexError:
+        except (_NoIndexError, CorruptShardError):
             return self._made(number, entry)
 
     def _made(self, number: int, entry: ShardEntry) -> ShardIndex:
