@@ -20,6 +20,15 @@ def webdatamodule_stages():
 """
 
 
+CODEC = """
+from bionemo.webdatamodule import Codec, hookimpl
+
+@hookimpl
+def webdatamodule_codecs():
+    yield Codec(name="acme-codec", summary="a test codec", suffixes={suffixes}, factory=lambda: None)
+"""
+
+
 def load():
     """Load what is installed, and return the set and the warnings about the plugins under test."""
     found = Plugins()
@@ -112,6 +121,17 @@ BROKEN = {
         "whose factory cannot be called",
     ),
     "reserved name": (GOOD.format(component="shuffle"), "registers 'shuffle', which is the name of a default"),
+    "suffixes as text": (
+        CODEC.format(suffixes="'hex'"),
+        "yields 'acme-codec' with suffixes='hex', which is not a tuple of texts without a dot in front",
+    ),
+    "suffixes of another type": (CODEC.format(suffixes="(5,)"), "with suffixes=(5,), which is not a tuple of texts"),
+    "a suffix with a dot": (CODEC.format(suffixes="('.hex',)"), "with suffixes=('.hex',), which is not a tuple"),
+    "no suffixes": (CODEC.format(suffixes="None"), "with suffixes=None, which is not a tuple"),
+    "a suffix of a default": (
+        CODEC.format(suffixes="('hex', 'TXT')"),
+        "registers 'acme-codec' for the suffix 'TXT', which the default codec 'text' decodes; leave that suffix",
+    ),
     "twice": (GOOD.format(component="a").replace("yield", "for _ in '12': yield"), "registers 'a' twice"),
 }
 
@@ -142,6 +162,14 @@ def test_a_second_plugin_of_one_name_is_left_out(install):
         "plugin 'acme' of the distribution acme-two 1.0 is left out: another plugin has this name"
     )
     assert ["a"] == [r.component.name for r in found.registered if r.plugin == "acme"]
+
+
+def test_a_plugin_of_a_defaults_name_is_told_to_take_another(install):
+    """Disabling that name would disable the default as well, so the remedy is another."""
+    install("acme-codecs", GOOD.format(component="a"), name="codecs")
+    _, (message,) = load()
+    assert message.startswith("plugin 'codecs' of the distribution acme-codecs 1.0 is left out: a default plugin has")
+    assert message.endswith("; rename its entry point; or run `pip uninstall acme-codecs`")
 
 
 def test_two_plugins_with_one_component_clash_when_it_is_asked_for(install):

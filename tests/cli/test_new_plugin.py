@@ -106,6 +106,14 @@ def test_command_says_what_to_do_next(tmp_path, capsys):
     assert expected == capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["codecs", "stages", "batching"])
+def test_the_name_of_a_default_plugin_is_refused(tmp_path, name):
+    """The entry point of such a plugin would be left out."""
+    with pytest.raises(ConfigError, match=f"'{name}' is the name of a default plugin; take another"):
+        new_plugin(name, "codec", str(tmp_path))
+    assert [] == list(tmp_path.iterdir())
+
+
 def test_command_shows_errors_in_a_line(tmp_path, capsys):
     """A refusal is one line, and the exit code says so."""
     arguments = ["new-plugin", "pickles", "--kind", "writer", "--directory", str(tmp_path)]

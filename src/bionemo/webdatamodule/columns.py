@@ -88,7 +88,8 @@ class ValueColumn:
 
     def values(self) -> list[Any]:
         """Return the values."""
-        return list(self.fields if self.decode is None else map(self.decode, self.fields))
+        decode = self.decode
+        return list(self.fields) if decode is None else [decode(field) for field in self.fields]
 
     def stack(self) -> Any:
         """Return :func:`collate_values` of the values."""

@@ -187,7 +187,9 @@ class Plugins:
             PluginError: If the plugin breaks its contract.
         """
         if self._manager.has_plugin(name):
-            raise PluginError("another plugin has this name; rename one of the two entry points", plugin=name)
+            other = "a default plugin has this name; rename its entry point"
+            both = "another plugin has this name; rename one of the two entry points"
+            raise PluginError(other if name in DEFAULT_PLUGINS else both, plugin=name)
         try:
             self._manager.register(plugin, name=name)
         except ValueError as error:
@@ -329,8 +331,26 @@ class Plugins:
                         f"{caller.name} registers {component.name!r}, which is the name of a default; "
                         "choose another name, or set override=True to replace the default"
                     )
+                self._check_suffixes(caller.name, component)
                 seen.add(identity)
                 yield component
+
+    def _check_suffixes(self, hook: str, component: Component) -> None:
+        """Refuse a codec that would decode what a default decodes: nobody who reads such fields asked for it."""
+        if not isinstance(component, Codec) or component.override:
+            return
+        taken = {
+            suffix.lower(): found.component.name
+            for found in self._registered
+            if found.default and isinstance(found.component, Codec)
+            for suffix in found.component.suffixes
+        }
+        for suffix in component.suffixes:
+            if suffix.lower() in taken:
+                raise PluginError(
+                    f"{hook} registers {component.name!r} for the suffix {suffix!r}, which the default codec "
+                    f"{taken[suffix.lower()]!r} decodes; leave that suffix out, or set override=True to replace it"
+                )
 
     def _reserved(self) -> set[tuple[type[Component], str]]:
         return {_identity(r.component) for r in self._registered if r.default}
@@ -349,6 +369,13 @@ class Plugins:
             raise PluginError(f"{hook} yields {component.name!r} without a summary of one line")
         if not callable(component.factory):
             raise PluginError(f"{hook} yields {component.name!r}, whose factory cannot be called")
+        for attribute in ("suffixes", "schemes"):
+            given = getattr(component, attribute, ())
+            if not isinstance(given, tuple | list) or not all(_is_plain(one) for one in given):
+                raise PluginError(
+                    f"{hook} yields {component.name!r} with {attribute}={_brief(given)}, which is not a tuple of texts "
+                    "without a dot in front"
+                )
         if not isinstance(component.override, bool):
             raise PluginError(
                 f"{hook} yields {component.name!r} with override={component.override!r}, which is not a bool"
@@ -587,8 +614,14 @@ def _remedy(entry: metadata.EntryPoint, distribution: str, error: BaseException)
         )
     if isinstance(error, PluginError) and "is the same module" in error.message:
         return f"it is installed twice, perhaps under an old name; run `pip uninstall {distribution}`"
+    if entry.name in DEFAULT_PLUGINS:  # the variable would disable the default as well
+        return f"or run `pip uninstall {distribution}`"
     wanting = "install what it needs, or " if isinstance(error, ImportError) else ""
     return f"{wanting}disable it with {DISABLED}={entry.name}"
+
+
+def _is_plain(suffix: object) -> bool:
+    return isinstance(suffix, str) and bool(suffix) and not suffix.startswith(".")
 
 
 def _brief(value: object) -> str:

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from tests.helpers.convert import convert
 
 from bionemo.webdatamodule import Sample, Use, WebDataModule
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.columns import ValueColumn, stack_fields
-from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, DecodeError
+from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, DecodeError, PluginError
 
 SHARDS = {"kwargs_wds": {"train": {"shardshuffle": False}}}  # shards order
 ORDERS = pytest.mark.parametrize("options", [{}, SHARDS], ids=["global", "shards"])
@@ -52,6 +53,94 @@ def epoch(directory, *stages, workers=0, suffixes="n.cls", **options):
     )
     module.setup("fit")
     return list(module.train_dataloader())
+
+
+def stops_at_17(sample):
+    """Do what next() does where there is nothing."""
+    return True if sample != 17 else next(iter(()))
+
+
+@ORDERS
+@WORKERS
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        (Use("map", function=stops_at_17), "Map"),
+        (Use("select", predicate=stops_at_17), "Select"),
+        (wds.map(stops_at_17), "_map"),
+        (Use("batch", size=2, collate=lambda samples: [stops_at_17(n) for n in [*samples, 17]]), "Batch"),
+    ],
+    ids=["map", "select", "webdataset", "batch"],
+)
+def test_a_function_that_raises_stop_iteration_ends_no_epoch(directory, options, workers, stage, name):
+    """Python takes that for the end of an iterator, and the samples behind it would be lost without a word."""
+    with pytest.raises(RuntimeError, match="raised StopIteration") as caught:
+        epoch(directory, stage, workers=workers, **options)
+    assert f"stage={name}" in caught.value.__notes__[0] or f"stage=<{name}" in caught.value.__notes__[0]
+
+
+class Stopping:
+    """A codec that raises StopIteration at one number."""
+
+    def decode(self, view):
+        """Return the number."""
+        number = int(bytes(view))
+        return number if number != 17 else next(iter(()))
+
+
+@ORDERS
+@WORKERS
+def test_a_codec_that_raises_stop_iteration_loses_no_sample(directory, options, workers):
+    """It is an error of the field, as any other."""
+    with pytest.raises(DecodeError, match="cannot be decoded: StopIteration") as caught:
+        epoch(directory, workers=workers, codecs={"n.cls": Stopping()}, **options)
+    assert "17" == caught.value.where["key"]
+
+
+class Forgetful:
+    """A stage whose columnar form returns nothing."""
+
+    def __call__(self, samples):
+        """Pass samples on."""
+        return samples
+
+    def columns(self, fields):
+        """Forget to return them."""
+
+
+@WORKERS
+def test_columns_that_return_nothing_are_an_error(directory, workers):
+    """A batch would be None, and its samples lost."""
+    with pytest.raises(ConfigError, match=r"columns\(\) of the stage .*Forgetful.* gives None; it returns columns"):
+        epoch(directory, Forgetful(), workers=workers)
+
+
+class Columnless:
+    """A codec whose column is something else.
+
+    Args:
+        made: What it returns for the fields.
+    """
+
+    def __init__(self, made):
+        self.made = made
+
+    def decode(self, view):
+        """Return the number."""
+        return int(bytes(view))
+
+    def column(self, views):
+        """Return what it was made for."""
+        return self.made(views)
+
+
+@pytest.mark.parametrize("made", [lambda _: None, list, lambda views: ValueColumn(list(views)[1:])])
+def test_columns_of_a_codec_are_looked_at(directory, made):
+    """They stand for as many samples as there are fields."""
+    with pytest.raises(
+        PluginError, match=r"column\(\) of the codec .*Columnless.* for \d+ fields; it returns an object"
+    ):
+        epoch(directory, codecs={"n.cls": Columnless(made)})
 
 
 def fails_at_17(samples):

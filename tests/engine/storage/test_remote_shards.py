@@ -23,6 +23,7 @@ from tests.helpers.fetching import wait_for_background
 from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
+from bionemo.webdatamodule._engine.reading.open_pieces import OpenPieces
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
@@ -337,6 +338,27 @@ def test_files_removed_from_the_store_are_fetched_again(server, tmp_path):
     assert ALL == [value for (value,) in reader.read(np.arange(9))]
     (tmp_path / "cache").rename(tmp_path / "gone")
     assert ALL == read_all(found)
+
+
+@pytest.mark.parametrize("failures", [4, 5])
+def test_pieces_that_others_remove_are_opened_again(server, tmp_path, monkeypatch, failures):
+    """Five times are enough for anybody's cache; what the last attempt finds counts as well."""
+    write_set(server.root / "data", n_shards=1)
+    found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache"))
+    opened, left = OpenPieces._map, [failures]
+
+    def removed(self, piece):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise FileNotFoundError(piece.path)
+        return opened(self, piece)
+
+    monkeypatch.setattr(OpenPieces, "_map", removed)
+    if failures < 5:
+        assert list(range(9)) == read_all(found)
+        return
+    with pytest.raises(RemoteError, match="pieces of 1 shards are removed from the cache before they are read"):
+        read_all(found)
 
 
 def test_cut_files_in_the_store_are_fetched_again(server, tmp_path):

@@ -36,6 +36,7 @@ from bionemo.webdatamodule._engine.storage import filesystem, lock, targets
 from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 from bionemo.webdatamodule._engine.writing.layout import cut, default_n_shards, estimate_bytes
+from bionemo.webdatamodule._engine.writing.run import Workers
 from bionemo.webdatamodule.builtins.executors import Processes, Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes, encode_escaped
 from bionemo.webdatamodule.builtins.pickle.plugin import PickleReader
@@ -1530,8 +1531,8 @@ MANY = [f"s{number:05d}" for number in range(6000)]
 
 
 @pytest.mark.parametrize("n_shards", [4, 600])
-def test_the_executor_looks_at_many_samples(n_shards, tmp_path, monkeypatch):
-    """One process would wait for a slow file system at every one, but a rerun that is quick starts nothing."""
+def test_the_executor_looks_at_many_samples(n_shards, tmp_path):
+    """One process would wait for a slow file system at every one; where shards are there already nothing starts."""
     seen = tmp_path / "seen"
     seen.mkdir()
 
@@ -1544,9 +1545,119 @@ def test_the_executor_looks_at_many_samples(n_shards, tmp_path, monkeypatch):
 
     assert os.getpid() not in convert_and_return_processes()
     assert {os.getpid()} == convert_and_return_processes()
-    monkeypatch.setattr("bionemo.webdatamodule._engine.writing.run._LONG", 0)
-    assert convert_and_return_processes() - {os.getpid()}
     assert MANY == [text for _, text in read(tmp_path / "out", "x.txt")]
+
+
+class Sizes(Processes):
+    """Processes that note for how many tasks they were asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    @property
+    def for_tasks(self):
+        """Return what notes it."""
+        return lambda n_tasks: self.asked.append(n_tasks) or Serial()
+
+
+@pytest.mark.parametrize("order", [("train", "val"), ("val", "train")])
+def test_as_many_processes_as_shards_are_asked_for_once(order, tmp_path):
+    """Those that look at the samples write the shards, of all splits."""
+    (tmp_path / "seen").mkdir()
+    names = {"train": MANY, "val": [f"v{number}" for number in range(5000)]}
+    executor = Sizes()
+    convert(
+        reader=Surveyed(str(tmp_path / "seen")),
+        names={split: names[split] for split in order},
+        directories={split: str(tmp_path / split) for split in order},
+        prefix="p",
+        n_shards=20,
+        key_encoder=encode_dashes,
+        executor=executor,
+    )
+    assert [40] == executor.asked
+
+
+def test_an_executor_that_is_too_small_is_replaced():
+    """How many shards there are may only be known when some samples were looked at."""
+    executor = Sizes()
+    with contextlib.ExitStack() as entered:
+        workers = Workers(executor, entered)
+        found = [workers.start(lambda n=n: n) for n in (3, 2, 3, 8, 8)]
+    assert [3, 8] == executor.asked
+    assert found[0] is found[1] is found[2] is not found[3] is found[4]
+
+
+class Breaking(Surveyed):
+    """A source that fails at one sample, and says at how many it was asked to look."""
+
+    def fingerprints(self, names):
+        """Return a text for each sample, unless one is broken."""
+        (Path(self.seen) / f"{names[0]}-{len(names)}").touch()
+        if not self.missing.isdisjoint(names):
+            raise RuntimeError("broken")
+        return ["here"] * len(names)
+
+
+def test_looking_ends_at_the_first_error_also_in_this_process(tmp_path):
+    """An executor that does each task at once is not asked for the others before."""
+    reader = Breaking(str(tmp_path), missing=frozenset({"s00001"}))
+    with pytest.raises(PluginError, match=r"fingerprints\(\) of the writer .* fails with RuntimeError: broken"):
+        run(reader, tmp_path / "out", MANY, n_shards=12, executor=Serial())
+    assert ["s00000-500"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_writing_ends_at_the_first_error_also_in_this_process(out):
+    """An executor that does each task at once does not do the others first."""
+    asked = []
+
+    class Broken(Plain):
+        def __call__(self, names):
+            asked.append(names[0])
+            raise KeyError(names[0])
+
+    with pytest.raises(PluginError, match="fails with KeyError: 's00'"):
+        run(Broken(), out, n_shards=5, executor=Serial())
+    assert ["s00", "s00"] == asked  # for the room on the disk, and for the first shard
+
+
+class Waiting(Surveyed):
+    """A source that is slow to tell the state of a sample."""
+
+    def fingerprints(self, names):
+        """Return a text for each sample, after a while."""
+        time.sleep(0.2)
+        return super().fingerprints(names)
+
+
+def test_interrupted_looking_leaves_nothing_to_a_users_executor(tmp_path):
+    """What it has not begun is cancelled, as tasks that write are."""
+    made = []
+
+    class Interrupted(futures.ThreadPoolExecutor):
+        def submit(self, *args):
+            made.append(super().submit(*args))
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            return made[-1]
+
+    with Interrupted(1) as pool, pytest.raises(KeyboardInterrupt):
+        run(Waiting(str(tmp_path)), tmp_path / "out", MANY, n_shards=12, executor=pool)
+    assert [False, True] == [future.cancelled() for future in made[:2]]
+
+
+@pytest.mark.parametrize("answer", ["abc", [], [("x", [])] * 5, [5] * 4, None])
+def test_an_executor_that_answers_something_else_is_not_believed(answer, tmp_path):
+    """Then this process looks, and the tasks show what is wrong with the executor."""
+
+    class Lying(futures.ThreadPoolExecutor):
+        def submit(self, *args):
+            return super().submit(lambda: answer)
+
+    (tmp_path / "seen").mkdir()
+    with Lying(1) as pool, pytest.raises(PluginError, match="as the result of a task, not what it returned"):
+        run(Surveyed(str(tmp_path / "seen")), tmp_path / "out", MANY, n_shards=12, executor=pool)
 
 
 def test_what_many_samples_lack_is_listed_whoever_looks(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import CodeType, GeneratorType
+from types import CodeType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bionemo.webdatamodule.columns import is_fields, samples_of
@@ -119,11 +119,17 @@ def _blame(error: Exception, stage: object, codes: Sequence[tuple[CodeType, obje
     stage that was called with the chain, if there is none.
     """
     left = list(codes)
-    for frame, _ in traceback.walk_tb(error.__traceback__):
+    for frame, _ in _frames(error):
         if left and frame.f_code is left[-1][0]:
             _, stage = left.pop()
     if stage is not None:
         locate(error, stage=describe(stage), **where())
+
+
+def _frames(error: Exception) -> Iterator[tuple[FrameType, int]]:
+    yield from traceback.walk_tb(error.__traceback__)
+    if isinstance(error.__cause__, StopIteration):  # Python made another error of it, outside of the generator
+        yield from traceback.walk_tb(error.__cause__.__traceback__)
 
 
 def locate(error: Exception, **where: object) -> None:
@@ -174,6 +180,10 @@ def run_columns(stages: Sequence[Any], fields: Any, where: Where = dict) -> tupl
             raise
         except Exception as error:
             raise StageFailedError(stage, error) from error
+        if made is None:
+            raise ConfigError(
+                f"columns() of the stage {describe(stage)} gives None; it returns columns, a batch, or NotImplemented"
+            )
         if made is NotImplemented:
             return samples_of(fields), stages[number:]
         if not is_fields(made):

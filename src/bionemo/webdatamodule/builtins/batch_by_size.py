@@ -93,11 +93,11 @@ class BatchBySize:
         """Yield the batches; in global order the planned share is one."""
         collate = partial(collated_values, collate=self.collate)
         if context.current().order == "global":
-            return map(collate, filter(None, [list(samples)]))
+            return (collate(share) for share in [list(samples)] if share)
         if self.total == "sum":
             limits = {"max_total": self.max_total, "max_samples": self.max_samples, "window": self.window}
-            return map(collate, pack_stream(samples, self._size, **limits))
-        return map(collate, self._batches(samples))
+            return (collate(pack) for pack in pack_stream(samples, self._size, **limits))
+        return (collate(batch) for batch in self._batches(samples))
 
     def columns(self, fields: Fields) -> Any:
         """Return the batch of a planned share."""

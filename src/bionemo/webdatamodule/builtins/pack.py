@@ -82,11 +82,11 @@ class Pack:
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the packs; in global order the planned share is one."""
         if context.current().order == "global":
-            return map(self._collate, filter(None, [list(samples)]))
+            return (self._collate(share) for share in [list(samples)] if share)
         packs = pack_stream(
             samples, self._size, max_total=self.max_total, max_samples=self.max_samples, window=self.window
         )
-        return map(self._collate, packs)
+        return (self._collate(pack) for pack in packs)
 
     def _size(self, sample: Any) -> int:
         if callable(self.size):

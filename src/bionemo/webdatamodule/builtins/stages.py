@@ -80,7 +80,7 @@ class Map:
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the result of the function for each sample."""
         function: Any = self.function
-        return map(function, samples)
+        return (function(sample) for sample in samples)  # map() would end where the function raises StopIteration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class Select:
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the samples that are kept."""
         predicate: Any = self.predicate
-        return filter(predicate, samples)
+        return (sample for sample in samples if predicate(sample))
 
 
 @dataclass(frozen=True, kw_only=True)

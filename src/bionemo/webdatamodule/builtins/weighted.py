@@ -127,7 +127,8 @@ class Weighted:
         """
         if context.current().order != "global":
             raise ConfigError("weighted decides a plan, so it needs order='global'")
-        return map(collation(self.collate), filter(None, [list(samples)]))
+        collate = collation(self.collate)
+        return (collate(share) for share in [list(samples)] if share)
 
     def _weight(self, number: int, sample: int) -> float:
         if isinstance(self.weights, str):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bionemo.webdatamodule.components import Codec, Component, Executor, KeyEncoder, Loader, Stage, Store, Writer
 from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.plugins import default_plugins, kind_name
+from bionemo.webdatamodule.plugins import DEFAULT_PLUGINS, default_plugins, kind_name
 
 KINDS: Mapping[str, type[Component]] = {
     "writer": Writer,
@@ -65,6 +65,8 @@ def new_plugin(name: str, kind: str, directory: str = ".") -> Path:
         )
     if default_plugins().provider(KINDS[kind], name):
         raise ConfigError(f"{name!r} is the name of a default {kind_name(KINDS[kind])}; take another")
+    if name in DEFAULT_PLUGINS:
+        raise ConfigError(f"{name!r} is the name of a default plugin; take another")
     package = f"webdatamodule_{name.replace('-', '_')}"
     top = Path(directory, f"webdatamodule-{name}")
     words = {

@@ -85,7 +85,9 @@ class Convert:
 
     def __call__(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Yield the converted samples."""
-        return _each_converted(samples) if self.function is default_convert else map(self.function, samples)
+        if self.function is default_convert:
+            return _each_converted(samples)
+        return (self.function(sample) for sample in samples)  # map() would end where it raises StopIteration
 
     def columns(self, fields: Fields) -> Any:
         """Return columns of converted values; a batch of them is that of the values as they are."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bionemo.webdatamodule._engine.reading.fields import Place, field_views, has_field, key_of
 from bionemo.webdatamodule._engine.reading.selection import KEY, Selected
-from bionemo.webdatamodule.columns import Column, ValueColumn
+from bionemo.webdatamodule.columns import Column, ValueColumn, is_fields
+from bionemo.webdatamodule.errors import PluginError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.components import FieldCodec
@@ -77,7 +78,15 @@ class Field:
 def column_of(codec: FieldCodec, views: Sequence[memoryview]) -> Column:
     """Return the column of some fields, by the codec's own form if it has one."""
     column = getattr(codec, "column", None)
-    return ValueColumn(views, codec.decode) if column is None else column(views)
+    if column is None:
+        return ValueColumn(views, codec.decode)
+    made: Any = column(views)
+    if isinstance(made, tuple | dict) or not is_fields(made) or len(made) != len(views):
+        raise PluginError(
+            f"column() of the codec {codec!r:.60} gives {made!r:.60} for {len(views)} fields; it returns an object of "
+            "their number with values(), stack() and pad()"
+        )
+    return made  # type: ignore[no-any-return]  # it was looked at
 
 
 @dataclass(kw_only=True, eq=False)

@@ -76,6 +76,8 @@ class OpenPieces:
                     ready_one = self._open.open(key, lambda _, piece=piece: self._map(piece))  # type: ignore[misc]
                     if ready_one.has(missing[key]):
                         ready[key] = ready_one
+            if len(ready) == len(wanted):
+                break
         else:
             raise RemoteError(
                 f"pieces of {len(wanted) - len(ready)} shards are removed from the cache before they are read; "

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from importlib import metadata
 from itertools import chain
 from typing import Any
@@ -63,7 +62,8 @@ def convert(conversion: Conversion, *, check: bool = False, progress: bool | Non
         for split in names
     }
     with _disk_errors(), ExitStack() as entered:
-        workers = Workers(conversion.executor, entered)
+        n_shards = sum(min(conversion.n_shards or 0, len(members)) for members in names.values())
+        workers = Workers(conversion.executor, entered, n_shards)
         plans, problems = _plan(conversion, names, targets, workers, progress=progress)
         settled = {plan.split: _settled(plan, check=check) for plan in plans}
         manifests = {split: manifest for split, manifest in settled.items() if manifest is not None}
@@ -154,7 +154,7 @@ def _plan(
                     target=targets[split],
                     n_shards=conversion.n_shards,
                     before=before,
-                    look=partial(workers.look, needed=before is None),
+                    look=workers.look if before is None else map,  # where nothing may be left to do, nothing starts
                     progress=bar.update,
                 )
             )

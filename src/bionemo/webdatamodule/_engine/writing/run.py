@@ -8,9 +8,10 @@ import math
 import pickle
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,8 +29,6 @@ from bionemo.webdatamodule.errors import ConfigError, ConversionError, PluginErr
 _REFRESH = 0.5  # seconds between two updates of the progress bar
 _FEW = 5_000  # samples from which on processes pay for their start, however small these are
 _LOOKED_AT = 2_000  # samples that a task looks at, so that there are few tasks where shards are small
-_LOOKED_AT_FIRST = 100  # samples that say how long all take
-_LONG = 2.0  # seconds for which an executor starts that may have nothing else to do
 _PROBES = 5  # samples that are tried where there are fewer
 _SHORT = 0.1  # seconds of work below which one more process would cost more than it saves
 _SAMPLE, _BYTE = 15e-6, 1.5e-9  # seconds that it takes to write a sample, and each of its bytes
@@ -37,20 +36,23 @@ _AT_ONCE = 256  # tasks that may be under way, which are the first that have not
 
 
 class Workers:
-    """The executor of a conversion, which is entered once, when there is something to do.
+    """The executor of a conversion, which is entered when there is something to do.
 
     Args:
         executor: What the user gave for it.
         entered: Leaves it.
+        n_shards: How many shards it may have to write, as far as that is known before.
     """
 
-    def __init__(self, executor: Any, entered: ExitStack) -> None:
+    def __init__(self, executor: Any, entered: ExitStack, n_shards: int = 0) -> None:
         self._executor = executor
-        self._entered = entered
+        self._n_shards = n_shards
+        self._entered = entered.enter_context(ExitStack())
         self._pool: futures.Executor | None = None
+        self._size = 0.0  # tasks at a time that it was started for
 
     def start(self, worth: Callable[[], int]) -> futures.Executor:
-        """Return the executor, after entering it if it is not.
+        """Return the executor, after entering it if it is not, or if it is too small.
 
         Args:
             worth: Says how many tasks it is worth running at a time.
@@ -59,32 +61,68 @@ class Workers:
             ConfigError: If it is none.
             PluginError: If it cannot start.
         """
+        if self._pool is not None and self._size < math.inf and self._size < worth():
+            self._entered.close()
+            self._pool = None
         if self._pool is None:
-            self._pool = _enter(executor_context(self._executor), worth, self._entered)
+            executor = executor_context(self._executor)
+            sized = getattr(executor, "for_tasks", None)
+            self._size = worth() if callable(sized) else math.inf
+            self._pool = _enter(executor, self._entered, self._size)
         return self._pool
 
-    def look(self, inputs: Inputs, parts: Sequence[Sequence[str]], *, needed: bool) -> Iterator[tuple[str, list[str]]]:
+    def look(self, inputs: Inputs, parts: Sequence[Sequence[str]]) -> Iterator[tuple[str, list[str]]]:
         """Yield what the recipe says of each part of the samples, which tasks of the executor ask where that pays.
 
         Args:
             inputs: The recipe's method.
             parts: The names of each shard.
-            needed: Whether the executor will be needed anyway; otherwise it starts only to save seconds.
 
         Raises:
-            PluginError: As ``inputs``.
+            ConfigError, PluginError: As :meth:`start`, and as ``inputs``.
         """
         done = 0
         n_samples = sum(map(len, parts))
-        if len(parts) > 1 and n_samples >= _FEW and (needed or _takes(inputs, parts[0]) * n_samples > _LONG):
+        if len(parts) > 1 and n_samples >= _FEW:
+            pool = self.start(lambda: max(self._n_shards, len(parts)))
             size = max(1, _LOOKED_AT * len(parts) // n_samples)
-            groups = [parts[start : start + size] for start in range(0, len(parts), size)]
             with contextlib.suppress(Exception):  # whatever it is shows again below, or when the tasks run
-                pool = self.start(lambda: len(groups))
-                for future in [pool.submit(_each, inputs, group) for group in groups]:
-                    yield from future.result()
-                    done += size
+                for found in _looked(pool, inputs, [parts[n : n + size] for n in range(0, len(parts), size)]):
+                    yield from found
+                    done += len(found)
         yield from map(inputs, parts[done:])
+
+
+def _looked(
+    pool: futures.Executor, inputs: Inputs, groups: Sequence[Sequence[Sequence[str]]]
+) -> Iterator[list[tuple[str, list[str]]]]:
+    """Yield what the recipe says of the parts in each group."""
+    waiting: deque[futures.Future[Any]] = deque()
+    answered = 0
+    try:
+        for group in groups:
+            waiting.append(pool.submit(_each, inputs, group))
+            while waiting and waiting[0].done():  # at once, in an executor that does each in this thread
+                yield _sound(waiting.popleft().result(), groups[answered])
+                answered += 1
+        while waiting:
+            yield _sound(waiting[0].result(), groups[answered])
+            waiting.popleft()
+            answered += 1
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _each(inputs: Inputs, parts: Sequence[Sequence[str]]) -> list[tuple[str, list[str]]]:
+    return [inputs(part) for part in parts]
+
+
+def _sound(found: Any, parts: Sequence[Sequence[str]]) -> list[tuple[str, list[str]]]:
+    """Return what a task returned, if it can be that of :func:`_each`."""
+    if not isinstance(found, list) or len(found) != len(parts):
+        raise TypeError
+    return [(digest, list(missing)) for digest, missing in found]
 
 
 def run_tasks(
@@ -119,6 +157,10 @@ def run_tasks(
                 future = _submit(pool, task)
                 running[future] = task
                 future.add_done_callback(partial(_report, task, staged))
+                if future.done():  # in an executor that does each in this thread
+                    bar.update(len(task.names))
+                    if not future.cancelled() and future.exception() is not None:
+                        break
             _watch(running, bar)
         except BaseException:
             for future in running:
@@ -131,25 +173,11 @@ def run_tasks(
     return [result.staged for result in results if result.staged is not None]
 
 
-def _takes(inputs: Inputs, names: Sequence[str]) -> float:
-    """Return about how many seconds it takes to look at one sample."""
-    some = names[:_LOOKED_AT_FIRST]
-    began = time.perf_counter()
-    inputs(some)
-    return (time.perf_counter() - began) / len(some)
-
-
-def _each(inputs: Inputs, parts: Sequence[Sequence[str]]) -> list[tuple[str, list[str]]]:
-    return [inputs(part) for part in parts]
-
-
-def _enter(
-    executor: AbstractContextManager[futures.Executor], worth: Callable[[], int], entered: ExitStack
-) -> futures.Executor:
+def _enter(executor: Any, entered: ExitStack, size: float) -> futures.Executor:
+    """Enter an executor, for so many tasks at a time where that is a whole number."""
     name = f"{type(executor).__module__}.{type(executor).__qualname__}"
-    sized = getattr(executor, "for_tasks", None)
     try:
-        pool: futures.Executor = entered.enter_context(sized(worth()) if callable(sized) else executor)
+        pool: futures.Executor = entered.enter_context(executor if size == math.inf else executor.for_tasks(size))
     except WebDataModuleError:
         raise
     except Exception as error:
@@ -208,7 +236,8 @@ def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> 
                 raise _failure(error, running[future]) from error
         if not waiting or (not bar.disable and time.monotonic() > shown + _REFRESH):
             shown = time.monotonic()
-            bar.update(done + sum(map(_noted, itertools.islice(waiting.values(), _AT_ONCE))) - bar.n)
+            noted = sum(map(_noted, itertools.islice(waiting.values(), _AT_ONCE)))
+            bar.update(max(0, done + noted - bar.n))
 
 
 def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:
