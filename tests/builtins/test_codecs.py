@@ -544,15 +544,22 @@ def test_the_longest_suffix_decides_in_any_case():
 def test_two_codecs_of_one_suffix_are_an_error_unless_one_overrides():
     """The message names both plugins; choosing one with codecs=, as it says, works."""
     plugins = Plugins()
-    plugins.register(plugin_of(Codec(name="mine", summary="x", suffixes=("txt",), factory=Marked)), "one")
+    plugins.register(plugin_of(Codec(name="mine", summary="x", suffixes=("abc",), factory=Marked)), "one")
+    plugins.register(plugin_of(Codec(name="other", summary="x", suffixes=("abc",), factory=Marked)), "two")
     registered = codecs_in(plugins)
-    with pytest.raises(PluginError, match=r"several codecs decode .*'mine' of .*'one'.*'text' of .*'codecs'"):
-        Codecs(registered=registered).of("a.txt")
+    with pytest.raises(PluginError, match=r"several codecs decode .*'mine' of .*'one'.*'other' of .*'two'"):
+        Codecs(registered=registered).of("a.abc")
     for chosen in ("mine", Use("mine", mark="m"), {"name": "mine"}, Marked()):
-        assert "m1" == Codecs(registered=registered, chosen={"a.txt": chosen}).of("a.txt").codec.decode(
+        assert "m1" == Codecs(registered=registered, chosen={"a.abc": chosen}).of("a.abc").codec.decode(
             memoryview(b"1")
         )
+
+
+def test_a_suffix_of_a_default_is_taken_by_an_override_only():
+    """Whoever reads such fields would get an error or other values, and never named the plugin."""
     plugins = Plugins()
+    with pytest.raises(PluginError, match="for the suffix 'txt', which the default codec 'text' decodes"):
+        plugins.register(plugin_of(Codec(name="mine", summary="x", suffixes=("txt",), factory=Marked)), "one")
     plugins.register(
         plugin_of(Codec(name="mine", summary="x", suffixes=("txt",), factory=Marked, override=True)), "one"
     )
