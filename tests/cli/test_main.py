@@ -72,6 +72,34 @@ def test_a_reader_of_errors_that_goes_away_is_no_error(tmp_path):
     assert 141 == process.returncode
 
 
+@pytest.mark.parametrize("more", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "words",
+    [["plugins"], ["plugins", "--json"], ["--version"], ["--help"], ["plugins", "--help"]],
+    ids=" ".join,
+)
+def test_an_output_that_takes_nothing_is_an_error(words, more):
+    """One line says so, whoever prints and whenever it is written."""
+    with pathlib.Path("/dev/full").open("wb") as full:
+        found = subprocess.run(
+            [*PROGRAM, *words], env={**BUFFERED, **more}, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    name = "" if words[0].startswith("-") else " plugins"
+    assert f"webdatamodule{name}: [Errno 28] No space left on device\n" == found.stderr
+    assert 2 == found.returncode
+
+
+def test_what_could_not_be_done_is_said_alone_where_the_output_takes_nothing(tmp_path):
+    """There is no second line, and no traceback."""
+    with pathlib.Path("/dev/full").open("wb") as full:
+        found = subprocess.run(
+            [*PROGRAM, "info", "--json", str(tmp_path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    (line,) = found.stderr.splitlines()
+    assert "holds no manifest" in line
+    assert 2 == found.returncode
+
+
 @pytest.fixture
 def fails(monkeypatch):
     """Return a function that makes a command do something else, and runs it."""

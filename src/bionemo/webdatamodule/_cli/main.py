@@ -84,21 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):  # keys may be no text that it can write
         sys.stdout.reconfigure(errors="backslashreplace")
+    code = 0
     try:
         try:
             with standard_output(only_json=_JSON in words):
-                return _run(words)
+                code = _run(words)
         finally:
             sys.stdout.flush()  # what is still to be written may fail, and should do so here
     except BrokenPipeError as error:
         closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
         if not closed:  # it was another pipe
             return _internal(words, error)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in closed:  # what is left in buffers is written when Python ends
-            os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        for stream in closed:
+            _discard(stream)
         return _OUTPUT_CLOSED
+    except OSError as error:  # standard output did not take all, as on a full disk
+        _discard(sys.stdout)
+        return code if code > 1 else _failed(words, str(error), failure("system", str(error)), 2)
+    return code
 
 
 def _run(words: list[str]) -> int:
@@ -132,7 +135,10 @@ def _exit_code(parsed: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises what it finds wrong."""
+    """A parser that raises what it finds wrong, and what keeps its help from being written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message if message.endswith("?") else f"{message}; see `{self.prog} --help`")
@@ -241,6 +247,12 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is left in a stream's buffer go nowhere; it is written when Python ends."""
+    with contextlib.suppress(ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it is no path
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _is_closed(stream: TextIO) -> bool:

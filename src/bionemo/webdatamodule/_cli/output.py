@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -89,7 +90,7 @@ class _Aside:
 
 @contextlib.contextmanager
 def _kept(stream: TextIO) -> Iterator[TextIO]:
-    """Give a stream to the file of another, whose descriptor writes to standard error meanwhile."""
+    """Give what is written to a stream at the end, whose descriptor writes to standard error meanwhile."""
     try:
         descriptor, errors = stream.fileno(), sys.stderr.fileno()
     except (OSError, ValueError):  # no files, as in a test or a notebook
@@ -98,9 +99,10 @@ def _kept(stream: TextIO) -> Iterator[TextIO]:
     stream.flush()
     kept = os.dup(descriptor)
     os.dup2(errors, descriptor)
+    answer = io.StringIO()
     try:
-        with open(os.dup(kept), "w", encoding="utf-8") as answer:  # noqa: PTH123 - a descriptor
-            yield answer
+        yield answer
     finally:
         os.dup2(kept, descriptor)
         os.close(kept)
+        stream.write(answer.getvalue())
