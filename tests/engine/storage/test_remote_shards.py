@@ -498,6 +498,16 @@ def test_shards_of_a_web_server_are_given_as_a_pattern(server):
     assert [] == server.seen
 
 
+def test_the_signature_of_a_pattern_is_used_and_not_shown(server, caplog):
+    """It follows the name of each shard, slashes in it included, as it does those of a directory."""
+    caplog.set_level(logging.INFO, "bionemo.webdatamodule")
+    write_set(server.root / "data")
+    found = ShardSet.open(f"{server.url}/data/t-{{000000..000002}}.tar?token=ge/heim", "t")
+    assert ALL == read_all(found)
+    assert {f"data/t-00000{number}.tar?token=ge/heim" for number in range(3)} == set(server.seen)
+    assert "heim" not in caplog.text + " ".join(map(str, found.paths))
+
+
 def test_a_process_that_ends_while_it_fetches_says_nothing(server, tmp_path):
     """What is fetched ahead is given up, without a retry, when the interpreter closes its connections."""
     write_set(server.root / "data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from bionemo.webdatamodule._engine.storage.remote.retry import notice_exit, retried
@@ -71,7 +71,7 @@ class RemoteDirectory:
     def stat(self, name: str) -> StoredFile:
         """Return the size and version of a file."""
         url = join(self.url, name)
-        return self._retried(lambda client: client.stat(url), url)
+        return replace(self._retried(lambda client: client.stat(url), url), name=name)  # not that with the query
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a small file, or ``None`` where there is none."""

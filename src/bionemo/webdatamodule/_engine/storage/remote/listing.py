@@ -16,6 +16,7 @@ from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote, RemoteShard
+from bionemo.webdatamodule._engine.storage.remote.urls import split_query
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
 from bionemo.webdatamodule.components import Store, StoredFile
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError
@@ -75,9 +76,10 @@ def find_remote_shards(url: str, prefix: str) -> tuple[RemoteDirectory, list[Sto
 
 def _parsed(url: str, store: Store | None) -> tuple[RemoteDirectory, list[str]]:
     """Return the directory, and the names of the shards where the URL is a pattern of them."""
-    parent, _, last = url.rpartition("/")
+    path, query = split_query(url)
+    parent, _, last = path.rpartition("/")
     names = expanded(last)
-    return RemoteDirectory.at(parent if names else url, store), names
+    return RemoteDirectory.at(parent + query if names else url, store), names
 
 
 def _files(directory: RemoteDirectory, names: Sequence[str], prefix: str) -> list[StoredFile]:

@@ -27,10 +27,14 @@ def is_web(url: str) -> bool:
 
 def join(url: str, name: str) -> str:
     """Return the URL of a file in a directory; what follows a ``?``, such as a signature, stays at the end."""
-    if not is_web(url):
-        return f"{url.rstrip('/')}/{name}"
-    directory, mark, query = url.partition("?")
-    return f"{directory.rstrip('/')}/{quote(name)}{mark}{query}"
+    directory, query = split_query(url)
+    return f"{directory.rstrip('/')}/{quote(name) if is_web(url) else name}{query}"
+
+
+def split_query(url: str) -> tuple[str, str]:
+    """Return a URL up to its ``?``, and the rest; where it is not of a web server, it is all path."""
+    path, mark, query = url.partition("?") if is_web(url) else (url, "", "")
+    return path, mark + query
 
 
 def shown(url: str) -> str:
