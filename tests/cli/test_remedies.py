@@ -112,6 +112,14 @@ ROWS = {
         [["verify", "foreign"]],
         [("run `webdatamodule index` first", [INDEX, ["verify", "foreign"]])],
     ),
+    "a pattern in place of a directory": (
+        [["verify", "memory://remedies/wdshards-{000000..000001}.tar"]],
+        [("give its URL, (memory://remedies) ", lambda found: [["verify", found[1]], ["info", found[1]]])],
+    ),
+    "a pattern in place of a directory, with its prefix": (
+        [["info", "memory://remedies/wdshards-{000000..000001}.tar", "--prefix", "wdshards"]],
+        [("give its URL, (memory://remedies) ", lambda found: [["info", found[1]]])],
+    ),
     "no such directory": ([["index", "nowhere"]], [("local directory; correct the path", [INDEX])]),
     "samples behind a URL": (
         [["verify", "memory://remedies", "--deep"]],

@@ -25,8 +25,9 @@ from bionemo.webdatamodule._engine.format.tar_write import file_sha256
 from bionemo.webdatamodule._engine.reading.columns import column_of
 from bionemo.webdatamodule._engine.storage.index_cache import is_within
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.listing import parent_of_pattern
 from bionemo.webdatamodule._engine.storage.remote.listing import read_manifest as read_remote_manifest
-from bionemo.webdatamodule._engine.storage.remote.urls import is_url
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url, shown
 from bionemo.webdatamodule._engine.storage.targets import LocalTarget, target_of
 from bionemo.webdatamodule.components import FieldCodec
 from bionemo.webdatamodule.errors import (
@@ -34,7 +35,6 @@ from bionemo.webdatamodule.errors import (
     CorruptShardError,
     ManifestError,
     NoShardsError,
-    RemoteError,
     WebDataModuleError,
 )
 from bionemo.webdatamodule.names import split_member
@@ -72,15 +72,12 @@ def find_prefixes(directory: str) -> list[str]:
     """Return the sorted prefixes of which a directory, or a URL of one, holds a manifest.
 
     Raises:
-        NoShardsError: If there is none.
+        NoShardsError: If there is none, or the URL is a pattern of shards.
         ConfigError: If the URL cannot be listed.
     """
     try:
-        if is_url(directory):
-            names = [file.name for file in RemoteDirectory.at(directory).list()]
-        else:
-            names = os.listdir(directory)
-    except RemoteError:
+        names = [file.name for file in _directory_at(directory).list()] if is_url(directory) else os.listdir(directory)
+    except WebDataModuleError:
         raise
     except OSError as error:
         raise NoShardsError(f"{directory} cannot be listed: {error.strerror}; correct the path") from error
@@ -110,6 +107,7 @@ def verify(
 
     Raises:
         ManifestError: If there is no manifest, or it cannot be read.
+        NoShardsError: If the URL is a pattern of shards.
     """
     if deep and is_url(directory):
         raise ConfigError(f"samples behind {directory} are not decoded; verify a local copy, or leave --deep out")
@@ -144,10 +142,25 @@ def verify(
 
 
 def manifest_of(directory: str, prefix: str) -> Manifest | None:
-    """Return the manifest of a directory or URL, or ``None`` where there is none."""
+    """Return the manifest of a directory or URL, or ``None`` where there is none.
+
+    Raises:
+        ManifestError: If it cannot be used.
+        NoShardsError: If the URL is a pattern of shards.
+    """
     if is_url(directory):
-        return read_remote_manifest(RemoteDirectory.at(directory), prefix)
+        return read_remote_manifest(_directory_at(directory), prefix)
     return read_manifest(directory, prefix)
+
+
+def _directory_at(url: str) -> RemoteDirectory:
+    """Return the directory at a URL, which is no pattern of shards: a manifest is of a directory."""
+    parent = parent_of_pattern(url)
+    if parent is not None:
+        raise NoShardsError(
+            f"{shown(url)} is a pattern of shards, and a manifest is of a directory; give its URL, {shown(parent)}"
+        )
+    return RemoteDirectory.at(url)
 
 
 def shard_problem(directory: str, entry: ShardEntry) -> str | None:

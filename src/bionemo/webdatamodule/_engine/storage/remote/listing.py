@@ -74,12 +74,18 @@ def find_remote_shards(url: str, prefix: str) -> tuple[RemoteDirectory, list[Sto
     return directory, _files(directory, names, prefix)
 
 
-def _parsed(url: str, store: Store | None) -> tuple[RemoteDirectory, list[str]]:
-    """Return the directory, and the names of the shards where the URL is a pattern of them."""
+def parent_of_pattern(url: str) -> str | None:
+    """Return the URL of the directory that a pattern of shards is of; ``None`` where a URL is no pattern."""
     path, query = split_query(url)
     parent, _, last = path.rpartition("/")
-    names = expanded(last)
-    return RemoteDirectory.at(parent + query if names else url, store), names
+    return parent + query if _RANGE.search(last) else None
+
+
+def _parsed(url: str, store: Store | None) -> tuple[RemoteDirectory, list[str]]:
+    """Return the directory, and the names of the shards where the URL is a pattern of them."""
+    parent = parent_of_pattern(url)
+    names = [] if parent is None else expanded(split_query(url)[0].rpartition("/")[2])
+    return RemoteDirectory.at(parent if parent and names else url, store), names
 
 
 def _files(directory: RemoteDirectory, names: Sequence[str], prefix: str) -> list[StoredFile]:
