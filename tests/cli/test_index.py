@@ -18,6 +18,7 @@ from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.reading.verify import verify
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 from bionemo.webdatamodule.errors import ConversionError, CorruptShardError, DataWarning, ManifestError, NoShardsError
+from bionemo.webdatamodule.testing.stores import serving
 
 
 @pytest.fixture
@@ -245,3 +246,16 @@ def test_shards_behind_a_url_are_indexed_beside_them_or_elsewhere(foreign, capsy
         assert read(foreign) == read(beside)
     finally:
         memory.rm("/foreign", recursive=True)
+
+
+def test_a_manifest_on_a_web_server_is_seen_though_it_lists_nothing(foreign, capsys):
+    """It is there already; with --again the shards are to be named, and nothing is said of a manifest."""
+    with serving(foreign.parent) as server:
+        url = f"{server}/{foreign.name}"
+        assert 2 == main(["index", url])
+        assert f"the files of {url} cannot be listed; give the shards as a pattern" in capsys.readouterr().err
+        adopt(str(foreign), "wdshards")
+        assert 2 == main(["index", url])
+        assert f"{url} has a manifest of the prefix 'wdshards' already" in capsys.readouterr().err
+        assert 2 == main(["index", "--again", url])
+        assert "no manifest" not in capsys.readouterr().err

@@ -27,7 +27,7 @@ from bionemo.webdatamodule._engine.format.shard_files import find_shards
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, check_stamp
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
-from bionemo.webdatamodule._engine.storage.remote.listing import find_remote_shards
+from bionemo.webdatamodule._engine.storage.remote.listing import find_remote_shards, source_at
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.sidecars import with_crcs
 from bionemo.webdatamodule._engine.storage.targets import target_of
@@ -110,15 +110,17 @@ def adopt_remote(
         ManifestError: If there is a manifest where it is to go, or a conversion is at work or never finished.
         CorruptShardError: If a shard is not a good tar; no manifest was written.
         RemoteError: If the store refuses.
+        ConfigError: If no store serves the URL, or it cannot list.
         ConversionError: If the disk refuses.
     """
-    source, files = find_remote_shards(url, prefix)
+    source, names = source_at(url)
     target = target_of(output or source.url, prefix)
     if target.manifest() is not None and not again:
         raise ManifestError(
             f"{target} has a manifest of the prefix {prefix!r} already; "
             "`webdatamodule verify` says whether the shards are still what it lists, --again takes them as they are"
         )
+    files = find_remote_shards(source, names, prefix)
     bar = tqdm(total=sum(file.size for file in files), unit="B", unit_scale=True, desc="indexing", disable=not progress)
     try:
         with bar, tempfile.TemporaryDirectory() as scratch, futures.ThreadPoolExecutor(_AT_ONCE) as pool:

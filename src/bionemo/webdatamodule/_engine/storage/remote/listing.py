@@ -52,26 +52,34 @@ def open_remote(
         RemoteError: If it cannot be fetched.
         ConfigError: If no store serves the URL, or it cannot list.
     """
-    directory, names = _parsed(url, store)
+    directory, names = source_at(url, store)
     manifest = None if names else read_manifest(directory, prefix)
     if manifest is None:
-        return _unlisted(directory, _files(directory, names, prefix), cache_dir, cache_size)
+        return _unlisted(directory, _unmentioned(directory, names, prefix), cache_dir, cache_size)
     cache = Cache.of(f"{url.rstrip('/')}\0{manifest.digest}", root=cache_dir, size=cache_size)
     decided("pieces of %s are kept in %s, which may take %d bytes", directory, cache.root, cache.size)
     remote = Remote(directory=directory, shards=_shards(manifest.shards), cache=cache, manifest=manifest)
     return remote, manifest.digest, manifest.suffixes
 
 
-def find_remote_shards(url: str, prefix: str) -> tuple[RemoteDirectory, list[StoredFile]]:
-    """Return the directory of a URL and the shards in it, whether there is a manifest or not.
+def find_remote_shards(directory: RemoteDirectory, names: Sequence[str], prefix: str) -> list[StoredFile]:
+    """Return the shards in a directory, whether there is a manifest or not.
+
+    Args:
+        directory: The directory.
+        names: Names of the shards; where there are none, all of a prefix.
+        prefix: That prefix.
 
     Raises:
         NoShardsError: If there are none.
         RemoteError: If they cannot be asked for.
-        ConfigError: If no store serves the URL.
+        ConfigError: If the directory cannot be listed.
     """
-    directory, names = _parsed(url, None)
-    return directory, _files(directory, names, prefix)
+    if names:
+        with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(directory.stat, names))
+    by_name = {file.name: file for file in directory.list()}
+    return [by_name[name] for name in choose_shards(by_name, str(directory), prefix)]
 
 
 def parent_of_pattern(url: str) -> str | None:
@@ -81,18 +89,15 @@ def parent_of_pattern(url: str) -> str | None:
     return parent + query if _RANGE.search(last) else None
 
 
-def _parsed(url: str, store: Store | None) -> tuple[RemoteDirectory, list[str]]:
-    """Return the directory, and the names of the shards where the URL is a pattern of them."""
+def source_at(url: str, store: Store | None = None) -> tuple[RemoteDirectory, list[str]]:
+    """Return the directory at a URL, and the names of the shards where the URL is a pattern of them.
+
+    Raises:
+        ConfigError: If no store serves the URL.
+    """
     parent = parent_of_pattern(url)
     names = [] if parent is None else expanded(split_query(url)[0].rpartition("/")[2])
     return RemoteDirectory.at(parent if parent and names else url, store), names
-
-
-def _files(directory: RemoteDirectory, names: Sequence[str], prefix: str) -> list[StoredFile]:
-    if not names:
-        return _listed(directory, prefix)
-    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(directory.stat, names))
 
 
 def read_manifest(directory: RemoteDirectory, prefix: str) -> Manifest | None:
@@ -129,16 +134,14 @@ def _shards(entries: Iterable[ShardEntry]) -> tuple[RemoteShard, ...]:
     return tuple(RemoteShard(name=e.name, bytes=e.bytes, samples=e.samples, listed=e) for e in entries)
 
 
-def _listed(directory: RemoteDirectory, prefix: str) -> list[StoredFile]:
+def _unmentioned(directory: RemoteDirectory, names: Sequence[str], prefix: str) -> list[StoredFile]:
     """Return the shards of a directory that has no manifest."""
     try:
-        files = directory.list()
+        return find_remote_shards(directory, names, prefix)
     except ConfigError as error:
         raise NoShardsError(
             f"there is no manifest at {directory}/{manifest_path('', prefix)}, and {error.message}"
         ) from error
-    by_name = {file.name: file for file in files}
-    return [by_name[name] for name in choose_shards(by_name, str(directory), prefix)]
 
 
 def _unlisted(
