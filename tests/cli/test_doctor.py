@@ -19,6 +19,7 @@ from bionemo.webdatamodule._cli.doctor.machine import Cache, DataSet, Gpus, Mach
 from bionemo.webdatamodule._cli.doctor.system import Limits
 from bionemo.webdatamodule._cli.doctor.trial import Trial, try_worker
 from bionemo.webdatamodule._cli.main import main
+from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample
@@ -387,6 +388,20 @@ def test_the_command_prints_json(fake, tmp_path, capsys):
     assert reported["trial"]["problem"] is None
     assert "is not a directory" in reported["data"][0]["problem"]
     assert {"level", "what", "do"} == set(reported["findings"][0])
+
+
+def test_a_url_that_cannot_be_asked_is_a_problem(fake, capsys, monkeypatch):
+    """The report has it, as it has a directory that is not there."""
+
+    def refuse(self, url):
+        raise OSError("the line is cut")
+
+    fake()
+    monkeypatch.setattr(retry, "BUDGET", retry.Budget(first_wait=0.001, attempts=2))
+    monkeypatch.setattr("bionemo.webdatamodule.builtins.stores.FsspecStore.list", refuse)
+    assert 1 == main(["doctor", "--json", "memory://nowhere"])
+    (found,) = json.loads(capsys.readouterr().out)["data"]
+    assert "the line is cut" in found["problem"]
 
 
 def test_values_that_may_be_secret_are_not_printed(fake, capsys, monkeypatch):

@@ -188,6 +188,63 @@ def test_preview_finds_the_only_prefix(tmp_path, capsys):
     assert "holds t, u; choose one with --prefix" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["preview"],
+        ["plan", "--global-batch", "1"],
+        ["bench", "--seconds", "0.01", "--workers", "0"],
+        ["report", "--output", "report.html"],
+        ["doctor"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_find_the_only_prefix_behind_a_url(words, foreign, capsys, monkeypatch):
+    """As info and verify do; of several one is to be chosen."""
+    monkeypatch.chdir(foreign)
+    for path in foreign.glob("*.tar"):
+        path.rename(foreign / path.name.replace("wdshards", "other"))
+    adopt(str(foreign), "other")
+    memory, url = fsspec.filesystem("memory"), "memory://prefixes"
+    memory.put([str(path) for path in foreign.glob("other*")], "/prefixes/")
+    try:
+        assert main([words[0], url, *words[1:]]) in ((0, 1) if words == ["doctor"] else (0,))
+        assert "7 samples" in capsys.readouterr().out
+        memory.pipe_file("/prefixes/u.manifest.json", b"")
+        assert 2 == main([words[0], url, *words[1:]])
+        assert f"{url} holds other, u; choose one with --prefix" in capsys.readouterr().err
+    finally:
+        memory.rm("/prefixes", recursive=True)
+
+
+def test_the_usual_prefix_is_read_where_listing_is_not_permitted(foreign, capsys, monkeypatch):
+    """A store may let one read and not list."""
+
+    def refuse(self, url):
+        raise PermissionError("no")
+
+    adopt(str(foreign), "wdshards")
+    memory = fsspec.filesystem("memory")
+    memory.put([str(path) for path in foreign.iterdir()], "/secret/")
+    monkeypatch.setattr("bionemo.webdatamodule.builtins.stores.FsspecStore.list", refuse)
+    try:
+        assert 0 == main(["preview", "memory://secret"])
+        assert "7 samples" in capsys.readouterr().out
+    finally:
+        memory.rm("/secret", recursive=True)
+
+
+def test_the_prefixes_behind_a_url_are_named(foreign, capsys):
+    """Where there are shards, and none of the prefix that was asked for."""
+    memory = fsspec.filesystem("memory")
+    memory.put([str(path) for path in foreign.glob("*.tar")], "/named/")
+    try:
+        assert 2 == main(["preview", "memory://named", "--prefix", "other"])
+        assert "memory://named has no shards of the prefix 'other'; try --prefix wdshards" in capsys.readouterr().err
+    finally:
+        memory.rm("/named", recursive=True)
+
+
 @pytest.mark.parametrize("words", [["preview"], ["index"], ["bench"], ["plan", "--global-batch", "1"]])
 def test_foreign_shards_of_another_prefix_are_named(tmp_path, capsys, words):
     """They need no conversion, but their prefix."""

@@ -15,7 +15,10 @@ from typing import Any, Generic, TypeVar
 from bionemo.webdatamodule._cli.output import error_as_json, escaped, print_json
 from bionemo.webdatamodule._engine.format.manifest import manifest_path
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
-from bionemo.webdatamodule.errors import ConfigError, NoShardsError, WebDataModuleError
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
+from bionemo.webdatamodule._engine.storage.remote.listing import parent_of_pattern
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url, shown
+from bionemo.webdatamodule.errors import ConfigError, NoShardsError, RemoteError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy
 
 USUAL_PREFIX = "wdshards"
@@ -92,14 +95,15 @@ def policy_of(args: argparse.Namespace) -> Policy:
 
 
 def only_prefix(directory: str) -> str:
-    """Return the prefix of the only data set in a directory, or the default if no manifest has one.
+    """Return the prefix of the only data set in a directory, or behind its URL, or the default if no manifest has one.
 
     Raises:
         ConfigError: If there are several.
+        RemoteError: If a URL cannot be asked.
     """
     prefixes = sorted(name.removesuffix(_MANIFEST) for name in _names(directory) if name.endswith(_MANIFEST))
     if len(prefixes) > 1:
-        raise ConfigError(f"{directory} holds {', '.join(prefixes)}; choose one with --prefix")
+        raise ConfigError(f"{_shown(directory)} holds {', '.join(prefixes)}; choose one with --prefix")
     return prefixes[0] if prefixes else USUAL_PREFIX
 
 
@@ -109,6 +113,7 @@ def open_set(directory: str, prefix: str | None) -> ShardSet:
     Raises:
         ConfigError: If there are several prefixes and none is given.
         ShardError: If there are no shards, or they cannot be used.
+        RemoteError: If a URL cannot be asked.
     """
     chosen = prefix or only_prefix(directory)
     with prefixes_named(directory, chosen):
@@ -117,7 +122,7 @@ def open_set(directory: str, prefix: str | None) -> ShardSet:
 
 @contextmanager
 def prefixes_named(directory: str, prefix: str) -> Iterator[None]:
-    """Name the prefixes that a local directory has shards of, in the error that it has none of another.
+    """Name the prefixes that a directory has shards of, in the error that it has none of another.
 
     Raises:
         NoShardsError: In place of the one that is raised within.
@@ -129,7 +134,7 @@ def prefixes_named(directory: str, prefix: str) -> Iterator[None]:
         if not others:
             raise
         hint = " or ".join(f"--prefix {other}" for other in others[:5])
-        raise NoShardsError(f"{directory} has no shards of the prefix {prefix!r}; try {hint}") from error
+        raise NoShardsError(f"{_shown(directory)} has no shards of the prefix {prefix!r}; try {hint}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +211,28 @@ def _failed(command: str, directory: str, error: WebDataModuleError) -> Outcome[
 
 
 def _names(directory: str) -> list[str]:
-    """Return the names of the files in a local directory; none of what cannot be listed, such as a URL."""
+    """Return the names of the files in a directory, or behind its URL; none of what cannot be listed."""
+    if is_url(directory):
+        return _remote_names(directory)
     try:
         return os.listdir(os.path.expanduser(directory))  # noqa: PTH208, PTH111 - ~nobody stays as it is
     except OSError:
         return []
+
+
+def _remote_names(url: str) -> list[str]:
+    """Return the names of the files behind a URL; none where it is of a web server, a pattern, or may not be listed."""
+    if parent_of_pattern(url) is not None:
+        return []
+    try:
+        return [file.name for file in RemoteDirectory.at(url).list()]
+    except ConfigError:
+        return []
+    except RemoteError as error:
+        if isinstance(error.__cause__, PermissionError):  # reading may be permitted all the same
+            return []
+        raise
+
+
+def _shown(directory: str) -> str:
+    return shown(directory) if is_url(directory) else directory

@@ -7,11 +7,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from bionemo.webdatamodule._cli import humanize
-from bionemo.webdatamodule._cli.arguments import only_prefix
+from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, only_prefix
 from bionemo.webdatamodule._cli.doctor.findings import Finding, findings
 from bionemo.webdatamodule._cli.doctor.machine import DataSet, Machine, look, open_data
 from bionemo.webdatamodule._cli.doctor.trial import Trial, try_worker
 from bionemo.webdatamodule._cli.output import print_json
+from bionemo.webdatamodule._engine.storage.remote.urls import shown
+from bionemo.webdatamodule.errors import RemoteError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code: 1 if something would go wrong."""
     machine = look()
     trial = None if "torch" in machine.broken else try_worker()
-    data = [open_data(directory, args.prefix or only_prefix(directory)) for directory in args.directory]
+    data = [_open(directory, args.prefix) for directory in args.directory]
     found = findings(machine, trial, data)
     if args.json:
         report = {
@@ -40,6 +42,14 @@ def run(args: argparse.Namespace) -> int:
             print(f"{title:<15}{line}")
         _print_findings(found)
     return int(any(finding.level == "problem" for finding in found))
+
+
+def _open(directory: str, prefix: str | None) -> DataSet:
+    """Return what a directory or URL holds; of a URL that cannot be asked for its prefixes, why not."""
+    try:
+        return open_data(directory, prefix or only_prefix(directory))
+    except RemoteError as error:
+        return DataSet(directory=shown(directory), prefix=USUAL_PREFIX, is_remote=True, problem=error.message)
 
 
 def _lines(machine: Machine, trial: Trial | None, data: Sequence[DataSet]) -> Iterator[tuple[str, str]]:
