@@ -23,6 +23,7 @@ from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample
+from bionemo.webdatamodule.testing.stores import serving
 
 GIB = 1 << 30
 LIMITS = Limits(
@@ -402,6 +403,15 @@ def test_a_url_that_cannot_be_asked_is_a_problem(fake, capsys, monkeypatch):
     assert 1 == main(["doctor", "--json", "memory://nowhere"])
     (found,) = json.loads(capsys.readouterr().out)["data"]
     assert "the line is cut" in found["problem"]
+
+
+def test_a_server_that_sends_no_parts_of_files_is_a_problem(fake, tmp_path, capsys):
+    """Opening needs none; the first batch would fail."""
+    fake()
+    made(tmp_path / "train")
+    with serving(tmp_path) as url:
+        assert 1 == main(["doctor", "--prefix", "p", f"{url}/train"])
+    assert "the server does not send parts of files" in capsys.readouterr().out
 
 
 def test_values_that_may_be_secret_are_not_printed(fake, capsys, monkeypatch):

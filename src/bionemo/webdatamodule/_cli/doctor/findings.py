@@ -214,7 +214,9 @@ def _data(data: Iterable[DataSet]) -> Iterator[Finding]:
         if found.problem is not None:
             yield _problem(
                 f"data set {found.prefix} cannot be opened: {found.problem}",
-                "repair it before a run; `webdatamodule verify` lists all damage",
+                "correct that before a run; `webdatamodule preview` shows whether samples can be read"
+                if found.is_remote
+                else "repair it before a run; `webdatamodule verify` lists all damage",
             )
         kind = found.file_system
         about = f"{found.directory} is on {kind}"

@@ -170,13 +170,14 @@ def look(root: Path = Path("/")) -> Machine:
 
 
 def open_data(directory: str, prefix: str, root: Path = Path("/")) -> DataSet:
-    """Return what a directory or URL holds, without reading the data.
+    """Return what a directory or URL holds, without reading the data but for the beginning of one shard behind a URL.
 
     Args:
         directory: The directory.
         prefix: Beginning of the shards' names.
         root: Where ``proc`` is.
     """
+    from bionemo.webdatamodule._engine.format.tar_headers import BLOCK
     from bionemo.webdatamodule._engine.reading.shard_set import ShardSet, is_url
     from bionemo.webdatamodule._engine.storage.remote.urls import shown
 
@@ -185,6 +186,8 @@ def open_data(directory: str, prefix: str, root: Path = Path("/")) -> DataSet:
     kind = "" if is_remote else system.file_system(Path(directory), root)
     try:
         found = ShardSet.open(directory, prefix)
+        if found.remote is not None:
+            found.remote.directory.read(found.remote.shards[0].name, [(0, BLOCK)], [memoryview(bytearray(BLOCK))])
     except WebDataModuleError as error:
         return DataSet(directory=name, prefix=prefix, is_remote=is_remote, file_system=kind, problem=error.message)
     return DataSet(
