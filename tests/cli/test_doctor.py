@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -246,6 +247,20 @@ def test_caches_are_judged():
     assert ["problem"] == [level for level, _ in judged(cache=dataclasses.replace(cache, writable=False))]
     assert ["problem"] == [level for level, _ in judged(data=[remote])]
     assert ["note"] == [level for level, _ in judged(cache=dataclasses.replace(cache, file_system="tmpfs"))]
+
+
+@pytest.mark.parametrize("place", ["/proc", "file"])
+def test_a_cache_that_cannot_be_made_is_a_problem_whatever_is_free_there(place, tmp_path, monkeypatch):
+    """It is tried, for there is no room in /proc, though an administrator may write there."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path(place).absolute() / "cache"))
+    remote = dataclasses.replace(DATA, directory="s3://x", is_remote=True, file_system="")
+    problems = [text for level, text in judged(cache=machine.look().cache, data=[remote]) if level == "problem"]
+    assert ["cannot be made or written"] == re.findall("cannot be made or written|do not fit", " ".join(problems))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "made"))
+    assert machine.look().cache.writable
+    assert not Path("made").exists()
 
 
 def write(root, files):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bionemo.webdatamodule import SourceDataWDS, Use
+from bionemo.webdatamodule._cli.main import main
 from bionemo.webdatamodule._engine.format.manifest import Manifest, journal_path
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage import filesystem
@@ -134,6 +135,16 @@ def test_a_cache_that_cannot_be_used(place):
     (place / "cache").write_text("")
     refused("give a cache_dir that is a directory and can be written", read, place)
     assert ALL == read(place, cache="another")
+
+
+def test_a_cache_of_the_user_that_cannot_be_used(place, monkeypatch, capsys):
+    """The environment may name another one."""
+    (place / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))
+    assert 2 == main(["preview", URL])
+    assert "give a cache_dir or XDG_CACHE_HOME that is a directory and can be written" in capsys.readouterr().err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "another"))
+    assert 0 == main(["preview", URL])
 
 
 def test_a_cache_on_a_full_disk(place, monkeypatch):

@@ -191,12 +191,12 @@ def _gpus(gpus: Gpus, environment: Mapping[str, str]) -> Iterator[Finding]:
 def _cache(cache: Cache, data: Iterable[DataSet]) -> Iterator[Finding]:
     if not cache.writable:
         yield _problem(
-            f"the cache directory {cache.path} cannot be written, so shards behind URLs cannot be kept, "
+            f"the cache directory {cache.path} cannot be made or written, so shards behind URLs cannot be kept, "
             "and every process makes its own indexes of other tools' shards",
             "set XDG_CACHE_HOME to a directory that can be written",
         )
     remote = sum(found.bytes for found in data if found.is_remote)
-    if cache.free is not None and remote > cache.free:
+    if cache.writable and cache.free is not None and remote > cache.free:
         yield _problem(
             f"{humanize.size(remote)} behind URLs do not fit into the "
             f"{humanize.size(cache.free)} that are free at {cache.path}",

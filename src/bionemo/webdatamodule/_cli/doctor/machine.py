@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -246,8 +247,17 @@ def _cache(root: Path) -> Cache:
                 continue
     return Cache(
         path=str(path),
-        writable=place.is_dir() and os.access(place, os.W_OK | os.X_OK),
+        writable=_is_writable(place),
         used=used,
         free=system.space(place)[1],
         file_system=system.file_system(path, root),
     )
+
+
+def _is_writable(place: Path) -> bool:
+    """Return whether a directory can be made in a place, which rights alone do not say, as of ``/proc``."""
+    try:
+        with tempfile.TemporaryDirectory(dir=place):
+            return True
+    except OSError:
+        return False

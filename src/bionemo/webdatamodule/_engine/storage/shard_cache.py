@@ -61,7 +61,7 @@ class Cache:
             size: See :class:`Cache`.
         """
         return cls(
-            root=os.path.expanduser(root) if root else os.path.join(cache_directory(), "shards"),
+            root=os.path.expanduser(root) if root else _usual_root(),
             name=hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40],
             size=DEFAULT_SIZE if size is None else size,
         )
@@ -154,10 +154,11 @@ class Cache:
 
     def unusable(self, error: OSError) -> UnusableCacheError:
         """Return the error of a cache that cannot keep what is needed."""
+        where = "cache_dir or XDG_CACHE_HOME" if self.root == _usual_root() else "cache_dir"
         if error.errno in FULL:
-            remedy = "free space there, give a smaller cache_size, or another cache_dir"
+            remedy = f"free space there, give a smaller cache_size, or another {where}"
         else:
-            remedy = "give a cache_dir that is a directory and can be written"
+            remedy = f"give a {where} that is a directory and can be written"
         return UnusableCacheError(f"the cache of remote shards {self.root} cannot be used: {error.strerror}; {remedy}")
 
     def make_room(self, needed: int, is_done: Callable[[str], bool] | None = None) -> None:
@@ -248,6 +249,10 @@ def remove(path: str) -> None:
     """Remove a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _usual_root() -> str:
+    return os.path.join(cache_directory(), "shards")
 
 
 def _is_at(descriptor: int, path: str) -> bool:
