@@ -5,10 +5,14 @@ import pickle
 import threading
 
 import pytest
+from obstore import exceptions
 
 from bionemo.webdatamodule import WebDataModule, context
+from bionemo.webdatamodule._engine.storage.remote import retry
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule.components import Store
 from bionemo.webdatamodule.plugins import find
+from bionemo_webdatamodule_obstore.client import _named
 from bionemo_webdatamodule_obstore.store import ObstoreStore
 
 
@@ -46,6 +50,85 @@ def test_errors_have_names(bucket, monkeypatch):
                     store.get(url)
     with pytest.raises(OSError, match="127"):
         ObstoreStore().get("http://127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("503 Service Unavailable", "SlowDown", OSError),
+        ("500 Internal Server Error", "InternalError", OSError),
+        ("400 Bad Request", "ExpiredToken", PermissionError),
+        ("403 Forbidden", "Other", PermissionError),
+        ("401 Unauthorized", "Other", PermissionError),
+        ("410 Gone", "Other", FileNotFoundError),
+        ("416 Range Not Satisfiable", "InvalidRange", EOFError),
+        ("404 Not Found", "Other", OSError),  # of the server that has the credentials; files have a class of their own
+    ],
+)
+def test_only_status_and_code_of_an_answer_name_its_error(status, code, expected):
+    """Numbers and words in the URL, the time that it took and the message are no part of the answer."""
+    found = _named(
+        exceptions.GenericError(
+            "Generic S3 error: Error performing GET http://127.0.0.1:404/run-403/AccessDenied/train-000401.tar/range"
+            f" in 410.416µs - Server returned non-2xx status code: {status}: <Error><Code>{code}</Code>"
+            "<Message>404 NoSuchKey, 403 Forbidden, Range 416</Message></Error>\n\nDebug source:\nstatus: 404"
+        )
+    )
+    assert expected is type(found)
+    assert status in str(found)
+
+
+def test_what_has_no_status_is_named_by_its_class_or_its_end():
+    """A refused deletion comes with the status 200; a connection that fails has no status at all."""
+    for text, expected in {
+        "DeleteObjects request failed for key a/404: Access Denied (code: AccessDenied)": PermissionError,
+        "DeleteObjects request failed for key a (code: AccessDenied): Again (code: SlowDown)": OSError,
+        "Received non-partial response when range requested": NotImplementedError,
+        "Error performing GET http://127.0.0.1:404/403 in 401µs - HTTP error: error sending request": OSError,
+        "Error performing list request: Error performing GET http://h/b?list-type=2 in 1ms - "
+        "Server returned non-2xx status code: 404 Not Found: ": FileNotFoundError,
+    }.items():
+        assert expected is type(_named(exceptions.GenericError(f"Generic S3 error: {text}\n\nDebug source:\nx")))
+    for made, expected in {
+        exceptions.NotFoundError: FileNotFoundError,
+        exceptions.PermissionDeniedError: PermissionError,
+        exceptions.UnauthenticatedError: PermissionError,
+        exceptions.NotSupportedError: NotImplementedError,
+    }.items():
+        assert expected is type(_named(made("503")))
+
+
+@pytest.mark.parametrize("number", [401, 403, 404, 410, 416])
+def test_a_busy_server_is_asked_again_whatever_the_url_says(number, monkeypatch):
+    """A file of the run 404 is fetched by the second attempt, and read as a whole and in part."""
+    monkeypatch.setattr(retry, "BUDGET", retry.Budget(first_wait=0.001, attempts=2))
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            busy = len(seen) % 2
+            self.send_response(503 if busy else 206 if "Range" in self.headers else 200)
+            self.send_header("Content-Length", "0" if busy else "3")
+            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+            self.send_header("Content-Range", "bytes 0-2/3")
+            self.end_headers()
+            self.wfile.write(b"" if busy else b"abc")
+
+        def log_message(self, *_):
+            """Keep the tests' output clean."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with context.working(context.Worker(number=0, count=1)):
+        directory = RemoteDirectory.at(f"http://127.0.0.1:{server.server_port}/run-{number}", find(Store, "obstore"))
+        assert b"abc" == directory.get(f"{number}.json")
+        memory = memoryview(bytearray(3))
+        directory.read(f"train-000{number}.tar", [(0, 3)], [memory])
+        assert b"abc" == memory
+    assert 4 == len(seen)
+    server.shutdown()
+    server.server_close()
 
 
 def test_web_servers_are_read_by_ranges_and_not_listed():

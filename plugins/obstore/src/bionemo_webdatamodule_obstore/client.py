@@ -15,10 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 _SILENCE = "30s"
 _WEB = ("http", "https")
-_PERMISSION = re.compile(r"\b(401|403)\b|AccessDenied|Forbidden|ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch")
-_MISSING = re.compile(r"\b(404|410)\b|NoSuchKey|NoSuchBucket")
-_WHOLE = re.compile(r"Range request not supported|non-partial response")
-_BEYOND = re.compile(r"\b416\b|Invalid ?Range|[Rr]ange")
+_STATUS = re.compile(r"non-2xx status code: (\d{3})\b")  # what follows is the server's body
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_DELETE_CODE = re.compile(r"\(code: (\w+)\)$")  # S3 answers with it to a request that deletes several files
+_DENIED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_LIST = "Error performing list request"
+_WHOLE = "Received non-partial response when range requested"
 
 
 class Client:
@@ -125,23 +127,33 @@ def _stored(entry: Any) -> tuple[str, int, str]:
 
 
 def _named(error: Exception) -> Exception:
-    """Return the error that the core expects, with what the server said in one line."""
-    if isinstance(error, (FileNotFoundError, PermissionError, EOFError)):
-        return type(error)(_short(error))
+    """Return the error that the core expects, with what the server said in one line.
+
+    The class decides, and else the status and error code; the rest of the text has URLs and whatever a server writes.
+    """
     from obstore import exceptions
 
-    text = str(error)
-    if isinstance(error, exceptions.NotFoundError) or _MISSING.search(text):
-        return FileNotFoundError(_short(error))
-    denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-    if isinstance(error, denied) or _PERMISSION.search(text):
-        return PermissionError(_short(error))
-    if _WHOLE.search(text):
-        return NotImplementedError(_short(error))
-    if _BEYOND.search(text):
-        return EOFError(_short(error))
-    return OSError(_short(error))
+    text = str(error).partition("Debug source")[0].strip()
+    status, code = _answer(text)
+    missing = (FileNotFoundError, exceptions.NotFoundError)
+    denied = (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    if isinstance(error, missing) or status == 410 or (status == 404 and _LIST in text):  # others are of credentials
+        return FileNotFoundError(_short(text))
+    if isinstance(error, denied) or status in (401, 403) or code in _DENIED:
+        return PermissionError(_short(text))
+    if isinstance(error, exceptions.NotSupportedError) or text.endswith(_WHOLE):
+        return NotImplementedError(_short(text))
+    if isinstance(error, EOFError) or status == 416:
+        return EOFError(_short(text))
+    return OSError(_short(text))
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).partition("Debug source")[0].split())[:300]
+def _answer(text: str) -> tuple[int, str]:
+    """Return the status and the error code of a server's answer; 0 and an empty text where there is none."""
+    status = _STATUS.search(text)
+    code = _CODE.search(text, status.end()) if status else _DELETE_CODE.search(text)
+    return int(status[1]) if status else 0, code[1] if code else ""
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:300]
