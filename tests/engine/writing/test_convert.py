@@ -1136,7 +1136,7 @@ def test_all_that_is_wrong_is_in_one_error(source, tmp_path):
         f"the splits train and val have the same directory {tmp_path}/out; one would overwrite the other",
         "name 2 of split val is 7; names are strings with something in them",
         "the name 's00' occurs 2 times in split train",
-        "the names 'a.b' and 'a-b' of split train get one key, 'a-b'",
+        "the names 'a.b' and 'a-b' of split train get one key, 'a-b'; rename all but one, or use key_encoder='escaped'",
         *[(f"{tmp_path}/out holds p-000000.tar that no manifest lists; move it away or choose another prefix")] * 2,
     ] == problems(caught)
     with pytest.raises(InputError) as caught:
@@ -1162,7 +1162,9 @@ def test_keys_that_collide_are_refused_naming_both(source, out):
     store(source, {"a.b": 1, "a-b": 2, "x": 3})
     with pytest.raises(InputError) as caught:
         run(source, out, ["a.b", "x", "a-b"])
-    assert ["the names 'a.b' and 'a-b' of split train get one key, 'a-b'"] == problems(caught)
+    assert [
+        "the names 'a.b' and 'a-b' of split train get one key, 'a-b'; rename all but one, or use key_encoder='escaped'"
+    ] == problems(caught)
     run(source, out, ["a.b", "x", "a-b"], encode=encode_escaped)
     assert [("a%2eb", 1), ("x", 3), ("a-b", 2)] == read(out)
 
@@ -1172,6 +1174,15 @@ def test_duplicate_names_are_refused(source, out):
     with pytest.raises(InputError) as caught:
         run(source, out, ["s00", "s01", "s00", "s00"])
     assert ["the name 's00' occurs 3 times in split train"] == problems(caught)
+
+
+def test_a_name_whose_key_cannot_be_stored_says_how_it_can(source, out):
+    """[33] The default encoder leaves line ends as they are, and another one does not."""
+    store(source, {"a\nb": 1})
+    with pytest.raises(InputError, match=r"'a\\nb', which has a character .*; rename it, or use key_encoder='escaped'"):
+        run(source, out, ["a\nb"], n_shards=1)
+    run(source, out, ["a\nb"], n_shards=1, encode=encode_escaped)
+    assert ["a%0ab"] == keys(out)
 
 
 @pytest.mark.parametrize("name", ["../s00", "/etc/passwd", "a/../../b", "..", "a\0b"])

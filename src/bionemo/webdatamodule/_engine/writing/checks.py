@@ -169,12 +169,19 @@ def _key_problems(split: str, names: Sequence[str], encode: Callable[[str], str]
     for name in names:
         problem = key_problem(encode(name))
         if problem:
-            yield f"the name {name!r} of split {split} gets the key {encode(name)!r}, which {problem}"
+            yield (
+                f"the name {name!r} of split {split} gets the key {encode(name)!r}, which {problem}; "
+                "rename it, or use key_encoder='escaped'"
+            )
     for key, places in _Samples({split: names}).repeated(lambda name: _stored(encode(name))).items():
         twins = list(dict.fromkeys(name for _, name in places))
         if len(twins) > 1:
             listed = " and ".join(map(repr, twins))
-            yield f"the names {listed} of split {split} get one key, {key.decode(errors='replace')!r}"
+            shared = key.decode(errors="replace")
+            yield (
+                f"the names {listed} of split {split} get one key, {shared!r}; "
+                "rename all but one, or use key_encoder='escaped'"
+            )
 
 
 class _Samples:
