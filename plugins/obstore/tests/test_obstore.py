@@ -4,13 +4,16 @@ import http.server
 import pickle
 import threading
 
+import boto3
 import pytest
 from obstore import exceptions
 
 from bionemo.webdatamodule import WebDataModule, context
+from bionemo.webdatamodule._engine.storage.remote import directory as remote_directory
 from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule.components import Store
+from bionemo.webdatamodule.errors import RemoteError
 from bionemo.webdatamodule.plugins import find
 from bionemo_webdatamodule_obstore.client import _named
 from bionemo_webdatamodule_obstore.store import ObstoreStore
@@ -19,6 +22,7 @@ from bionemo_webdatamodule_obstore.store import ObstoreStore
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote_directory, "_clients", {})  # the server of each test has a port of its own
 
 
 def test_workers_are_forked_after_the_main_process_read(bucket, tmp_path, monkeypatch):
@@ -41,15 +45,52 @@ def test_workers_are_forked_after_the_main_process_read(bucket, tmp_path, monkey
 
 
 def test_errors_have_names(bucket, monkeypatch):
-    """Wrong keys are a PermissionError, missing files and buckets a FileNotFoundError, from either process."""
+    """Missing files are a FileNotFoundError, missing buckets a RemoteError, from either process."""
     for worker in (context.Worker(), context.Worker(number=0, count=1)):
         store = ObstoreStore()
         with context.working(worker):
-            for url in (f"{bucket}/missing", "s3://nowhere/missing"):
-                with pytest.raises(FileNotFoundError):
-                    store.get(url)
+            with pytest.raises(FileNotFoundError):
+                store.get(f"{bucket}/missing")
+            with pytest.raises(RemoteError, match="the bucket of s3://nowhere/missing does not exist"):
+                store.get("s3://nowhere/missing")
     with pytest.raises(OSError, match="127"):
         ObstoreStore().get("http://127.0.0.1:1/x")
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize("worker", [context.Worker(), context.Worker(number=0, count=1)], ids=["helper", "worker"])
+def test_a_bucket_that_does_not_exist_is_named(worker, monkeypatch):
+    """It is no missing file and no empty directory to the core, and is not tried again."""
+    monkeypatch.setattr(retry, "BUDGET", retry.Budget(attempts=1, first_wait=0))
+    with context.working(worker):
+        directory = RemoteDirectory.at("s3://nowhere/some", find(Store, "obstore"))
+        for call in (
+            directory.list,
+            lambda: directory.get("x"),
+            lambda: directory.read("x", [(0, 1)], [memoryview(bytearray(1))]),
+            lambda: directory.put(b"x", "x"),
+            lambda: directory.delete("x"),
+        ):
+            with pytest.raises(RemoteError, match=r"of s3://nowhere/some\S* does not exist; create it") as caught:
+                call()
+            assert "tried" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_data_in_a_bucket_that_does_not_exist(tmp_path):
+    """Neither reading nor converting says that the data or a file are missing; the bucket is made and it works."""
+    from bionemo.webdatamodule import PickledDataWDS
+    from bionemo.webdatamodule.pickles import dumps
+
+    (tmp_path / "s.x.pyd").write_bytes(dumps(1))
+    reading = WebDataModule({"train": "s3://later/data-train"}, None, "x.pyd", 1)
+    with pytest.raises(RemoteError, match=r"the bucket of s3://later/data-train/\S* does not exist"):
+        reading.setup("fit")
+    converting = PickledDataWDS(str(tmp_path), "x.pyd", {"train": ["s"]}, "s3://later/data-", 1)
+    with pytest.raises(RemoteError, match=r"the bucket of s3://later/data-train/\S* does not exist"):
+        converting.prepare_data()
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="later")
+    converting.prepare_data()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +113,8 @@ def test_only_status_and_code_of_an_answer_name_its_error(status, code, expected
             "Generic S3 error: Error performing GET http://127.0.0.1:404/run-403/AccessDenied/train-000401.tar/range"
             f" in 410.416µs - Server returned non-2xx status code: {status}: <Error><Code>{code}</Code>"
             "<Message>404 NoSuchKey, 403 Forbidden, Range 416</Message></Error>\n\nDebug source:\nstatus: 404"
-        )
+        ),
+        "s3://bucket/x",
     )
     assert expected is type(found)
     assert status in str(found)
@@ -88,14 +130,15 @@ def test_what_has_no_status_is_named_by_its_class_or_its_end():
         "Error performing list request: Error performing GET http://h/b?list-type=2 in 1ms - "
         "Server returned non-2xx status code: 404 Not Found: ": FileNotFoundError,
     }.items():
-        assert expected is type(_named(exceptions.GenericError(f"Generic S3 error: {text}\n\nDebug source:\nx")))
+        error = exceptions.GenericError(f"Generic S3 error: {text}\n\nDebug source:\nx")
+        assert expected is type(_named(error, "s3://bucket/x"))
     for made, expected in {
         exceptions.NotFoundError: FileNotFoundError,
         exceptions.PermissionDeniedError: PermissionError,
         exceptions.UnauthenticatedError: PermissionError,
         exceptions.NotSupportedError: NotImplementedError,
     }.items():
-        assert expected is type(_named(made("503")))
+        assert expected is type(_named(made("503"), "s3://bucket/x"))
 
 
 @pytest.mark.parametrize("number", [401, 403, 404, 410, 416])

@@ -405,9 +405,9 @@ class ObjectStore(Protocol):
 
     Each method makes one attempt and does not retry: the core retries, within one budget of time.
     A store is created in the process that uses it, and used by several threads.
-    All methods raise ``FileNotFoundError`` for a missing file, ``PermissionError`` for a forbidden operation and
-    ``NotImplementedError`` for what the server cannot do, which are not retried. Other exceptions are; an attribute
-    ``retry_after`` is the number of seconds to wait.
+    All methods raise ``FileNotFoundError`` for a missing file, ``PermissionError`` for a forbidden operation,
+    ``RemoteError`` for a missing bucket and ``NotImplementedError`` for what the server cannot do, which are not
+    retried. Other exceptions are; an attribute ``retry_after`` is the number of seconds to wait.
     """
 
     def list(self, url: str) -> Sequence[StoredFile]:

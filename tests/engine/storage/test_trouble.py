@@ -21,6 +21,7 @@ from moto.server import ThreadedMotoServer
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage.remote import retry
+from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule.errors import RemoteError
 
 from .test_remote_shards import ALL, read_all, write_set
@@ -170,6 +171,23 @@ def test_credentials_that_were_renewed_are_used(proxy):
     found = ShardSet.open(proxy.url, "t")
     proxy.faults = {LAST: [EXPIRED, (None,)]}
     assert ALL == read_all(found)
+
+
+def test_a_bucket_that_does_not_exist_is_named_at_once(proxy):
+    """It is no data set without a manifest, no empty directory and no missing file, whether it is read or written."""
+    directory = RemoteDirectory.at("s3://nobucket/some/train")
+    for call in (
+        lambda: ShardSet.open(directory.url, "t"),
+        lambda: ShardSet.open(f"{directory.url}/t-{{000000..000001}}.tar", "t"),
+        directory.list,
+        lambda: directory.get("t.manifest.json"),
+        lambda: directory.put(b"x", "t.manifest.json"),
+        lambda: directory.delete("t.manifest.json"),
+    ):
+        proxy.seen.clear()
+        with pytest.raises(RemoteError, match=r"the bucket of s3://nobucket/some/train\S* does not exist; create it"):
+            call()
+        assert len(proxy.seen) <= 4  # of several files, or ways to ask for one
 
 
 def test_objects_replaced_or_deleted_while_read_are_named(proxy, tmp_path):

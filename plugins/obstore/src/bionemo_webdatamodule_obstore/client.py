@@ -5,9 +5,10 @@ Helper processes import it, so that it has no part of the core.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _STATUS = re.compile(r"non-2xx status code: (\d{3})\b")  # what follows is the s
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _DELETE_CODE = re.compile(r"\(code: (\w+)\)$")  # S3 answers with it to a request that deletes several files
 _DENIED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _LIST = "Error performing list request"
 _WHOLE = "Received non-partial response when range requested"
 
@@ -36,10 +38,8 @@ class Client:
         if urlsplit(url).scheme in _WEB:
             raise NotImplementedError("web servers do not list their files")
         store, path = self._open(url)
-        try:
+        with _naming(url):
             found = obstore.list_with_delimiter(store, path or None)
-        except Exception as error:
-            raise _named(error) from error
         return [_stored(entry) for entry in found["objects"]]
 
     def stat(self, url: str) -> tuple[str, int, str]:
@@ -47,20 +47,16 @@ class Client:
         import obstore
 
         store, path = self._open(url)
-        try:
+        with _naming(url):
             return _stored(obstore.head(store, path))
-        except Exception as error:
-            raise _named(error) from error
 
     def get(self, url: str) -> bytes:
         """Return the content of a file."""
         import obstore
 
         store, path = self._open(url)
-        try:
+        with _naming(url):
             return bytes(obstore.get(store, path).bytes())
-        except Exception as error:
-            raise _named(error) from error
 
     def ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
         """Return byte ranges of a file."""
@@ -69,14 +65,12 @@ class Client:
         if not ranges:
             return []
         store, path = self._open(url)
-        try:
+        with _naming(url):
             if len(ranges) == 1:
                 found = [obstore.get_range(store, path, start=ranges[0][0], end=ranges[0][1])]
             else:
                 starts, ends = zip(*ranges, strict=True)
                 found = obstore.get_ranges(store, path, starts=starts, ends=ends)
-        except Exception as error:
-            raise _named(error) from error
         for (begin, end), data in zip(ranges, found, strict=True):
             if len(data) != end - begin:
                 raise EOFError(f"{len(data)} bytes came of the {end - begin} from byte {begin} on")
@@ -87,20 +81,16 @@ class Client:
         import obstore
 
         store, path = self._open(url)
-        try:
+        with _naming(url):
             obstore.put(store, path, data if isinstance(data, bytes) else Path(data))
-        except Exception as error:
-            raise _named(error) from error
 
     def delete(self, url: str) -> None:
         """Delete a file."""
         import obstore
 
         store, path = self._open(url)
-        try:
+        with _naming(url):
             obstore.delete(store, path)
-        except Exception as error:
-            raise _named(error) from error
 
     def _open(self, url: str) -> tuple[Any, str]:
         """Return the store of a URL's bucket, container or server, and the path in it."""
@@ -126,7 +116,16 @@ def _stored(entry: Any) -> tuple[str, int, str]:
     return entry["path"].rpartition("/")[2], int(entry["size"]), version
 
 
-def _named(error: Exception) -> Exception:
+@contextlib.contextmanager
+def _naming(url: str) -> Iterator[None]:
+    """Raise errors as the core expects them, and without a cause: by that it tells files that are missing."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the new error says what it was
+        raise _named(error, url) from None
+
+
+def _named(error: Exception, url: str) -> Exception:
     """Return the error that the core expects, with what the server said in one line.
 
     The class decides, and else the status and error code; the rest of the text has URLs and whatever a server writes.
@@ -135,6 +134,10 @@ def _named(error: Exception) -> Exception:
 
     text = str(error).partition("Debug source")[0].strip()
     status, code = _answer(text)
+    if code in _NO_BUCKET:
+        from bionemo.webdatamodule.errors import RemoteError
+
+        return RemoteError(f"the bucket of {_shown(url)} does not exist; create it, or correct the URL")
     missing = (FileNotFoundError, exceptions.NotFoundError)
     denied = (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
     if isinstance(error, missing) or status == 410 or (status == 404 and _LIST in text):  # others are of credentials
@@ -153,6 +156,13 @@ def _answer(text: str) -> tuple[int, str]:
     status = _STATUS.search(text)
     code = _CODE.search(text, status.end()) if status else _DELETE_CODE.search(text)
     return int(status[1]) if status else 0, code[1] if code else ""
+
+
+def _shown(url: str) -> str:
+    """Return a URL for messages, without user name, password and signature; a container may be where these are."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2] if parts.scheme in _WEB else parts.netloc
+    return f"{parts.scheme}://{host}{parts.path}"
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bionemo.webdatamodule.components import Store, StoredFile
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, RemoteError
 from bionemo.webdatamodule.hookspecs import hookimpl
 
 _SILENCE = 20  # seconds without a byte, after which a connection is given up
@@ -88,6 +88,9 @@ class FsspecStore:
         try:
             yield filesystem, filesystem._strip_protocol(url)  # noqa: SLF001 - what fsspec.core.url_to_fs does
         except Exception as error:
+            missing = _missing_bucket(error)
+            if missing is not None:  # that it is the cause tells it from a missing file
+                raise RemoteError(f"the bucket of {url} does not exist; create it, or correct the URL") from missing
             wait = _retry_after(error)
             if wait is not None:
                 error.retry_after = wait  # type: ignore[attr-defined]  # read by the core
@@ -131,16 +134,32 @@ def _stored(entry: dict[str, Any]) -> StoredFile:
     return StoredFile(name=str(entry["name"]).rpartition("/")[2], size=int(entry["size"] or 0), version=version)
 
 
-def _retry_after(error: BaseException | None) -> float | None:
+def _missing_bucket(error: BaseException) -> BaseException | None:
+    """Return the error in which S3 says that there is no such bucket."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        said = response.get("Error", {}) if isinstance(response, dict) else {}
+        if said.get("Code") == "NoSuchBucket":
+            return cause
+    return None
+
+
+def _retry_after(error: BaseException) -> float | None:
     """Return what a server's ``Retry-After`` header says, wherever the client keeps it."""
-    while error is not None:
-        response = getattr(error, "response", None)
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
         metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-        headers = getattr(error, "headers", None) or metadata.get("HTTPHeaders") or {}
+        headers = getattr(cause, "headers", None) or metadata.get("HTTPHeaders") or {}
         with contextlib.suppress(LookupError, ValueError, TypeError, AttributeError):
             return float({str(k).lower(): v for k, v in headers.items()}["retry-after"])
-        error = error.__cause__ or error.__context__
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @hookimpl
