@@ -30,6 +30,11 @@ def span(low: float, high: float) -> str:
     return first if first == last else f"{first} to {last}"
 
 
+def counts(low: int, high: int, noun: str) -> str:
+    """Return a range of numbers of things: ``3 to 5 samples``, or ``1 sample`` where it is always one."""
+    return f"{span(low, high)} {noun}" + ("" if low == high == 1 else "s")
+
+
 def number(n: float) -> str:
     """Return a number: whole ones with all digits, others with four."""
     return f"{n:,.0f}" if float(n).is_integer() and abs(n) < 1e15 else f"{n:.4g}"

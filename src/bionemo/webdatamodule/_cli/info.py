@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import look_at_each, print_outcomes
-from bionemo.webdatamodule._cli.humanize import span
+from bionemo.webdatamodule._cli.humanize import counts
 from bionemo.webdatamodule._engine.format.manifest import read_manifest
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.errors import ManifestError
@@ -36,7 +36,7 @@ def _print(row: Mapping[str, Any]) -> None:
     print(f"{row['directory']} {row['prefix']}")
     sizes = row["samples_per_shard"]
     print(f"  samples      {row['samples']:,}")
-    print(f"  shards       {row['shards']:,} of {span(min(sizes), max(sizes))} samples")
+    print(f"  shards       {row['shards']:,} of {counts(min(sizes), max(sizes), 'sample')}")
     print(f"  size         {row['bytes'] / 1e6:.4g} MB")
     print(f"  suffixes     {', '.join(f'{suffix} ({codec})' for suffix, codec in row['codecs'].items())}")
     print(f"  writer       {_one_line(row['writer'])}")

@@ -28,7 +28,7 @@ def shards(facts: Facts) -> Markup:
     return join(
         element(
             "p",
-            f"{humanize.count(len(shards), 'shard')} of {humanize.span(min(samples), max(samples))} samples and "
+            f"{humanize.count(len(shards), 'shard')} of {humanize.counts(min(samples), max(samples), 'sample')} and "
             f"{_between(humanize.size, size)}.",
         ),
         element(
