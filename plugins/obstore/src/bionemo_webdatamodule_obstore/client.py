@@ -118,7 +118,7 @@ def _stored(entry: Any) -> tuple[str, int, str]:
 
 @contextlib.contextmanager
 def _naming(url: str) -> Iterator[None]:
-    """Raise errors as the core expects them, and without a cause: by that it tells files that are missing."""
+    """Raise errors as the core expects them, and without a cause: a missing file there would count as well."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the new error says what it was

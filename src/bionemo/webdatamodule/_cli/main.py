@@ -251,7 +251,7 @@ def _terminable() -> Iterator[None]:
 
 def _discard(stream: TextIO) -> None:
     """Let what is left in a stream's buffer go nowhere; it is written when Python ends."""
-    with contextlib.suppress(ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it is no path
+    with contextlib.suppress(ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - not a path
         os.dup2(nowhere.fileno(), stream.fileno())
 
 

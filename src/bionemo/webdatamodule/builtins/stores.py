@@ -89,7 +89,7 @@ class FsspecStore:
             yield filesystem, filesystem._strip_protocol(url)  # noqa: SLF001 - what fsspec.core.url_to_fs does
         except Exception as error:
             missing = _missing_bucket(error)
-            if missing is not None:  # that it is the cause tells it from a missing file
+            if missing is not None:  # the core looks at the cause as well
                 raise RemoteError(f"the bucket of {url} does not exist; create it, or correct the URL") from missing
             wait = _retry_after(error)
             if wait is not None:
