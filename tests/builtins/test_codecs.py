@@ -556,7 +556,7 @@ def test_two_codecs_of_one_suffix_are_an_error_unless_one_overrides():
 
 
 def test_a_suffix_of_a_default_is_taken_by_an_override_only():
-    """Whoever reads such fields would get an error or other values, and never named the plugin."""
+    """Installing a plugin must not change how existing fields are decoded."""
     plugins = Plugins()
     with pytest.raises(PluginError, match="for the suffix 'txt', which the default codec 'text' decodes"):
         plugins.register(plugin_of(Codec(name="mine", summary="x", suffixes=("txt",), factory=Marked)), "one")

@@ -268,6 +268,12 @@ def test_a_directory_that_is_bad_hides_nothing_of_the_others(converted, tmp_path
     assert (empty, "no-shards") == (second["directory"], second["error"]["code"])
 
 
+def test_info_counts_in_the_singular(converted, capsys):
+    """Each shard of the second split has one sample."""
+    assert 0 == main(["info", f"{converted}/set-val"])
+    assert "  shards       2 of 1 sample\n" in capsys.readouterr().out
+
+
 def test_a_prefix_that_is_bad_hides_nothing_of_the_others(converted, capsys):
     """A manifest that cannot be read is one error of its directory."""
     (converted / "set-train" / "other.manifest.json").write_text("{")

@@ -79,7 +79,7 @@ def test_a_reader_of_errors_that_goes_away_is_no_error(tmp_path):
     ids=" ".join,
 )
 def test_an_output_that_takes_nothing_is_an_error(words, more):
-    """One line says so, whoever prints and whenever it is written."""
+    """A write that fails is reported in one line, whichever part of the command made it."""
     with pathlib.Path("/dev/full").open("wb") as full:
         found = subprocess.run(
             [*PROGRAM, *words], env={**BUFFERED, **more}, stdout=full, stderr=subprocess.PIPE, text=True, check=False

@@ -336,7 +336,7 @@ class Plugins:
                 yield component
 
     def _check_suffixes(self, hook: str, component: Component) -> None:
-        """Refuse a codec that would decode what a default decodes: who reads such fields did not ask for it."""
+        """Refuse a codec that claims a suffix of a default: installing it must not change how fields are decoded."""
         if not isinstance(component, Codec) or component.override:
             return
         taken = {

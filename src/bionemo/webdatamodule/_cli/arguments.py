@@ -103,7 +103,7 @@ def only_prefix(directory: str) -> str:
     """
     prefixes = sorted(name.removesuffix(_MANIFEST) for name in _names(directory) if name.endswith(_MANIFEST))
     if len(prefixes) > 1:
-        raise ConfigError(f"{_shown(directory)} holds {', '.join(prefixes)}; choose one with --prefix")
+        raise ConfigError(f"{shown(directory)} holds {', '.join(prefixes)}; choose one with --prefix")
     return prefixes[0] if prefixes else USUAL_PREFIX
 
 
@@ -134,7 +134,7 @@ def prefixes_named(directory: str, prefix: str) -> Iterator[None]:
         if not others:
             raise
         hint = " or ".join(f"--prefix {other}" for other in others[:5])
-        raise NoShardsError(f"{_shown(directory)} has no shards of the prefix {prefix!r}; try {hint}") from error
+        raise NoShardsError(f"{shown(directory)} has no shards of the prefix {prefix!r}; try {hint}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,3 @@ def _remote_names(url: str) -> list[str]:
         if isinstance(error.__cause__, PermissionError):  # reading may be permitted all the same
             return []
         raise
-
-
-def _shown(directory: str) -> str:
-    return shown(directory) if is_url(directory) else directory

@@ -183,7 +183,7 @@ def open_data(directory: str, prefix: str, root: Path = Path("/")) -> DataSet:
     from bionemo.webdatamodule._engine.storage.remote.urls import shown
 
     is_remote = is_url(directory)
-    name = shown(directory) if is_remote else directory
+    name = shown(directory)
     kind = "" if is_remote else system.file_system(Path(directory), root)
     try:
         found = ShardSet.open(directory, prefix)

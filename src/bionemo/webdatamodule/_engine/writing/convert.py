@@ -143,21 +143,19 @@ def _plan(
     problems += checks.name_problems(sound, recipe.encode, encoder=conversion.key_encoder.name)
     total = sum(len(members) for members in sound.values())
     with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:
-        plans = []
-        for split, members in sound.items():
-            before = _current(targets[split])
-            plans.append(
-                plan_split(
-                    recipe,
-                    members,
-                    split=split,
-                    target=targets[split],
-                    n_shards=conversion.n_shards,
-                    before=before,
-                    look=workers.look if before is None else map,  # where nothing may be left to do, nothing starts
-                    progress=bar.update,
-                )
+        plans = [
+            plan_split(
+                recipe,
+                members,
+                split=split,
+                target=targets[split],
+                n_shards=conversion.n_shards,
+                before=_current(targets[split]),
+                look=workers.look,
+                progress=bar.update,
             )
+            for split, members in sound.items()
+        ]
     return plans, problems + [problem for plan in plans for problem in plan.problems]
 
 

@@ -51,8 +51,8 @@ def plan_split(
     split: str,
     target: Target,
     n_shards: int | None,
-    before: Manifest | None = None,
-    look: Callable[[Inputs, Sequence[Sequence[str]]], Iterable[tuple[str, list[str]]]] = map,
+    before: Manifest | None,
+    look: Callable[[Inputs, Sequence[Sequence[str]]], Iterable[tuple[str, list[str]]]],
     progress: Callable[[int], object],
 ) -> SplitPlan:
     """Cut a split into shard tasks, and look whether its samples are there and what state they are in.
@@ -67,9 +67,12 @@ def plan_split(
         target: Where its shards go.
         n_shards: How many shards, of at least one sample each; ``None`` for as many as their size asks for.
         before: What the target holds.
-        look: Calls a function with the names of each shard, and gives what it returns in their order.
+        look: Calls a function with the names of each shard, and gives what it returns in their order. It is used where
+            the target holds nothing, since otherwise there may be nothing to do, for which nothing is to start.
         progress: Called with the number of samples looked at.
     """
+    if before is not None:
+        look = map
     same = None
     per_sample = None
     if n_shards is None:

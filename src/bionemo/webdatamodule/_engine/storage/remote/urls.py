@@ -38,5 +38,7 @@ def split_query(url: str) -> tuple[str, str]:
 
 
 def shown(url: str) -> str:
-    """Return a URL for messages, without user name, password and signature."""
+    """Return a URL for messages, without user name, password and signature; a path as it is."""
+    if not is_url(url):
+        return url
     return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]
