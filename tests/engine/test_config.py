@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset as wds
 
@@ -13,7 +14,8 @@ from bionemo.webdatamodule._engine.config import (
     sources,
     suffix_tuple,
 )
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule.errors import ConfigError, NoShardsError
 from bionemo.webdatamodule.options import one_of, whole_number
 
 
@@ -42,8 +44,6 @@ def test_wrong_numbers_are_refused(given):
 
 def test_numpy_numbers_are_numbers():
     """What has an index is a whole number."""
-    import numpy as np
-
     assert 3 == whole_number("n", np.int64(3), least=1)
 
 
@@ -111,3 +111,11 @@ def test_choices_are_listed():
     assert "a" == one_of("x", "a", ("a", "b"))
     with pytest.raises(ConfigError, match="x is one of 'a', 'b', not 'c'"):
         one_of("x", "c", ("a", "b"))
+
+
+def test_paths_of_a_numpy_array_are_paths(tmp_path):
+    """Its elements are a kind of text of their own, which the system takes for bytes."""
+    for directory in np.array([tmp_path]).astype(str):
+        assert str is type(sources("dirs", directory)[0].directory)
+        with pytest.raises(NoShardsError, match="has no manifest and no"):
+            ShardSet.open(sources("dirs", directory)[0].directory, "t")

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import lightning as L
 
-from bionemo.webdatamodule._engine.codecs import find_codecs
+from bionemo.webdatamodule._engine.codecs import find_codecs, warn_of_unused
 from bionemo.webdatamodule._engine.config import (
     ErrorPolicy,
     error_policy,
@@ -77,7 +77,8 @@ class WebDataModule(L.LightningDataModule):
             ``Use("name", option=...)``, or a callable from an iterator to an iterator.
             By default ``untuple`` for one suffix.
         pipeline_prebatch_wld: For each split the stages that run after the loader; by default ``batch``, or none
-            where ``pipeline_wds`` makes batches.
+            where ``pipeline_wds`` makes batches. As behind torch's ``DataLoader``, arrays and scalars of NumPy are
+            tensors by then, if they can be, and tuples may be lists.
             In global order they run on each share, this rank's part of a global batch, and make one batch of it.
         kwargs_wds: For each split arguments of ``webdataset.WebDataset``.
         kwargs_wld: For each split options of the loader, such as ``num_workers``.
@@ -96,8 +97,8 @@ class WebDataModule(L.LightningDataModule):
         pickles: ``"safe"`` builds known types only; ``"trusted"`` runs the code of pickles.
         allow_pickle: Further classes that safe pickles may build: the class itself, ``"package.module.Class"``, or
             ``"package.*"`` for all classes of a package.
-        codecs: The codec of some suffixes: a name, a ``Use``, or an object with ``decode(view)``.
-            By default that of the manifest, otherwise the one that is registered for the suffix.
+        codecs: The codec of some suffixes, which are written as in ``suffix_keys_wds``: a name, a ``Use``, or an object
+            with ``decode(view)``. By default that of the manifest, otherwise the one that is registered for the suffix.
         check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
         on_error: ``"raise"``, or ``"skip"`` to skip samples that cannot be read.
         max_skipped: The number of samples that each process may skip.
@@ -224,6 +225,8 @@ class WebDataModule(L.LightningDataModule):
                 where=subset(f"where[{name}]", subsets.get(split)),
             )
             assembly.check_order(self._splits[split])
+        asked = [each.where.field for each in self._splits.values() if each.where]
+        warn_of_unused(codecs, (*self._settings.suffixes, *asked))
         path = receipt_path(receipt)
         self._settings = replace(self._settings, receipt=path)
         self._dataset: dict[Split, Any] = {}
@@ -334,6 +337,13 @@ class WebDataModule(L.LightningDataModule):
                 "call setup('fit'), setup('validate'), setup('test') or setup('predict') first"
             )
         return assembly.make_loader(self, self._settings, self._splits[split], self._dataset[split])
+
+    def __str__(self) -> str:
+        """Return the directories of each split; Lightning's would read a batch to say less."""
+        places = (
+            f"{split.name}: {', '.join(s.directory for s in used.sources)}" for split, used in self._splits.items()
+        )
+        return f"{type(self).__name__}({'; '.join(places)})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling: loaders are not pickled, and made again on demand."""

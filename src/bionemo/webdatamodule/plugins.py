@@ -270,18 +270,10 @@ class Plugins:
             UnknownNameError: If no plugin registers it.
             PluginError: If several plugins do.
         """
-        matches = [r for r in self._registered if isinstance(r.component, kind) and r.component.name == name]
-        if any(r.component.override and not r.default for r in matches):
-            matches = [r for r in matches if not r.default]
-        if len(matches) > 1:
-            origins = " and by the ".join(found.origin for found in matches)
-            raise PluginError(
-                f"the {kind_name(kind)} {name!r} is registered by the {origins}; "
-                f"disable all but one, for example with {DISABLED}={matches[-1].plugin}"
-            )
-        if not matches:
+        found = named(self._registered, kind, name)
+        if found is None:
             raise UnknownNameError(self._unknown(kind, name))
-        return matches[0]
+        return found
 
     def provider(self, kind: type[Component], name: str) -> Registered | None:
         """Return the component of this kind and name with its origin, or ``None``."""
@@ -380,6 +372,24 @@ class Plugins:
             raise PluginError(
                 f"{hook} yields {component.name!r} with override={component.override!r}, which is not a bool"
             )
+
+
+def named(registered: Iterable[Registered], kind: type[Component], name: str) -> Registered | None:
+    """Return the component of this kind and name among some, one that overrides before a default one.
+
+    Raises:
+        PluginError: If several plugins register it.
+    """
+    matches = [found for found in registered if isinstance(found.component, kind) and found.component.name == name]
+    if any(found.component.override and not found.default for found in matches):
+        matches = [found for found in matches if not found.default]
+    if len(matches) > 1:
+        origins = " and by the ".join(found.origin for found in matches)
+        raise PluginError(
+            f"the {kind_name(kind)} {name!r} is registered by the {origins}; "
+            f"disable all but one, for example with {DISABLED}={matches[-1].plugin}"
+        )
+    return matches[0] if matches else None
 
 
 @functools.cache

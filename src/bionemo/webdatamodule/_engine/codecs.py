@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bionemo.webdatamodule.components import Codec, FieldCodec, Ref
-from bionemo.webdatamodule.errors import ConfigError, ManifestError, PluginError, UnknownNameError
+from bionemo.webdatamodule.errors import (
+    ConfigError,
+    DataWarning,
+    ManifestError,
+    PluginError,
+    UnknownNameError,
+    WebDataModuleError,
+)
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.plugins import Plugins, Registered, as_use, build, find, installed_plugins
+from bionemo.webdatamodule.plugins import Plugins, Registered, as_use, build, installed_plugins, named
 
 PLAIN = "bytes"
 """The codec of suffixes without a codec. In a manifest it means that the suffix decides."""
@@ -29,7 +37,8 @@ class Codecs:
 
     Attributes:
         policy: What pickles may do, for the codecs that ask.
-        chosen: Codecs that the user chose, by suffix.
+        chosen: Codecs that the user chose, by suffix; each counts for the suffixes that end in a dot and its own as
+            well, in any letter case.
         registered: The codecs of a set of plugins; ``None`` for the installed plugins.
     """
 
@@ -49,41 +58,58 @@ class Codecs:
             PluginError: If several plugins claim the suffix, or a factory fails.
             ConfigError: If the user's choice is none.
         """
-        if suffix in self.chosen:
-            return self._chosen(suffix, self.chosen[suffix])
+        key = self.key_for(suffix)
+        if key is not None:
+            return self._chosen(key, suffix)
         if recorded in (None, PLAIN):
             return self._made(self._for_suffix(suffix), suffix, {})
         try:
-            component = self._find(recorded)
+            found = self._find(recorded)
         except UnknownNameError as error:
             raise ManifestError(
                 f"the manifest says that the fields are {recorded!r}, and no installed codec has this name; "
                 "install the plugin that has it, or update bionemo-webdatamodule",
                 suffix=suffix,
             ) from error
-        return self._made(component, suffix, {})
+        return self._made(found, suffix, {})
 
-    def _chosen(self, suffix: str, ref: Ref) -> NamedCodec:
+    def of_plugin(self, suffix: str) -> NamedCodec | None:
+        """Return the codec that a plugin registers for a suffix; ``None`` where that is a default one, or none.
+
+        Raises:
+            PluginError: As :meth:`of`.
+        """
+        found = self._for_suffix(suffix)
+        return None if found.default else self._made(found, suffix, {})
+
+    def key_for(self, suffix: str) -> str | None:
+        """Return which of the user's choices a stored suffix has: its own, or that of its longest ending."""
+        if suffix in self.chosen:
+            return suffix
+        keys = {key.lower(): key for key in self.chosen}
+        return next((keys[ending] for ending in _endings(suffix.lower()) if ending in keys), None)
+
+    def _chosen(self, key: str, suffix: str) -> NamedCodec:
+        ref = self.chosen[key]
         use = as_use(ref)
         if use is not None:
             return self._made(self._find(use.name), suffix, use.options)
         if not callable(getattr(ref, "decode", None)):
             raise ConfigError(
-                f"codecs[{suffix!r}] is the name of a codec, a Use, or an object with decode(view), not {ref!r:.80}"
+                f"codecs[{key!r}] is the name of a codec, a Use, or an object with decode(view), not {ref!r:.80}"
             )
         return NamedCodec(type(ref).__name__, ref)  # type: ignore[arg-type]  # it has decode, as just checked
 
-    def _find(self, name: str) -> Codec:
+    def _find(self, name: str) -> Registered:
         if self.registered is None:
-            return find(Codec, name)
-        matches = [found for found in self.registered if found.component.name == name]
-        matches = [found for found in matches if found.component.override] or matches
-        if not matches:
+            return installed_plugins().lookup(Codec, name)
+        found = named(self.registered, Codec, name)
+        if found is None:
             names = sorted({found.component.name for found in self.registered})
             raise UnknownNameError(f"no codec is named {name!r}. Registered: {', '.join(names)}.")
-        return matches[0].component  # type: ignore[return-value]  # they are all codecs
+        return found
 
-    def _for_suffix(self, suffix: str) -> Codec:
+    def _for_suffix(self, suffix: str) -> Registered:
         """Return what is registered for the longest ending of a suffix."""
         registered = codecs_in(installed_plugins()) if self.registered is None else self.registered
         for ending in _endings(suffix.lower()):
@@ -100,20 +126,21 @@ class Codecs:
                     suffix=suffix,
                 )
             if claims:
-                return _codec(claims[0])
+                return self._find(claims[0].component.name)  # what overrides it need not name its suffixes
         return self._find(PLAIN)
 
-    def _made(self, component: Codec, suffix: str, options: Mapping[str, Any]) -> NamedCodec:
+    def _made(self, found: Registered, suffix: str, options: Mapping[str, Any]) -> NamedCodec:
+        component = _codec(found)
         given, name = dict(options), component.name
         if "policy" in inspect.signature(component.factory).parameters:
             given.setdefault("policy", self.policy)
         if component.wraps and "inner" not in given:
             inner = self._made(self._for_suffix(_within(suffix)), _within(suffix), {})
             given["inner"], name = inner.codec, f"{name}({inner.name})"
-        codec = build(component, given)
-        if not callable(getattr(codec, "decode", None)):
-            raise PluginError(f"the codec {component.name!r} has no decode(view)", suffix=suffix)
-        return NamedCodec(name, codec)
+        try:
+            return NamedCodec(name, build(component, given))
+        except WebDataModuleError as error:
+            raise error.located(suffix=suffix, **found.where) from error.__cause__
 
 
 def codecs_in(plugins: Plugins) -> tuple[Registered, ...]:
@@ -124,16 +151,45 @@ def codecs_in(plugins: Plugins) -> tuple[Registered, ...]:
 def find_codecs(policy: Policy, chosen: Mapping[str, Ref] | None = None, plugins: Plugins | None = None) -> Codecs:
     """Return the codecs for a data module's arguments.
 
+    Args:
+        policy: What pickles may do.
+        chosen: The user's choices, by suffixes that are written as in ``suffix_keys_wds``.
+        plugins: Where names are looked up; by default among the installed plugins.
+
     Raises:
         ConfigError: If a chosen codec is none, or refuses its options.
         UnknownNameError: If its name is not registered.
     """
-    codecs = Codecs(
-        policy=policy, chosen=dict(chosen or {}), registered=None if plugins is None else codecs_in(plugins)
-    )
+    given = {} if chosen is None else chosen
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise ConfigError(f"codecs is a mapping from suffixes to codecs, such as {{'jpg': 'bytes'}}, not {given!r:.80}")
+    by_name = {name: ref for key, ref in given.items() for name in names_in(key)}
+    codecs = Codecs(policy=policy, chosen=by_name, registered=None if plugins is None else codecs_in(plugins))
     for suffix in codecs.chosen:
         codecs.of(suffix)
     return codecs
+
+
+def names_in(asked: str) -> list[str]:
+    """Return the suffixes that a user's ``a;b?`` names: ``a`` and ``b``."""
+    return [name for name in asked.removesuffix("?").split(";") if name]
+
+
+def warn_of_unused(codecs: Mapping[str, Ref] | None, fields: Iterable[str]) -> None:
+    """Warn of a choice of a codec for a field that is not read.
+
+    Args:
+        codecs: What the user gave.
+        fields: The fields, as the user wrote them.
+    """
+    read = [f".{name}".lower() for asked in fields for name in names_in(asked)]
+    for key in codecs or ():
+        names = [f".{name}".lower() for name in names_in(key)]
+        if not any(one.endswith(name) or name.endswith(one) for name in names for one in read):
+            listed = ", ".join(sorted(name[1:] for name in read))
+            warnings.warn(
+                f"codecs[{key!r}] is for none of the fields that are read: {listed}", DataWarning, stacklevel=4
+            )
 
 
 def _codec(found: Registered) -> Codec:

@@ -256,4 +256,5 @@ def _directory(given: Any, argument: str) -> str:
     path = os.fspath(given)
     if not isinstance(path, str) or not path:
         raise ConfigError(f"{argument} holds {given!r}, which is not a path")
+    path = str(path)  # of a subclass, such as those that an array of NumPy holds
     return path if "://" in path else os.path.expanduser(path)

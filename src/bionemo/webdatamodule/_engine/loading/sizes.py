@@ -103,8 +103,8 @@ def _cache(stage: Planner, fields: ShardReader) -> str | None:
     """
     if callable(stage.size) or any(found.manifest is None for found in (*fields.sets, *fields.joined)):
         return None
-    chosen = fields.codecs.chosen
-    if any(suffix in chosen and as_use(chosen[suffix]) is None for suffix in fields.decoders):
+    keys = filter(None, map(fields.codecs.key_for, fields.decoders))
+    if any(as_use(fields.codecs.chosen[key]) is None for key in keys):
         return None
     measure = getattr(type(stage), "measure", size_of)
     decoders = {suffix: pickle.dumps(decoder) for suffix, decoder in fields.decoders.items()}

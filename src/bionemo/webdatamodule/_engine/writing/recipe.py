@@ -46,8 +46,17 @@ class Recipe:
     text: str
 
     def codec(self, suffix: str) -> str:
-        """Return the name of a suffix's codec: what the reader declares, else by the suffix's last part."""
-        return self.declared.get(suffix) or ("pickle" if suffix.rpartition(".")[2].lower() in PICKLES else "bytes")
+        """Return the name of a suffix's codec: what the reader declares, else by the suffix.
+
+        The codec of a plugin is named where it recodes; otherwise reading finds it by the suffix.
+        """
+        declared = self.declared.get(suffix)
+        if declared:
+            return declared
+        own = self.codecs.of_plugin(suffix)
+        if own is not None:
+            return own.name if hasattr(own.codec, "recode") else PLAIN
+        return "pickle" if suffix.rpartition(".")[2].lower() in PICKLES else PLAIN
 
     def recode(self, suffix: str) -> Callable[[bytes], Any] | None:
         """Return what brings the fields of a suffix into their canonical form; ``None`` if they are stored as given."""
@@ -135,9 +144,16 @@ def _declared(reader: SampleReader, codecs: Codecs, *, writer: str) -> Mapping[s
             f"codecs of the writer {writer} must map suffixes to codecs, not {found!r:.80}", plugin=writer
         )
     for suffix, codec in found.items():
+        by_suffix = codecs.of(suffix).name
+        if codec == PLAIN != by_suffix:
+            raise PluginError(
+                f"the writer {writer} declares the codec {PLAIN!r} for the suffix {suffix!r}, whose fields are decoded "
+                f"as {by_suffix}; take a suffix that has no codec, such as {suffix.replace('.', '_')!r}",
+                plugin=writer,
+            )
         try:
             codecs.of(suffix, codec)
-        except ManifestError as error:  # noqa: PERF203 - few suffixes
+        except ManifestError as error:
             raise PluginError(
                 f"the writer {writer} declares the codec {codec!r} for the suffix {suffix!r}, "
                 "and no installed codec has this name; install the plugin that has it",
