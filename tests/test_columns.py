@@ -1,6 +1,7 @@
 """Batches filled up with zeros: the same whether values are joined or read straight into the batch."""
 
 import pickle
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -144,6 +145,17 @@ def test_values_are_joined_as_torch_joins_them(kind, n):
     """Whatever containers, numbers and text the samples are of."""
     samples = [made(kind, number) for number in range(n)]
     assert same(default_collate(samples), collate_values(samples))
+
+
+@pytest.mark.parametrize("join", [collate_values, fill])
+@pytest.mark.parametrize(
+    "wrap", [lambda value: value, lambda value: OrderedDict(counts=value)], ids=["alone", "within"]
+)
+def test_counters_are_joined_by_their_keys(join, wrap):
+    """A key that a counter lacks counts 0 there, and nothing is added up."""
+    found = join([wrap(Counter(a=1, b=10)), wrap(Counter(c=3, a=2))])
+    found = found.get("counts", found)
+    assert {"a": [1, 2], "b": [10, 0], "c": [0, 3]} == {key: counts.tolist() for key, counts in found.items()}
 
 
 def made(kind, number):

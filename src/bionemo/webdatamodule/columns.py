@@ -17,10 +17,12 @@ iterator of samples.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from bionemo.webdatamodule.errors import DecodeError
@@ -223,10 +225,18 @@ def _collated(values: Any) -> Any:
     if kind in (list, tuple) and len(set(map(len, values))) == 1:
         columns = enumerate(zip(*values, strict=True))
         return [_joined(number, lambda column=column: _collated(column)) for number, column in columns]  # type: ignore[misc]
-    batch = torch.utils.data.default_collate(values)
+    from torch.utils.data._utils.collate import collate, default_collate_fn_map  # which torch documents for extension
+
+    batch = collate(values, collate_fn_map={Counter: _counts, **default_collate_fn_map})
     if kind is not torch.Tensor:
         _refuse_masks(values)
     return batch
+
+
+def _counts(values: Sequence[Counter[Any]], **_: Any) -> Counter[Any]:
+    """Return the counts of each key that any counter has; torch would add to those of the first."""
+    keys = dict.fromkeys(chain.from_iterable(values))
+    return Counter({key: _collated([value[key] for value in values]) for key in keys})
 
 
 def _padded(values: Sequence[Any]) -> Any:
@@ -238,7 +248,7 @@ def _padded(values: Sequence[Any]) -> Any:
         return _padded([torch.as_tensor(value) for value in values])
     if isinstance(first, torch.Tensor) and first.ndim:
         return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
-    if isinstance(first, Mapping):
+    if isinstance(first, Mapping) and not isinstance(first, Counter):
         return {name: _padded([value[name] for value in values]) for name in first}
     if isinstance(first, tuple | list):
         return [_padded(list(column)) for column in zip(*values, strict=True)]

@@ -1,6 +1,6 @@
 """What samples become behind a loader, as torch's own loader would make them."""
 
-from collections import OrderedDict, namedtuple
+from collections import Counter, OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -42,3 +42,18 @@ def test_arrays_that_have_no_tensor_are_kept_among_others():
     assert found["times"] is times
     assert found["pair"][0] is times
     assert torch.equal(torch.arange(2), found["pair"][1])
+
+
+@pytest.mark.parametrize("array", [np.arange(3)[::-1], np.arange(3, dtype=">i2")], ids=["strides", "byte order"])
+def test_arrays_that_torch_cannot_share_are_kept_for_the_users_stages(array):
+    """They may copy them, or need no tensor."""
+    assert converted(array) is array
+    found = converted({"a": array, "b": np.arange(2)})
+    assert (array is found["a"], [0, 1]) == (True, found["b"].tolist())
+
+
+def test_counts_stay_as_they_are():
+    """An update of a counter would add to its counts."""
+    assert Counter(a=1, b=2) == converted(Counter(a=1, b=2))
+    found = converted([Counter(a=np.int64(3))])
+    assert (Counter, 3, torch.Tensor) == (type(found[0]), int(found[0]["a"]), type(found[0]["a"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,9 @@ def converted(sample: Any) -> Any:
         return {name: converted(value) for name, value in sample.items()}
     if kind is list or kind is tuple:  # torch makes lists of tuples, too
         return _all_converted(sample)
+    if kind is Counter:  # torch would add to the counts
+        return Counter({name: converted(value) for name, value in sample.items()})
     try:
         return default_convert(sample)
-    except TypeError:  # arrays of times and records have no tensor, and are kept
+    except (TypeError, ValueError):  # times and records, other byte orders, negative strides: arrays without a tensor
         return sample
