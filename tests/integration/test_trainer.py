@@ -603,6 +603,20 @@ def test_evaluation_in_shards_order_is_warned_of(make_data):
         data.val_dataloader()
 
 
+@pytest.mark.parametrize(("size", "taken"), [(3, 9), (5, 11), (4, None)])
+def test_evaluation_in_shards_order_with_batches_of_another_size_is_warned_of(make_data, size, taken):
+    """The number of batches follows from global_batch_size, which is 4 for 11 samples here."""
+    shards_order = {"kwargs_wds": {"val": {"shardshuffle": False}}, "suffix_keys_wds": "__key__"}
+    data = make_data(pipeline_prebatch_wld={"val": Use("batch", size=size)}, **shards_order)
+    data.setup("validate")
+    loader = data.val_dataloader()
+    if taken == 9:
+        with pytest.warns(DataWarning, match="val: in shards order this epoch of evaluation took 9 samples, and 11"):
+            assert [3, 3, 3] == [len(batch) for batch in loader]
+    else:
+        assert [size, size, 11 - 2 * size] == [len(batch) for batch in loader]
+
+
 def test_a_change_of_directory_after_setup_does_not_matter(shards, monkeypatch, tmp_path):
     """Shards are opened when they are read, by then perhaps from elsewhere."""
     monkeypatch.chdir(shards)
@@ -643,3 +657,12 @@ def test_slicing_a_loader_in_shards_order_sets_its_length(make_data):
     for call in (lambda loader: loader.slice(1, 3), lambda loader: loader.with_epoch()):
         with pytest.raises(ConfigError, match="epoch"):
             call(data.train_dataloader())
+
+
+def test_printing_a_module_reads_nothing(make_data, shards):
+    """Before and after setup it names the directories."""
+    data = make_data()
+    expected = f"WebDataModule(train: {shards}train; val: {shards}val)"
+    assert expected == str(data)
+    data.setup("fit")
+    assert expected == str(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from bionemo.webdatamodule._engine.sampling.tally import Tally
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch
 from bionemo.webdatamodule.components import Item
-from bionemo.webdatamodule.errors import ConfigError, PlanError, ResumeError
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, ResumeError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
@@ -158,10 +159,11 @@ class StreamLoader(SplitLoader):
         cursor = self.progress.begin(lambda cursor: cursor.samples >= cursor.n_samples)
         if cursor is None:
             return
-        done = cursor.samples // size
+        done, taken = cursor.samples // size, 0
         self._taken.clear()
         for index, batch in enumerate(itertools.islice(self._batches(cursor.epoch), self.n_batches)):
             tally = self._tally()
+            taken += tally.samples + sum((tally.skipped or {}).values())
             if index < done:
                 continue
             if self._peers is not None:
@@ -169,7 +171,20 @@ class StreamLoader(SplitLoader):
             self.progress.deliver(tally)
             if index + 1 == self.n_batches:
                 self._data.reader.log_skipped()
+                self._warn_of_evaluation(taken)
             yield batch
+
+    def _warn_of_evaluation(self, taken: int) -> None:
+        """Say where an epoch of evaluation took fewer or more samples than there are, on one rank."""
+        due = min(self.n_batches * self.progress.cursor.global_batch_size, self._data.reader.n_samples)
+        if self.split != "train" and self._data.topology.world_size == 1 and taken != due:
+            warnings.warn(
+                f"{self.split}: in shards order this epoch of evaluation took {taken} samples, and {due} are due, "
+                "since the stages do not make batches of global_batch_size samples; make such batches, or leave "
+                "webdataset's shard arguments out of this split's kwargs_wds",
+                DataWarning,
+                stacklevel=2,
+            )
 
     def _tally(self) -> Tally:
         """Return which samples stages took since the last batch."""
