@@ -14,7 +14,7 @@ from bionemo.webdatamodule._engine.format.shard_files import find_shards, unlist
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.writing.adopt import adopt
-from bionemo.webdatamodule.errors import CorruptShardError, NoShardsError
+from bionemo.webdatamodule.errors import CorruptShardError, DataWarning, NoShardsError
 
 SAMPLES = [(f"s{number}", f"{number}" * 3) for number in range(4)]
 
@@ -212,9 +212,8 @@ def test_the_remedy_for_devices(tmp_path):
     [
         (["sa_000020.tar", "sa_000003.tar"], "sa_", ["sa_000003.tar", "sa_000020.tar"]),
         (["x10.tar", "x9.tar", "xy.tar"], "x", ["x9.tar", "x10.tar"]),
-        (["t-1.tar", "t-0.tar", "t-val-0.tar", "t5.tar"], "t", ["t-0.tar", "t-1.tar"]),
+        (["t-1.tar", "t-0.tar", "t-val-0.tar", "t_old_3.tar"], "t", ["t-0.tar", "t-1.tar"]),
         (["t-b.tar", "t-a.tar"], "t", ["t-a.tar", "t-b.tar"]),
-        (["t-0.tar", "t-a.tar"], "t", ["t-0.tar"]),
     ],
 )
 def test_shards_are_found_by_their_prefix(tmp_path, names, prefix, expected):
@@ -222,6 +221,26 @@ def test_shards_are_found_by_their_prefix(tmp_path, names, prefix, expected):
     for name in names:
         (tmp_path / name).touch()
     assert expected == [path.removeprefix(f"{tmp_path}/") for path in find_shards(str(tmp_path), prefix)]
+
+
+@pytest.mark.parametrize("other", ["t-a.tar", "t-0 (1).tar", "t5.tar"])
+def test_tars_that_are_left_out_beside_numbered_ones_are_warned_of(tmp_path, other):
+    """They are shards by the documented pattern; those that are numbered with another prefix are other data."""
+    for name in ("t-0.tar", other, "t-val-0.tar"):
+        (tmp_path / name).touch()
+    with pytest.warns(DataWarning, match=rf"such as t-0\.tar, so {re.escape(other)} is not read; number it as well"):
+        assert [f"{tmp_path}/t-0.tar"] == find_shards(str(tmp_path), "t")
+
+
+def test_what_is_named_as_a_shard_and_is_no_file_is_an_error(tmp_path):
+    """A directory, and a link whose file is gone."""
+    (tmp_path / "t-0.tar").mkdir()
+    with pytest.raises(CorruptShardError, match=r"t-0\.tar is named as a shard and is not a file; restore or remove"):
+        find_shards(str(tmp_path), "t")
+    (tmp_path / "t-0.tar").rmdir()
+    (tmp_path / "t-0.tar").symlink_to("gone")
+    with pytest.raises(CorruptShardError, match=r"t-0\.tar .* is a link to a file that does not exist; restore or"):
+        find_shards(str(tmp_path), "t")
 
 
 @pytest.mark.parametrize(

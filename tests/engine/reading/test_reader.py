@@ -44,6 +44,7 @@ from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,
     CorruptShardError,
+    DataWarning,
     DecodeError,
     ManifestError,
     MissingFieldError,
@@ -266,7 +267,14 @@ def test_shards_without_numbers_are_sorted_by_name(tmp_path):
     assert [("t-a.tar",), ("t-b.tar",)] == reader(tmp_path, ["txt"]).read(np.arange(2))
     for number in (9, 10):
         write_tar(tmp_path / f"t-{number}.tar", [("k.txt", b"%d" % number)])
-    assert [("9",), ("10",)] == reader(tmp_path, ["txt"]).read(np.arange(2))
+    with pytest.warns(DataWarning, match=r"such as t-9\.tar, so t-a\.tar and 1 more is not read"):
+        assert [("9",), ("10",)] == reader(tmp_path, ["txt"]).read(np.arange(2))
+
+
+def test_the_key_is_never_missing(tmp_path):
+    """So it may be asked for as an optional field."""
+    write_tar(tmp_path / "t-0.tar", [("k.txt", b"1")])
+    assert [("k", "1")] == reader(tmp_path, ["__key__?", "txt"]).read(np.arange(1))
 
 
 def test_nothing_to_read_says_what_is_there(tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable
 
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule.errors import NoShardsError
+from bionemo.webdatamodule.errors import CorruptShardError, DataWarning, NoShardsError
 
 _UNPACK = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.xz": "unxz", ".tar.zst": "unzstd --rm"}
 
@@ -19,8 +20,18 @@ def is_shard_name(name: str, prefix: str) -> bool:
 
 
 def find_shards(directory: str, prefix: str) -> list[str]:
-    """Return the paths of the shards of another tool in a directory, see :func:`choose_shards`."""
-    return [os.path.join(directory, name) for name in choose_shards(os.listdir(directory), directory, prefix)]
+    """Return the paths of the shards of another tool in a directory, see :func:`choose_shards`.
+
+    Raises:
+        NoShardsError: If there are none.
+        CorruptShardError: If one is a directory, or a link to a file that is not there.
+    """
+    found = [os.path.join(directory, name) for name in choose_shards(os.listdir(directory), directory, prefix)]
+    for path in found:
+        if not os.path.isfile(path):
+            what = "a link to a file that does not exist" if os.path.islink(path) else "not a file"
+            raise CorruptShardError(f"{path} is named as a shard and is {what}; restore or remove it", shard=path)
+    return found
 
 
 def choose_shards(files: Iterable[str], directory: str, prefix: str) -> list[str]:
@@ -43,8 +54,18 @@ def choose_shards(files: Iterable[str], directory: str, prefix: str) -> list[str
     found = _numbered(dashed, f"{prefix}-") or dashed or _numbered(shards, prefix)
     if not found:
         raise NoShardsError(f"{directory} has no manifest and no {prefix}-*.tar. {_advice(names, prefix)}")
-    if len(found) < len(dashed):
-        decided("%s: %d tars are not numbered and left out", directory, len(dashed) - len(found))
+    others = re.compile(re.escape(prefix) + r".*[-_][0-9]+\.tar")  # such as those of the prefix t-val beside t
+    left = [name for name in shards if name not in set(found)]
+    if unexpected := [name for name in left if not others.fullmatch(name)]:
+        more = f" and {len(unexpected) - 1} more" if unexpected[1:] else ""
+        warnings.warn(
+            f"{directory} has shards that are numbered, such as {found[0]}, so {unexpected[0]}{more} is not read; "
+            "number it as well, or move it away",
+            DataWarning,
+            stacklevel=2,
+        )
+    elif left:
+        decided("%s: %d tars are those of other prefixes, such as %s", directory, len(left), left[0])
     return found
 
 

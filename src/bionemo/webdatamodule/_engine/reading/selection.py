@@ -43,7 +43,7 @@ def select(asked: str, stored: Iterable[str], *, split: str | None = None) -> Se
         MissingFieldError: If there is none.
         ConfigError: If a name could mean several suffixes.
     """
-    if asked == KEY:
+    if asked.removesuffix("?") == KEY:  # which every sample has
         return Selected(asked=asked, suffixes=(KEY,), optional=False)
     there = sorted(set(stored))
     if asked in there:  # whatever characters it has; other letter cases of it are for the samples without it
