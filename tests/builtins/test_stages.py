@@ -125,6 +125,13 @@ def test_tuples_of_another_length_are_refused(sample, bad):
         run([sample], resolve(Stage, bad))
 
 
+@pytest.mark.parametrize("names", [["x", "x"], "ab", [], ["x", 1]])
+def test_the_names_of_values_are_different_texts(names):
+    """Otherwise a value would be lost, or text be taken letter by letter."""
+    with pytest.raises(ConfigError, match=r"names is a list of different names, such as \['image', 'label'\], not"):
+        stage("named", names=names)
+
+
 def test_every_default_stage_pickles():
     """Workers that are spawned get the stages as pickles."""
     options = {

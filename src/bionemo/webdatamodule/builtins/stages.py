@@ -139,6 +139,11 @@ class Named:
     names: Sequence[str]
     anywhere = True
 
+    def __post_init__(self) -> None:
+        names = () if isinstance(self.names, str) else tuple(self.names)
+        if not names or len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"names is a list of different names, such as ['image', 'label'], not {self.names!r}")
+
     def __call__(self, samples: Iterator[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         """Yield the dictionaries."""
         names = tuple(self.names)
@@ -149,7 +154,7 @@ class Named:
 
     def columns(self, fields: Fields) -> Any:
         """Return the columns by name."""
-        if not isinstance(fields, tuple) or len(fields) != len(set(self.names)):
+        if not isinstance(fields, tuple) or len(fields) != len(self.names):
             return NotImplemented
         return dict(zip(self.names, fields, strict=True))
 
