@@ -28,6 +28,14 @@ def webdatamodule_codecs():
     yield Codec(name="acme-codec", summary="a test codec", suffixes={suffixes}, factory=lambda: None)
 """
 
+STORE = """
+from bionemo.webdatamodule import Store, hookimpl
+
+@hookimpl
+def webdatamodule_stores():
+    yield Store(name="acme-store", summary="a test store", schemes={schemes}, factory=dict)
+"""
+
 
 def load():
     """Load what is installed, and return the set and the warnings about the plugins under test."""
@@ -132,6 +140,16 @@ BROKEN = {
         CODEC.format(suffixes="('hex', 'TXT')"),
         "registers 'acme-codec' for the suffix 'TXT', which the default codec 'text' decodes; leave that suffix",
     ),
+    "a list of suffixes": (CODEC.format(suffixes="['hex']"), "with suffixes=['hex'], which is not a tuple of texts"),
+    **{
+        f"schemes {given}": (STORE.format(schemes=given), f"with schemes={given}, which is not a tuple of URL schemes")
+        for given in ("['mem']", "('my_mem',)", "('MEM',)", "('mem://',)", "('m',)", "'mem'")
+    },
+    "a store with options": (
+        STORE.format(schemes="('mem',)").replace("factory=dict", "factory=lambda *, root: {}"),
+        "yields 'acme-store', whose factory needs root; stores are made without options, so give them defaults",
+    ),
+    "a panic": ("class Panic(BaseException): pass\nraise Panic('rust')", "Panic: rust (at "),
     "twice": (GOOD.format(component="a").replace("yield", "for _ in '12': yield"), "registers 'a' twice"),
 }
 
@@ -161,6 +179,7 @@ def test_a_second_plugin_of_one_name_is_left_out(install):
     assert message.startswith(
         "plugin 'acme' of the distribution acme-two 1.0 is left out: another plugin has this name"
     )
+    assert message.endswith("; or run `pip uninstall acme-two`")
     assert ["a"] == [r.component.name for r in found.registered if r.plugin == "acme"]
 
 

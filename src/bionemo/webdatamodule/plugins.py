@@ -74,6 +74,15 @@ STRICT = "WEBDATAMODULE_STRICT_PLUGINS"
 """Environment variable: ``1`` raises an error for a plugin that fails to load, instead of a warning."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_FORMS: Mapping[str, tuple[re.Pattern[str], str]] = {
+    "suffixes": (re.compile(r"[^.].*", re.DOTALL), "texts without a dot in front"),
+    "schemes": (
+        re.compile(r"\*|[a-z][a-z0-9+.-]+"),  # RFC 3986, but for single letters, which are drives elsewhere
+        "URL schemes, a letter and then letters, digits, '+', '.' and '-', all in lower case",
+    ),
+}
+"""What a record's texts must match, and what it is in words."""
+
 _C = TypeVar("_C", bound=Component)
 
 
@@ -200,8 +209,10 @@ class Plugins:
             raise PluginError(" ".join(str(error).split()), plugin=name) from error
         try:
             components = list(self._components(plugin))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # also SystemExit, and panics of extensions in Rust
             self._manager.unregister(name=name)
+            if isinstance(error, KeyboardInterrupt):
+                raise
             if isinstance(error, WebDataModuleError):
                 raise error.located(plugin=name) from error.__cause__
             raise PluginError(f"it raises {_said(error)}", plugin=name) from error
@@ -229,7 +240,9 @@ class Plugins:
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     self.register(entry.load(), entry.name, distribution=distribution, version=version)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # as in register
                 reason = error.message if isinstance(error, WebDataModuleError) else _said(error)
                 left = self._leave_out(entry.name, distribution, version, reason, _remedy(entry, distribution, error))
                 if os.environ.get(STRICT) == "1":
@@ -361,13 +374,18 @@ class Plugins:
             raise PluginError(f"{hook} yields {component.name!r} without a summary of one line")
         if not callable(component.factory):
             raise PluginError(f"{hook} yields {component.name!r}, whose factory cannot be called")
-        for attribute in ("suffixes", "schemes"):
+        for attribute, (form, words) in _FORMS.items():
             given = getattr(component, attribute, ())
-            if not isinstance(given, tuple | list) or not all(_is_plain(one) for one in given):
+            if not isinstance(given, tuple) or not all(isinstance(one, str) and form.fullmatch(one) for one in given):
                 raise PluginError(
-                    f"{hook} yields {component.name!r} with {attribute}={_brief(given)}, which is not a tuple of texts "
-                    "without a dot in front"
+                    f"{hook} yields {component.name!r} with {attribute}={_brief(given)}, which is not a tuple of "
+                    f"{words}"
                 )
+        if isinstance(component, Store) and (missing := _required(component.factory)):
+            raise PluginError(
+                f"{hook} yields {component.name!r}, whose factory needs {' and '.join(missing)}; stores are made "
+                "without options, so give them defaults"
+            )
         if not isinstance(component.override, bool):
             raise PluginError(
                 f"{hook} yields {component.name!r} with override={component.override!r}, which is not a bool"
@@ -573,9 +591,16 @@ def check_options(component: Component, options: Mapping[str, Any], *, form: str
         near = difflib.get_close_matches(unknown[0], names, n=1)
         known = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(names)}" if names else ""
         raise ConfigError(f"{what} has no option {unknown[0]!r}; {known or 'it has no options'}")
-    missing = [p.name for p in taken if p.default is p.empty and p.name not in options]
+    missing = [name for name in _required(component.factory) if name not in options]
     if missing:
         raise ConfigError(f"{what} needs {' and '.join(map(form.format, missing))}; {remedy}")
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """Return the names of the options that have no default."""
+    signature = _signature(factory)
+    given = () if signature is None else signature.parameters.values()
+    return [p.name for p in given if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
 
 
 def _signature(factory: Callable[..., Any]) -> inspect.Signature | None:
@@ -624,14 +649,11 @@ def _remedy(entry: metadata.EntryPoint, distribution: str, error: BaseException)
         )
     if isinstance(error, PluginError) and "is the same module" in error.message:
         return f"it is installed twice, perhaps under an old name; run `pip uninstall {distribution}`"
-    if entry.name in DEFAULT_PLUGINS:  # the variable would disable the default as well
+    shared = isinstance(error, PluginError) and "has this name" in error.message
+    if shared or entry.name in DEFAULT_PLUGINS:  # the variable would disable the other as well
         return f"or run `pip uninstall {distribution}`"
     wanting = "install what it needs, or " if isinstance(error, ImportError) else ""
     return f"{wanting}disable it with {DISABLED}={entry.name}"
-
-
-def _is_plain(suffix: object) -> bool:
-    return isinstance(suffix, str) and bool(suffix) and not suffix.startswith(".")
 
 
 def _brief(value: object) -> str:
