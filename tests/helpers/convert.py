@@ -10,6 +10,7 @@ def convert(
     *,
     reader: Any,
     key_encoder: Any,
+    executor: Any,
     writer: str = "custom",
     options: Any = None,
     provider: Any = None,
@@ -23,6 +24,7 @@ def convert(
         Conversion(
             writer=Chosen(name=writer, options=options or {}, provider=provider or {}, object=reader),
             key_encoder=Chosen(name=key_encoder_name, object=key_encoder),
+            executor=Chosen(name="custom", object=executor),
             **more,
         ),
         check=check,

@@ -14,7 +14,7 @@ from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule.components import Store
 from bionemo.webdatamodule.errors import RemoteError
-from bionemo.webdatamodule.plugins import find
+from bionemo.webdatamodule.plugins import find, installed_plugins
 from bionemo_webdatamodule_obstore.client import _named
 from bionemo_webdatamodule_obstore.store import ObstoreStore
 
@@ -63,7 +63,7 @@ def test_a_bucket_that_does_not_exist_is_named(worker, monkeypatch):
     """It is no missing file and no empty directory to the core, and is not tried again."""
     monkeypatch.setattr(retry, "BUDGET", retry.Budget(attempts=1, first_wait=0))
     with context.working(worker):
-        directory = RemoteDirectory.at("s3://nowhere/some", find(Store, "obstore"))
+        directory = RemoteDirectory.at("s3://nowhere/some", installed_plugins().lookup(Store, "obstore"))
         for call in (
             directory.list,
             lambda: directory.get("x"),
@@ -164,7 +164,9 @@ def test_a_busy_server_is_asked_again_whatever_the_url_says(number, monkeypatch)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     with context.working(context.Worker(number=0, count=1)):
-        directory = RemoteDirectory.at(f"http://127.0.0.1:{server.server_port}/run-{number}", find(Store, "obstore"))
+        directory = RemoteDirectory.at(
+            f"http://127.0.0.1:{server.server_port}/run-{number}", installed_plugins().lookup(Store, "obstore")
+        )
         assert b"abc" == directory.get(f"{number}.json")
         memory = memoryview(bytearray(3))
         directory.read(f"train-000{number}.tar", [(0, 3)], [memory])

@@ -39,7 +39,7 @@ from bionemo.webdatamodule.errors import ConfigError, UsageError
 from bionemo.webdatamodule.names import check_prefix
 from bionemo.webdatamodule.options import one_of, whole_number
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.plugins import Plugins, resolve
+from bionemo.webdatamodule.plugins import Plugins
 from bionemo.webdatamodule.splits import Split, by_split
 
 __all__ = ["PickledDataWDS", "SourceDataWDS", "Split", "WebDataModule"]
@@ -400,7 +400,7 @@ class SourceDataWDS(WebDataModule):
             prefix=self._settings.prefix,
             n_shards=None if n_tars_wds is None else whole_number("n_tars_wds", n_tars_wds, least=1),
             key_encoder=choose(KeyEncoder, key_encoder, plugins),
-            executor=resolve(Executor, executor, plugins),
+            executor=choose(Executor, executor, plugins),
             codecs=self._settings.codecs,
         )
 

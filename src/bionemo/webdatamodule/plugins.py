@@ -122,6 +122,17 @@ class Registered:
         distribution = {"distribution": f"{self.distribution} {self.version}"} if self.distribution else {}
         return {"plugin": self.plugin, **distribution}
 
+    def build(self, options: Mapping[str, Any]) -> Any:
+        """Call the component's factory, as :func:`build` does; errors name plugin and distribution.
+
+        Raises:
+            ConfigError, PluginError: As :func:`build`.
+        """
+        try:
+            return build(self.component, options)
+        except WebDataModuleError as error:
+            raise error.located(**self.where) from error.__cause__
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
@@ -485,11 +496,7 @@ def resolve(kind: type[Component], ref: object, plugins: Plugins | None = None) 
         if callable(ref) or kind is Executor or (PRODUCTS[kind].is_met_by(ref) and not isinstance(ref, type)):
             return ref
         raise ConfigError(f"a {kind_name(kind)} is a name, a Use or a callable, not {_brief(ref)}")
-    found = (plugins or installed_plugins()).lookup(kind, use.name)
-    try:
-        return build(found.component, use.options)
-    except WebDataModuleError as error:
-        raise error.located(**found.where) from error.__cause__
+    return (plugins or installed_plugins()).lookup(kind, use.name).build(use.options)
 
 
 def build(component: Component, options: Mapping[str, Any]) -> Any:

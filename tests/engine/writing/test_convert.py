@@ -35,6 +35,7 @@ from bionemo.webdatamodule._engine.reading.verify import verify
 from bionemo.webdatamodule._engine.storage import filesystem, lock, targets
 from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule._engine.writing.adopt import adopt
+from bionemo.webdatamodule._engine.writing.conversion import Chosen
 from bionemo.webdatamodule._engine.writing.layout import cut, default_n_shards, estimate_bytes
 from bionemo.webdatamodule._engine.writing.run import Workers
 from bionemo.webdatamodule.builtins.executors import Processes, Serial
@@ -1594,7 +1595,7 @@ def test_an_executor_that_is_too_small_is_replaced():
     """How many shards there are may only be known when some samples were looked at."""
     executor = Sizes()
     with contextlib.ExitStack() as entered:
-        workers = Workers(executor, entered)
+        workers = Workers(Chosen(name="sizes", object=executor), entered)
         found = [workers.start(lambda n=n: n) for n in (3, 2, 3, 8, 8)]
     assert [3, 8] == executor.asked
     assert found[0] is found[1] is found[2] is not found[3] is found[4]
@@ -1869,7 +1870,11 @@ def settled(result):
     [
         (lambda _: None, PluginError, "gives NoneType for a task, which is not a Future"),
         (lambda _: settled(None), PluginError, "gives NoneType as the result of a task"),
-        (lambda _: settled("cancelled"), ConversionError, "the executor cancelled a shard; run it again"),
+        (
+            lambda _: settled("cancelled"),
+            ConversionError,
+            "the executor contextlib.nullcontext cancelled a shard",
+        ),
     ],
 )
 def test_an_executor_that_breaks_its_contract_is_told(submit, error, said, source, out):

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             prefix=args.prefix,
             n_shards=args.shards,
             key_encoder=choose(KeyEncoder, reference(KeyEncoder, args.key_encoder, "--key-encoder")),
-            executor=executor.object,
+            executor=executor,
             codecs=Codecs(policy=policy_of(args)),
         ),
         check=args.check,

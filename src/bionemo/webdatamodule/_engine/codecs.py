@@ -18,7 +18,7 @@ from bionemo.webdatamodule.errors import (
     WebDataModuleError,
 )
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.plugins import Plugins, Registered, as_use, build, installed_plugins, named
+from bionemo.webdatamodule.plugins import Plugins, Registered, as_use, installed_plugins, named
 
 PLAIN = "bytes"
 """The codec of suffixes without a codec. In a manifest it means that the suffix decides."""
@@ -138,9 +138,9 @@ class Codecs:
             inner = self._made(self._for_suffix(_within(suffix)), _within(suffix), {})
             given["inner"], name = inner.codec, f"{name}({inner.name})"
         try:
-            return NamedCodec(name, build(component, given))
+            return NamedCodec(name, found.build(given))
         except WebDataModuleError as error:
-            raise error.located(suffix=suffix, **found.where) from error.__cause__
+            raise error.located(suffix=suffix) from error.__cause__
 
 
 def codecs_in(plugins: Plugins) -> tuple[Registered, ...]:

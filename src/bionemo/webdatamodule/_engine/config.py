@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from bionemo.webdatamodule.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bionemo.webdatamodule.components import Store
+    from bionemo.webdatamodule.plugins import Registered
 
 SHARD_ARGUMENTS = (
     "detshuffle",
@@ -50,7 +50,7 @@ class Source(NamedTuple):
     weight: float | None
     digest: str | None = None
     schedule: tuple[tuple[int, float], ...] = ()
-    store: Store | None = None
+    store: Registered | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

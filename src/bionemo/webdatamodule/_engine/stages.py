@@ -139,7 +139,11 @@ def locate(error: Exception, **where: object) -> None:
         return
     place = ", ".join(f"{name}={value}" for name, value in where.items() if value is not None)
     last = "; shard and key are those of the sample that it took last" if "key" in where else ""
-    note = f"raised by a stage ({place}){last}"
+    add_note(error, f"raised by a stage ({place}){last}")
+
+
+def add_note(error: Exception, note: str) -> None:
+    """Add a line that is shown below an exception, and logged where tracebacks have no notes."""
     vars(error).setdefault("__notes__", []).append(note)
     if sys.version_info < (3, 11):  # where tracebacks do not show notes
         _log.error("%s: %s", note, error)

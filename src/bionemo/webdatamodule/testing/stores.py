@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 
-from bionemo.webdatamodule.components import ObjectStore, Store
+from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 
 _DATA = bytes(range(256)) * 300
@@ -95,7 +95,9 @@ class StoreConformance(ComponentConformance):
 
     def test_files_keep_their_bytes(self, subject: Subject, store: ObjectStore, url: str) -> None:
         """What was put is what comes back, and putting again replaces it."""
-        if (got := store.get(url)) != _DATA:
+        if not isinstance(got := store.get(url), bytes):
+            subject.wrong(f"get() returns {type(got).__name__}", "return bytes, which is all that the core accepts")
+        if got != _DATA:
             subject.wrong(f"get() of a file of {len(_DATA)} bytes returns {len(got)} other bytes", "return its bytes")
         store.put(b"short", url)
         if (got := store.get(url)) != b"short":
@@ -165,6 +167,8 @@ class StoreConformance(ComponentConformance):
     def test_sizes_and_versions(self, subject: Subject, store: ObjectStore, url: str) -> None:
         """``stat`` gives name and size; the version, where there is one, differs after a change."""
         before = store.stat(url)
+        if not isinstance(before, StoredFile):
+            subject.wrong(f"stat() returns {type(before).__name__}", "return a StoredFile")
         if (before.name, before.size) != ("some-000000.tar", len(_DATA)):
             subject.wrong(f"stat() gives {before}", f"give the name 'some-000000.tar' and the size {len(_DATA)}")
         store.put(_DATA[1:], url)
@@ -184,7 +188,10 @@ class StoreConformance(ComponentConformance):
         store.put(b"12", f"{directory}/other.txt")
         store.put(b"3", f"{directory}/below/deep.txt")
         try:
-            got = sorted((file.name, file.size) for file in store.list(directory))
+            files = list(store.list(directory))
+            if any(not isinstance(file, StoredFile) for file in files):
+                subject.wrong(f"list() gives {files!r:.60}", "give a StoredFile for each file")
+            got = sorted((file.name, file.size) for file in files)
         finally:
             store.delete(f"{directory}/other.txt")
             store.delete(f"{directory}/below/deep.txt")

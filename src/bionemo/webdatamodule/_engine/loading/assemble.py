@@ -117,6 +117,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
     shared: dict[str, Any] = {
         "loader": function,
         "loader_name": split.loader.name,
+        "loader_plugin": split.loader.plugin,
         "skips_changed": settings.resume == "next_epoch",
         "receipt": settings.receipt,
         "clock": clock,

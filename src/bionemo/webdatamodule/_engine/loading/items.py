@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import IterableDataset
 
 from bionemo.webdatamodule._engine.allocator import keep_freed_memory
-from bionemo.webdatamodule._engine.stages import describe
+from bionemo.webdatamodule._engine.stages import add_note, describe
 from bionemo.webdatamodule.components import Closable, Item, ItemLoader
-from bionemo.webdatamodule.errors import ConfigError, UsageError
+from bionemo.webdatamodule.errors import ConfigError, PluginError, UsageError, WebDataModuleError
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.dataset import Position
@@ -96,14 +97,31 @@ class LoaderItems:
         dataset: The dataset. No other loader may have it.
         loader: The loader.
         name: What the loader is called, for messages.
+        plugin: Plugin and distribution that it is of, for errors; empty for a default loader and for an object.
+
+    Raises:
+        PluginError: If the loader raises an error of its own.
+        UsageError: If it returns no iterable.
     """
 
-    def __init__(self, dataset: ItemSource, loader: LoaderFunction, name: str = "") -> None:
+    def __init__(
+        self, dataset: ItemSource, loader: LoaderFunction, name: str = "", plugin: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name or describe(loader)
         self._dataset = dataset
-        self._where = Items(dataset).where
+        self._plugin = dict(plugin or {})
+        self._where = {**self._plugin, **Items(dataset).where}
         function = as_loader(loader, self.name)
-        self._items = function(Items(dataset))
+        try:
+            self._items = function(Items(dataset))
+        except Exception as error:
+            if _is_explained(error):  # an error of the dataset, which the loader iterates already
+                raise
+            raise PluginError(
+                f"the loader {self.name} fails with {type(error).__name__}: {error}; correct it, or use the loader "
+                "'webloader'",
+                **self._where,
+            ) from error
         if not isinstance(self._items, Iterable):
             raise UsageError(
                 f"the loader {self.name} returned {self._items!r:.60}, not an iterable of items; "
@@ -115,6 +133,17 @@ class LoaderItems:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Add the loader of a plugin to an exception. It keeps its type, since it may be one of the user's stage."""
+        try:
+            yield
+        except Exception as error:
+            if self._plugin and not _is_explained(error):
+                place = ", ".join(f"{name}={value}" for name, value in self._where.items())
+                add_note(error, f"raised while the loader {self.name} was iterated ({place})")
+            raise
 
     def begin(self, epoch: int, start: int) -> Generator[Item]:
         """Yield the items from a place on. When the generator is closed, so is the loader's iterator.
@@ -128,25 +157,27 @@ class LoaderItems:
         """
         keep_freed_memory()  # of the process that takes the batches
         self._dataset.position.set(epoch, start)
-        source = iter(self._items)
-        try:
-            for item in source:
-                if not isinstance(item, Item):
-                    raise UsageError(
-                        f"the loader {self.name} passed on {item!r:.60}; pass on the dataset's items as they are",
-                        **self._where,
-                    )
-                if (item.epoch, item.start) != (epoch, start):
-                    raise UsageError(
-                        f"the loader {self.name} passed on an item of epoch {item.epoch} from {item.start} on, "
-                        f"and epoch {epoch} from {start} on is due; it iterates the dataset once and must do so for "
-                        "each epoch, or its workers live on after an iteration: it must have keeps_workers = True then",
-                        **self._where,
-                    )
-                yield item
-        finally:
-            if isinstance(source, Closable):
-                source.close()
+        with self._noted():
+            source = iter(self._items)
+            try:
+                for item in source:
+                    if not isinstance(item, Item):
+                        raise UsageError(
+                            f"the loader {self.name} passed on {item!r:.60}; pass on the dataset's items as they are",
+                            **self._where,
+                        )
+                    if (item.epoch, item.start) != (epoch, start):
+                        raise UsageError(
+                            f"the loader {self.name} passed on an item of epoch {item.epoch} from {item.start} on, "
+                            f"and epoch {epoch} from {start} on is due; it iterates the dataset once and must do so "
+                            "for each epoch, or its workers live on after an iteration: it must have "
+                            "keeps_workers = True then",
+                            **self._where,
+                        )
+                    yield item
+            finally:
+                if isinstance(source, Closable):
+                    source.close()
 
     def check(self, item: Item, due: int, *, of: str = "") -> None:
         """Check the number of an item.
@@ -190,4 +221,10 @@ class LoaderItems:
     def close(self) -> None:
         """End the workers that the loader keeps."""
         if isinstance(self._items, Closable):
-            self._items.close()
+            with self._noted():
+                self._items.close()
+
+
+def _is_explained(error: Exception) -> bool:
+    """Return whether an exception says where it is from, as those of this package and of stages do."""
+    return isinstance(error, WebDataModuleError) or hasattr(error, "__notes__")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class SplitLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typ
         cursor: A cursor at the start of the data, with the identity of the data.
         pipeline: Stages behind the items, in this process.
         loader_name: What the loader is called, for messages.
+        loader_plugin: Plugin and distribution that it is of, for errors.
         skips_changed: Whether a state of other data means the next epoch, rather than an error.
         receipt: The file that the receipt of each epoch is appended to, if any.
         peers: Compares the first batch with those of other processes, where some must get the same.
@@ -55,12 +56,13 @@ class SplitLoader(wds.WebLoader):  # type: ignore[misc]  # webdataset is not typ
         cursor: Cursor,
         pipeline: Sequence[Any] = (),
         loader_name: str = "",
+        loader_plugin: Mapping[str, str] | None = None,
         skips_changed: bool = False,
         receipt: str | None = None,
         peers: Peers | None = None,
     ) -> None:
         dataset = apart(dataset)
-        self._items = LoaderItems(dataset, loader, loader_name)
+        self._items = LoaderItems(dataset, loader, loader_name, loader_plugin)
         wds.DataPipeline.__init__(self, self._items, *pipeline)  # WebLoader's own makes a torch DataLoader
         self.split: str = dataset.split
         self.receipt = receipt

@@ -17,7 +17,7 @@ from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.components import ItemLoader, Loader
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.options import whole_number
-from bionemo.webdatamodule.plugins import Plugins, as_use, build, find, option_names, resolve
+from bionemo.webdatamodule.plugins import Plugins, as_use, installed_plugins, option_names, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,17 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderChoice:
-    """A loader, and what of its options concerns the samples rather than the workers."""
+    """A loader, and what of its options concerns the samples rather than the workers.
+
+    Attributes:
+        function: The loader.
+        name: What messages call it.
+        plugin: Plugin and distribution, for errors; empty for a default loader and for an object.
+    """
 
     function: ItemLoader
     name: str
+    plugin: Mapping[str, str]
     batch_size: int | None
     collate: Any
     drop_last: bool
@@ -105,16 +112,16 @@ def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None)
     """
     options = dict(kwargs)
     use = as_use(ref)
-    component = None if use is None else find(Loader, use.name, plugins)
-    own = set() if component is None else set(option_names(component.factory))
+    found = None if use is None else (plugins or installed_plugins()).lookup(Loader, use.name)
+    own = set() if found is None else set(option_names(found.component.factory))
     batch_size, collate, drop_last, shuffle = (
         None if name in own else options.pop(name, None)
         for name in ("batch_size", "collate_fn", "drop_last", "shuffle")
     )
     if shuffle:
         raise ConfigError("kwargs_wld cannot shuffle; training data are shuffled already, evaluation data are not")
-    if use is not None and component is not None:
-        function, name = build(component, {**use.options, **options}), repr(use.name)
+    if use is not None and found is not None:
+        function, name = found.build({**use.options, **options}), repr(use.name)
     elif options:
         raise ConfigError(f"the loader is an object, so kwargs_wld cannot set {', '.join(options)} on it")
     else:
@@ -125,6 +132,7 @@ def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None)
     return LoaderChoice(
         function=as_loader(function, name),
         name=name,
+        plugin={} if found is None else found.where,
         batch_size=batch_size,
         collate=collate,
         drop_last=bool(drop_last),

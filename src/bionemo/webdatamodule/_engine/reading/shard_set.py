@@ -18,7 +18,6 @@ from bionemo.webdatamodule._engine.storage.remote.listing import open_remote
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
-from bionemo.webdatamodule.components import Store
 from bionemo.webdatamodule.errors import (
     ChangedDataError,
     ConfigError,
@@ -27,6 +26,7 @@ from bionemo.webdatamodule.errors import (
     NoShardsError,
     ShardError,
 )
+from bionemo.webdatamodule.plugins import Registered
 
 __all__ = ["ShardSet", "is_url"]
 
@@ -99,7 +99,7 @@ class ShardSet:
         *,
         split: str | None = None,
         expect: str | None = None,
-        store: Store | None = None,
+        store: Registered | None = None,
         cache_dir: str | None = None,
         cache_size: int | None = None,
     ) -> ShardSet:

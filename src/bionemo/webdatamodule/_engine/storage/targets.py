@@ -21,11 +21,11 @@ from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirecto
 from bionemo.webdatamodule._engine.storage.remote.target import RemoteTarget
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.storage.target import Target, shard_pattern
-from bionemo.webdatamodule.components import Store
 from bionemo.webdatamodule.errors import ManifestError
+from bionemo.webdatamodule.plugins import Registered
 
 
-def target_of(directory: str, prefix: str, store: Store | None = None) -> Target:
+def target_of(directory: str, prefix: str, store: Registered | None = None) -> Target:
     """Return the target that a user's path or URL means.
 
     Args:

@@ -10,9 +10,9 @@ from typing import Any
 
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.writing.checks import check_ordered
-from bionemo.webdatamodule.components import Component, SampleReader, Store
+from bionemo.webdatamodule.components import Component, SampleReader
 from bionemo.webdatamodule.errors import ConfigError, PluginError, WebDataModuleError
-from bionemo.webdatamodule.plugins import Plugins, as_use, provider, resolve
+from bionemo.webdatamodule.plugins import Plugins, Registered, as_use, provider, resolve
 from bionemo.webdatamodule.splits import Fraction, Split, is_number
 
 _SLACK = 1e-6  # by which parts may add up to more than 1, since numbers such as numpy.float32(0.8) are not exact
@@ -26,13 +26,23 @@ class Chosen:
         name: Its name, or the class of an object that was given as it is.
         options: The user's options.
         provider: Plugin, distribution and version it comes from; empty for an object.
+        where: Plugin and distribution, for errors; empty for a default and for an object.
         object: The working object.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     provider: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
     object: Any
+
+    @property
+    def title(self) -> str:
+        """What messages call it: the name in quotes, or the class or function of an object with its module."""
+        if self.provider:
+            return repr(self.name)
+        kind = self.object if hasattr(self.object, "__qualname__") else type(self.object)
+        return f"{kind.__module__}.{kind.__qualname__}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +64,11 @@ class Conversion:
     writer: Chosen
     names: Mapping[str, Any]
     directories: Mapping[str, str]
-    stores: Mapping[str, Store | None] = field(default_factory=dict)
+    stores: Mapping[str, Registered | None] = field(default_factory=dict)
     prefix: str
     n_shards: int | None = None
     key_encoder: Chosen
-    executor: Any
+    executor: Chosen
     codecs: Codecs = field(default_factory=Codecs)
 
 
@@ -74,8 +84,10 @@ def choose(kind: type[Component], ref: Any, plugins: Plugins | None = None) -> C
     if use is None:
         return Chosen(name=type(made).__qualname__, object=made)
     found = provider(kind, use.name, plugins)
-    origin = {} if found is None else {key: getattr(found, key) for key in ("plugin", "distribution", "version")}
-    return Chosen(name=use.name, options=use.options, provider=origin, object=made)
+    if found is None:
+        return Chosen(name=use.name, options=use.options, object=made)
+    origin = {key: getattr(found, key) for key in ("plugin", "distribution", "version")}
+    return Chosen(name=use.name, options=use.options, provider=origin, where=found.where, object=made)
 
 
 def materialised(split: str, names: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bionemo.webdatamodule._engine.writing.checks import input_error
-from bionemo.webdatamodule._engine.writing.conversion import executor_context
+from bionemo.webdatamodule._engine.writing.conversion import Chosen, executor_context
 from bionemo.webdatamodule._engine.writing.recipe import Inputs
 from bionemo.webdatamodule._engine.writing.staging import Staged, progress_path
 from bionemo.webdatamodule._engine.writing.tasks import Result, ShardTask
@@ -39,13 +39,16 @@ class Workers:
     """The executor of a conversion, which is entered when there is something to do.
 
     Args:
-        executor: What the user gave for it.
+        executor: As the user chose it.
         entered: Leaves it.
         n_shards: How many shards it may have to write, as far as that is known before.
+
+    Attributes:
+        executor: As the user chose it.
     """
 
-    def __init__(self, executor: Any, entered: ExitStack, n_shards: int = 0) -> None:
-        self._executor = executor
+    def __init__(self, executor: Chosen, entered: ExitStack, n_shards: int = 0) -> None:
+        self.executor = executor
         self._n_shards = n_shards
         self._entered = entered.enter_context(ExitStack())
         self._pool: futures.Executor | None = None
@@ -65,10 +68,10 @@ class Workers:
             self._entered.close()
             self._pool = None
         if self._pool is None:
-            executor = executor_context(self._executor)
+            executor = executor_context(self.executor.object)
             sized = getattr(executor, "for_tasks", None)
             self._size = worth() if callable(sized) else math.inf
-            self._pool = _enter(executor, self._entered, self._size)
+            self._pool = _enter(executor, self._entered, self._size, self.executor)
         return self._pool
 
     def look(self, inputs: Inputs, parts: Sequence[Sequence[str]]) -> Iterator[tuple[str, list[str]]]:
@@ -154,39 +157,54 @@ def run_tasks(
         running: dict[futures.Future[Result], ShardTask] = {}
         try:
             for task in tasks:
-                future = _submit(pool, task)
+                future = _submit(pool, task, workers.executor)
                 running[future] = task
                 future.add_done_callback(partial(_report, task, staged))
                 if future.done():  # in an executor that does each in this thread
                     bar.update(len(task.names))
                     if not future.cancelled() and future.exception() is not None:
                         break
-            _watch(running, bar)
+            _watch(running, bar, workers.executor)
         except BaseException:
             for future in running:
                 future.cancel()
             raise
-        results = [_result(future) for future in running]
+        results = [_result(future, workers.executor) for future in running]
     problems = [problem for result in results for problem in result.problems]
     if problems:
         raise input_error(problems, sum(result.n_problems for result in results))
     return [result.staged for result in results if result.staged is not None]
 
 
-def _enter(executor: Any, entered: ExitStack, size: float) -> futures.Executor:
+def _enter(executor: Any, entered: ExitStack, size: float, chosen: Chosen) -> futures.Executor:
     """Enter an executor, for so many tasks at a time where that is a whole number."""
-    name = f"{type(executor).__module__}.{type(executor).__qualname__}"
+    own = ExitStack()
     try:
-        pool: futures.Executor = entered.enter_context(executor if size == math.inf else executor.for_tasks(size))
+        pool: futures.Executor = own.enter_context(executor if size == math.inf else executor.for_tasks(size))
     except WebDataModuleError:
         raise
     except Exception as error:
-        raise PluginError(f"the executor {name} cannot start: {type(error).__name__}: {error}") from error
+        raise _breach(chosen, f"cannot start: {type(error).__name__}: {error}") from error
+    entered.push(partial(_leave, own, chosen))
     if not callable(getattr(pool, "submit", None)):
-        raise PluginError(
-            f"the executor {name} gives {type(pool).__name__}, which is not a concurrent.futures.Executor"
-        )
+        raise _breach(chosen, f"gives {type(pool).__name__}, which is not a concurrent.futures.Executor")
     return pool
+
+
+def _leave(own: ExitStack, chosen: Chosen, kind: Any, raised: BaseException | None, trace: Any) -> bool | None:
+    """Leave an executor, which may raise again what was raised within it."""
+    try:
+        return own.__exit__(kind, raised, trace)
+    except WebDataModuleError:
+        raise
+    except Exception as error:
+        if error is raised:
+            raise
+        raise _breach(chosen, f"cannot end: {type(error).__name__}: {error}") from error
+
+
+def _breach(chosen: Chosen, what: str) -> PluginError:
+    return PluginError(f"the executor {chosen.title} {what}", **chosen.where)
 
 
 def _worth(tasks: Sequence[ShardTask]) -> int:
@@ -217,7 +235,7 @@ def _seconds(tasks: Sequence[ShardTask]) -> float:
     return statistics.median(took) if took else _SHORT
 
 
-def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> None:
+def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any], chosen: Chosen) -> None:
     """Wait for all tasks, raising the first error that stops the conversion."""
     finished: SimpleQueue[futures.Future[Result]] = SimpleQueue()  # wait() would look at all of them every time
     waiting, done, shown = dict(running), 0, 0.0
@@ -228,25 +246,28 @@ def _watch(running: dict[futures.Future[Result], ShardTask], bar: tqdm[Any]) -> 
             future = finished.get(timeout=_REFRESH)
             done += len(waiting.pop(future).names)
             if future.cancelled():
-                raise ConversionError("the executor cancelled a shard; run it again, finished shards are kept")
+                raise ConversionError(
+                    f"the executor {chosen.title} cancelled a shard; run it again, finished shards are kept",
+                    **chosen.where,
+                )
             error = future.exception()
             if isinstance(error, WebDataModuleError):
                 raise error
             if error is not None:
-                raise _failure(error, running[future]) from error
+                raise _failure(error, running[future], chosen, "a shard could not be made on") from error
         if not waiting or (not bar.disable and time.monotonic() > shown + _REFRESH):
             shown = time.monotonic()
             noted = sum(map(_noted, itertools.islice(waiting.values(), _AT_ONCE)))
             bar.update(max(0, done + noted - bar.n))
 
 
-def _submit(pool: futures.Executor, task: ShardTask) -> futures.Future[Result]:
+def _submit(pool: futures.Executor, task: ShardTask, chosen: Chosen) -> futures.Future[Result]:
     try:
         future = pool.submit(task)
     except Exception as error:
-        raise _failure(error, task) from error
+        raise _failure(error, task, chosen, "a shard could not be given to") from error
     if not isinstance(future, futures.Future):
-        raise PluginError(f"the executor gives {type(future).__name__} for a task, which is not a Future")
+        raise _breach(chosen, f"gives {type(future).__name__} for a task, which is not a Future")
     return future
 
 
@@ -255,30 +276,35 @@ def _report(task: ShardTask, staged: Callable[[ShardTask], None], future: future
         staged(task)
 
 
-def _result(future: futures.Future[Result]) -> Result:
+def _result(future: futures.Future[Result], chosen: Chosen) -> Result:
     result = future.result()
     if not isinstance(result, Result):
-        raise PluginError(f"the executor gives {type(result).__name__} as the result of a task, not what it returned")
+        raise _breach(chosen, f"gives {type(result).__name__} as the result of a task, not what it returned")
     return result
 
 
-def _failure(error: BaseException, task: ShardTask) -> WebDataModuleError:
-    """Return the error for a task that failed."""
+def _failure(error: BaseException, task: ShardTask, chosen: Chosen, what: str) -> WebDataModuleError:
+    """Return the error for a task that failed, or was not taken by the executor."""
     if isinstance(error, WebDataModuleError):
         return error
     if isinstance(error, futures.BrokenExecutor):
         return ConversionError(
             f"a process that made shards died, perhaps for lack of memory ({error}); "
-            "run it again with fewer workers, finished shards are kept"
+            "run it again with fewer workers, finished shards are kept",
+            **chosen.where,
         )
-    for what, part in (("writer", task.recipe.reader), ("key encoder", task.recipe.encode)):
+    for kind, part in (("writer", task.recipe.reader), ("key encoder", task.recipe.encode)):
         reason = _why_unpicklable(part)
         if reason:
             return ConfigError(
-                f"the {what} {part!r} cannot be sent to another process ({reason}); "
+                f"the {kind} {part!r} cannot be sent to another process ({reason}); "
                 "make it of module-level functions and classes, or use executor='serial'"
             )
-    return ConversionError(f"a shard could not be made: {type(error).__name__}: {error}")
+    return ConversionError(
+        f"{what} the executor {chosen.title}: {type(error).__name__}: {error}; "
+        "correct this and run it again, finished shards are kept",
+        **chosen.where,
+    )
 
 
 def _why_unpicklable(value: object) -> str | None:

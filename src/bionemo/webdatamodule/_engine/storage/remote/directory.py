@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bionemo.webdatamodule._engine.storage.remote.retry import notice_exit, retried
 from bionemo.webdatamodule._engine.storage.remote.urls import join, scheme_of, shown
 from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
 from bionemo.webdatamodule.errors import ConfigError, PluginError, RemoteError
-from bionemo.webdatamodule.plugins import Plugins, build, installed_plugins
+from bionemo.webdatamodule.plugins import Plugins, Registered, installed_plugins
 
 _T = TypeVar("_T")
 
-_clients: dict[tuple[int, Store], ObjectStore] = {}
+_clients: dict[tuple[int, Registered], ObjectStore] = {}
 """The clients of this process. A forked process makes its own: connections and threads stay with their owner."""
 
 
@@ -23,7 +23,8 @@ _clients: dict[tuple[int, Store], ObjectStore] = {}
 class RemoteDirectory:
     """A directory of files behind a URL; it pickles, and opens its client in the process that uses it.
 
-    All methods but :meth:`get` raise :class:`RemoteError` for a file that is not there.
+    All methods but :meth:`get` raise :class:`RemoteError` for a file that is not there, and all raise
+    :class:`PluginError` for a store that breaks its contract.
 
     Attributes:
         url: The directory's URL.
@@ -31,10 +32,10 @@ class RemoteDirectory:
     """
 
     url: str
-    store: Store
+    store: Registered
 
     @classmethod
-    def at(cls, url: str, store: Store | None = None) -> RemoteDirectory:
+    def at(cls, url: str, store: Registered | None = None) -> RemoteDirectory:
         """Return the directory at a URL.
 
         Args:
@@ -57,7 +58,7 @@ class RemoteDirectory:
             RemoteError: If it does not work.
         """
         try:
-            return list(self._retried(lambda client: client.list(self.url), self.url))
+            found: Any = self._retried(self._listed, self.url)
         except RemoteError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return []
@@ -67,21 +68,34 @@ class RemoteDirectory:
                 f"the files of {self} cannot be listed; give the shards as a pattern, "
                 "such as https://host/data/train-{000000..000023}.tar"
             ) from error
+        if not isinstance(found, list) or not all(isinstance(file, StoredFile) for file in found):
+            raise self._breach("list", self.url, f"gives {found!r:.60}, not a list of StoredFile")
+        return found
+
+    def _listed(self, client: ObjectStore) -> Any:
+        found: Any = client.list(self.url)
+        return list(found) if isinstance(found, Iterable) else found
 
     def stat(self, name: str) -> StoredFile:
         """Return the size and version of a file."""
         url = join(self.url, name)
-        return replace(self._retried(lambda client: client.stat(url), url), name=name)  # not that with the query
+        found: Any = self._called("stat", lambda client: client.stat(url), url)
+        if not isinstance(found, StoredFile):
+            raise self._breach("stat", url, f"gives {found!r:.60}, not a StoredFile")
+        return replace(found, name=name)  # not that with the query
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a small file, or ``None`` where there is none."""
         url = join(self.url, name)
         try:
-            return self._retried(lambda client: client.get(url), url)
+            found: Any = self._called("get", lambda client: client.get(url), url)
         except RemoteError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
+        if not isinstance(found, bytes):
+            raise self._breach("get", url, f"gives {found!r:.60}, not bytes")
+        return found
 
     def read(self, name: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
         """Read byte ranges of a file into memory."""
@@ -99,25 +113,47 @@ class RemoteDirectory:
         """Write a file: bytes, or a local file by its path."""
         url = join(self.url, name)
         n_bytes = os.path.getsize(data) if isinstance(data, str) else len(data)
-        self._retried(lambda client: client.put(data, url), url, n_bytes=n_bytes)
+        self._called("put", lambda client: client.put(data, url), url, n_bytes=n_bytes)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
         url = join(self.url, name)
         try:
-            self._retried(lambda client: client.delete(url), url)
+            self._called("delete", lambda client: client.delete(url), url)
         except RemoteError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
 
+    def _called(self, method: str, call: Callable[[ObjectStore], _T], url: str, *, n_bytes: int = 0) -> _T:
+        """Call a method of the store that every server can serve."""
+        try:
+            return self._retried(call, url, n_bytes=n_bytes)
+        except NotImplementedError as error:
+            raise RemoteError(
+                f"{shown(url)}: {method}() of the store {self.store.component.name!r} is not implemented"
+                f"{f': {error}' if str(error) else ''}; use a URL of a server that can do it",
+                **self.store.where,
+            ) from error
+
     def _retried(self, call: Callable[[ObjectStore], _T], url: str, *, n_bytes: int = 0) -> _T:
-        return retried(lambda: call(self._client()), url, n_bytes=n_bytes, renew=self._renew)
+        where = {"store": self.store.component.name, **self.store.where} if self.store.where else {}
+        try:
+            return retried(lambda: call(self._client()), url, n_bytes=n_bytes, renew=self._renew, where=where)
+        except ImportError as error:
+            raise PluginError(
+                f"the store {self.store.component.name!r} lacks a package: {error}; install what it needs",
+                **self.store.where,
+            ) from error
+
+    def _breach(self, method: str, url: str, what: str) -> PluginError:
+        store = self.store.component.name
+        return PluginError(f"{shown(url)}: {method}() of the store {store!r} {what}", **self.store.where)
 
     def _client(self) -> ObjectStore:
         key = os.getpid(), self.store
         client = _clients.get(key)
         if client is None:
-            client = _clients.setdefault(key, build(self.store, {}))
+            client = _clients.setdefault(key, self.store.build({}))
             notice_exit()
         return client
 
@@ -126,7 +162,7 @@ class RemoteDirectory:
         _clients.pop((os.getpid(), self.store), None)
 
 
-def find_store(url: str, plugins: Plugins | None = None) -> Store:
+def find_store(url: str, plugins: Plugins | None = None) -> Registered:
     """Return the store that serves a URL: one that names the scheme before one that serves ``"*"``.
 
     Args:
@@ -148,6 +184,6 @@ def find_store(url: str, plugins: Plugins | None = None) -> Store:
             raise PluginError(
                 f"{scheme}:// is served by the stores {which}; disable one with WEBDATAMODULE_DISABLED_PLUGINS"
             )
-        if found and isinstance(found[0].component, Store):
-            return found[0].component
+        if found:
+            return found[0]
     raise ConfigError(f"no store serves {scheme}://; install a plugin that does, or enable the default plugin 'stores'")

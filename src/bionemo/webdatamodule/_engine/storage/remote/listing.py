@@ -18,8 +18,9 @@ from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
 from bionemo.webdatamodule._engine.storage.remote.shards import Remote, RemoteShard
 from bionemo.webdatamodule._engine.storage.remote.urls import split_query
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
-from bionemo.webdatamodule.components import Store, StoredFile
+from bionemo.webdatamodule.components import StoredFile
 from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError
+from bionemo.webdatamodule.plugins import Registered
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _AT_ONCE = 16  # shards that are walked over at the same time
@@ -29,7 +30,7 @@ def open_remote(
     url: str,
     prefix: str,
     *,
-    store: Store | None = None,
+    store: Registered | None = None,
     cache_dir: str | None = None,
     cache_size: int | None = None,
 ) -> tuple[Remote, str, tuple[str, ...]]:
@@ -89,7 +90,7 @@ def parent_of_pattern(url: str) -> str | None:
     return parent + query if _RANGE.search(last) else None
 
 
-def source_at(url: str, store: Store | None = None) -> tuple[RemoteDirectory, list[str]]:
+def source_at(url: str, store: Registered | None = None) -> tuple[RemoteDirectory, list[str]]:
     """Return the directory at a URL, and the names of the shards where the URL is a pattern of them.
 
     Raises:

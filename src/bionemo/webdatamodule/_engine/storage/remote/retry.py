@@ -11,7 +11,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from typing import TypeVar
@@ -88,7 +88,14 @@ def in_background(function: Callable[[], None]) -> None:
         raise
 
 
-def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Callable[[], None] | None = None) -> _T:
+def retried(
+    attempt: Callable[[], _T],
+    url: str,
+    *,
+    n_bytes: int = 0,
+    renew: Callable[[], None] | None = None,
+    where: Mapping[str, str] | None = None,
+) -> _T:
     """Return what an attempt returns, trying again where waiting may help.
 
     An attempt that takes too long is left alone in its thread.
@@ -98,6 +105,7 @@ def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Cal
         url: What it is about, for messages.
         n_bytes: Bytes that it moves.
         renew: Called once where something is not permitted, before a second attempt: credentials may be renewed.
+        where: Who makes the attempts, for the error of one that raises something else.
 
     Raises:
         RemoteError: If it is not there, not permitted, or does not work within the budget.
@@ -128,7 +136,9 @@ def retried(attempt: Callable[[], _T], url: str, *, n_bytes: int = 0, renew: Cal
             now = time.monotonic()
             if number >= budget.attempts or now + wait >= deadline:
                 raise RemoteError(
-                    f"{shown(url)} cannot be fetched or stored, tried {number} times in {now - started:.0f} s; {reason}"
+                    f"{shown(url)} cannot be fetched or stored, tried {number} times in {now - started:.0f} s; "
+                    f"{reason}",
+                    **(where or {}),
                 ) from error
             _log.warning("%s: %s; trying again in %.1f s", shown(url), reason, wait)
             time.sleep(wait)

@@ -139,6 +139,7 @@ class Transfer:
                         "of the shard's index; it was replaced or damaged there: restore it, or run "
                         "`webdatamodule convert` with --check",
                         shard=self.name(piece),
+                        **remote.directory.store.where,
                     )
                 self.note_damage(piece, "came damaged")
             write_at(descriptor, bytes([PRESENT]) * (last - first), piece.states_at + first)
