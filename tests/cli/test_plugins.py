@@ -91,6 +91,32 @@ def test_the_check_finds_one_name_of_two_plugins(install, capsys, monkeypatch):
     assert [] == problems(capsys)
 
 
+CODEC = """
+from bionemo.webdatamodule import Codec, hookimpl
+
+@hookimpl
+def webdatamodule_codecs():
+    yield Codec(name="{name}", summary="codes", suffixes=("{suffix}",), factory=dict{more})
+"""
+
+
+def test_the_check_finds_one_suffix_of_two_codecs(install, capsys, monkeypatch):
+    """Two codecs of one suffix are found before a data module reads such a field; an override is no problem."""
+    install("acme-one", CODEC.format(name="one", suffix="abc", more=""), name="acme-1")
+    install("acme-two", CODEC.format(name="two", suffix="ABC", more=""), name="acme-2")
+    install("acme-three", CODEC.format(name="three", suffix="npy", more=", override=True"), name="acme-3")
+    [problem] = problems(capsys)
+
+    assert (
+        "several codecs decode the suffix 'abc': 'one' of the plugin 'acme-1' of the distribution acme-one 1.0 and "
+        "'two' of the plugin 'acme-2' of the distribution acme-two 1.0; choose one, for example with "
+        "codecs={'abc': 'one'}, or disable one, for example with WEBDATAMODULE_DISABLED_PLUGINS=acme-2"
+    ) == problem
+    monkeypatch.setenv(plugins.DISABLED, "acme-2")
+
+    assert [] == problems(capsys)
+
+
 @pytest.mark.parametrize("group", ["bionemo.webdatamodules", "bionemo-webdatamodule", "bionemo.webdatamodul"])
 def test_the_check_finds_a_group_that_is_nearly_right(install, capsys, group):
     """An entry point in a misspelt group is never read, so nothing else would say so."""

@@ -419,3 +419,15 @@ def test_a_codec_of_a_plugin_that_cannot_be_made_is_named():
     assert f"the factory of the codec 'bad' returns 7, not an object with decode() ({ACME}) [plugin]" == str(
         caught.value
     )
+
+
+@pytest.mark.usefixtures("place")
+def test_two_codecs_of_one_suffix_are_refused_at_setup():
+    """Nothing is read before, and a choice of one of them is enough."""
+    both = plugins(Codec, lambda: SimpleNamespace(decode=bytes), suffixes=("txt",), override=True)
+    other = Codec(name="other", summary="x", suffixes=("txt",), factory=dict, override=True)
+    both.register(SimpleNamespace(webdatamodule_codecs=hookimpl(lambda: [other], specname="webdatamodule_codecs")), "b")
+    data = WebDataModule({"train": "good-train"}, None, "txt", 2, plugins=both)
+    with pytest.raises(PluginError, match=r"several codecs decode the suffix 'txt': 'bad' of .* and 'other' of "):
+        data.setup("fit")
+    assert 3 == len(load(codecs={"txt": "bad"}, plugins=both))

@@ -18,7 +18,7 @@ from bionemo.webdatamodule.errors import (
     WebDataModuleError,
 )
 from bionemo.webdatamodule.pickles import Policy
-from bionemo.webdatamodule.plugins import Plugins, Registered, as_use, installed_plugins, named
+from bionemo.webdatamodule.plugins import DISABLED, Plugins, Registered, as_use, installed_plugins, named
 
 PLAIN = "bytes"
 """The codec of suffixes without a codec. In a manifest it means that the suffix decides."""
@@ -62,7 +62,7 @@ class Codecs:
         if key is not None:
             return self._chosen(key, suffix)
         if recorded in (None, PLAIN):
-            return self._made(self._for_suffix(suffix), suffix, {})
+            return self._made(self.registered_for(suffix), suffix, {})
         try:
             found = self._find(recorded)
         except UnknownNameError as error:
@@ -79,7 +79,7 @@ class Codecs:
         Raises:
             PluginError: As :meth:`of`.
         """
-        found = self._for_suffix(suffix)
+        found = self.registered_for(suffix)
         return None if found.default else self._made(found, suffix, {})
 
     def key_for(self, suffix: str) -> str | None:
@@ -109,20 +109,22 @@ class Codecs:
             raise UnknownNameError(f"no codec is named {name!r}. Registered: {', '.join(names)}.")
         return found
 
-    def _for_suffix(self, suffix: str) -> Registered:
-        """Return what is registered for the longest ending of a suffix."""
+    def registered_for(self, suffix: str) -> Registered:
+        """Return what is registered for the longest ending of a suffix.
+
+        Raises:
+            PluginError: If several plugins claim that ending.
+        """
         registered = codecs_in(installed_plugins()) if self.registered is None else self.registered
         for ending in _endings(suffix.lower()):
             claims = [found for found in registered if ending in map(str.lower, _codec(found).suffixes)]
             claims = [found for found in claims if found.component.override] or claims
             if len(claims) > 1:
-                names = " and ".join(
-                    f"{found.component.name!r} of the plugin {found.plugin!r} ({found.distribution} {found.version})"
-                    for found in claims
-                )
+                names = " and ".join(f"{found.component.name!r} of the {found.origin}" for found in claims)
                 raise PluginError(
-                    f"several codecs decode the suffix {ending!r}: {names}; "
-                    f"choose one with codecs={{{suffix!r}: ...}}, or disable a plugin",
+                    f"several codecs decode the suffix {ending!r}: {names}; choose one, for example with "
+                    f"codecs={{{suffix!r}: {claims[0].component.name!r}}}, or disable one, for example with "
+                    f"{DISABLED}={claims[-1].plugin}",
                     suffix=suffix,
                 )
             if claims:
@@ -135,7 +137,7 @@ class Codecs:
         if "policy" in inspect.signature(component.factory).parameters:
             given.setdefault("policy", self.policy)
         if component.wraps and "inner" not in given:
-            inner = self._made(self._for_suffix(_within(suffix)), _within(suffix), {})
+            inner = self._made(self.registered_for(_within(suffix)), _within(suffix), {})
             given["inner"], name = inner.codec, f"{name}({inner.name})"
         try:
             return NamedCodec(name, found.build(given))

@@ -8,10 +8,18 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 
+from bionemo.webdatamodule._engine.codecs import Codecs, codecs_in
 from bionemo.webdatamodule.components import Component
 from bionemo.webdatamodule.errors import PluginError
 from bionemo.webdatamodule.hookspecs import NAME
-from bionemo.webdatamodule.plugins import DEFAULT_PLUGINS, DISABLED, Plugins, installed_entry_points, kind_of
+from bionemo.webdatamodule.plugins import (
+    DEFAULT_PLUGINS,
+    DISABLED,
+    Plugins,
+    Registered,
+    installed_entry_points,
+    kind_of,
+)
 
 _REQUIREMENT = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?:\[[^]]*\])?\s*\(?(?P<bounds>[^;()]*)\)?\s*(?P<marker>;.*)?")
 _BOUND = re.compile(r"(?P<operator>>=|<=|==|!=|~=|>|<)\s*(?P<version>\d+(?:\.\d+)*)")
@@ -22,6 +30,7 @@ def check(plugins: Plugins) -> list[str]:
     return [
         *(str(left) for left in plugins.left_out if left.remedy),
         *_clashes(plugins),
+        *_clashes_of_suffixes(codecs_in(plugins)),
         *_unread_groups(),
         *_requirements(),
         *_unknown_names(),
@@ -33,6 +42,17 @@ def _clashes(plugins: Plugins) -> Iterator[str]:
     for kind, name in dict.fromkeys((kind_of(r.component), r.component.name) for r in plugins.registered):
         error = _clash(plugins, kind, name)
         if error is not None:
+            yield error.message
+
+
+def _clashes_of_suffixes(registered: tuple[Registered, ...]) -> Iterator[str]:
+    """Yield the errors that reading a field raises whose suffix two codecs claim."""
+    codecs = Codecs(registered=registered)
+    claimed = (suffix.lower() for found in registered for suffix in getattr(found.component, "suffixes", ()))
+    for suffix in dict.fromkeys(claimed):
+        try:
+            codecs.registered_for(suffix)
+        except PluginError as error:  # noqa: PERF203 - few suffixes
             yield error.message
 
 

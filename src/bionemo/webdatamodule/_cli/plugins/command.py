@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="find plugins that were left out, duplicate names, misspelt entry-point groups and missing "
+        help="find plugins that were left out, duplicate names and suffixes, misspelt entry-point groups and missing "
         "dependencies; exit with 1 if there are any",
     )
 
