@@ -416,8 +416,9 @@ def test_a_codec_of_a_plugin_that_cannot_be_made_is_named():
     """The error has the codec and its plugin."""
     with pytest.raises(PluginError) as caught:
         load(codecs={"txt": "bad"}, plugins=plugins(Codec, lambda: 7))
-    assert f"the factory of the codec 'bad' returns 7, not an object with decode() ({ACME}) [plugin]" == str(
-        caught.value
+    assert (
+        f"the factory of the codec 'bad' returns 7, not an object with decode() (suffix=txt, {ACME}) [plugin]"
+        == str(caught.value)
     )
 
 
