@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from tests.helpers import pages
 import bionemo.webdatamodule
 from bionemo.webdatamodule import errors, hookspecs, testing
 from bionemo.webdatamodule._cli.main import COMMANDS
-from bionemo.webdatamodule.plugins import HOOKS, Plugins, default_plugins
+from bionemo.webdatamodule.plugins import DISABLED, HOOKS, Plugins, default_plugins
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -115,6 +117,29 @@ def test_examples_of_hooks_are_plugins(hook):
     plugins.register(SimpleNamespace(**{hook: namespace[hook]}), "example")
 
     assert [HOOKS[hook]] == [type(found.component) for found in plugins.registered if found.plugin == "example"]
+
+
+def test_examples_of_hooks_pass_the_kit(install, tmp_path):
+    """Each example, and that of the page on writing plugins, is a plugin that the conformance kit accepts."""
+    examples = [block for block in pages.blocks_of(text_of("docs/plugins/hooks.md")) if block.language == "python"]
+    first = next(pages.blocks_of(text_of("docs/plugins/writing.md")))
+    for number, block in enumerate([*examples, first]):
+        install(f"example-{number}", block.text, name=f"example-{number}")
+    kit = ROOT / "tests" / "helpers" / "kit_of_examples.py"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull),
+            *("--rootdir", tmp_path, "--basetemp", tmp_path / "kit", "--import-mode=importlib", kit),
+        ],
+        env={**os.environ, DISABLED: "example"},  # which has a writer of the same name
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert len(HOOKS) == len(examples)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
 
 
 def test_every_hook_has_its_section():

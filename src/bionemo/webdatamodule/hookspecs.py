@@ -45,15 +45,17 @@ def webdatamodule_writers() -> Iterable[Writer]:
             path: str
 
             def names(self) -> Sequence[str]:
-                return [f"line{i}" for i, _ in enumerate(self._lines())]
+                return list(self._lines())
 
             def __call__(self, names: Sequence[str]) -> Iterator[Sample]:
                 lines = self._lines()
                 for name in names:
-                    yield Sample(name, {"txt": lines[int(name.removeprefix("line"))].encode()})
+                    if name not in lines:
+                        raise FileNotFoundError(f"{self.path} has no {name}")
+                    yield Sample(name, {"txt": lines[name].encode()})
 
-            def _lines(self) -> list[str]:
-                return Path(self.path).read_text().splitlines()
+            def _lines(self) -> dict[str, str]:
+                return {f"line{i}": line for i, line in enumerate(Path(self.path).read_text().splitlines())}
 
 
         @hookimpl
@@ -158,8 +160,6 @@ def webdatamodule_loaders() -> Iterable[Loader]:
         from dataclasses import dataclass
         from typing import ClassVar
 
-        from torch.utils.data import DataLoader
-
         from bionemo.webdatamodule import Loader, hookimpl
         from bionemo.webdatamodule.components import Item, ItemDataset
 
@@ -171,6 +171,8 @@ def webdatamodule_loaders() -> Iterable[Loader]:
             in_order: ClassVar[bool] = True
 
             def __call__(self, dataset: ItemDataset) -> Iterable[Item]:
+                from torch.utils.data import DataLoader  # not above, since listing plugins imports this module
+
                 return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
 
 
