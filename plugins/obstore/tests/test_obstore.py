@@ -94,6 +94,35 @@ def test_data_in_a_bucket_that_does_not_exist(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "ranges",
+    [[(20, 30)], [(5, 30)], [(0, 3), (20, 30)], [(0, 3), (4, 5), (5, 30)]],
+    ids=["beyond the end", "across the end", "one of two beyond", "one of three across"],
+)
+def test_an_object_that_became_shorter_is_named_at_once(bucket, ranges):
+    """The core hears from either process that the file ends before, and does not ask again."""
+    ObstoreStore().put(b"0123456789", f"{bucket}/x")
+    into = [memoryview(bytearray(end - begin)) for begin, end in ranges]
+    for worker in (context.Worker(), context.Worker(number=0, count=1)):
+        with context.working(worker), pytest.raises(EOFError):
+            ObstoreStore().read(f"{bucket}/x", ranges, into)
+    with pytest.raises(RemoteError) as caught:
+        RemoteDirectory.at(bucket, find(Store, "obstore")).read("x", ranges, into)
+    assert (
+        f"{bucket}/x has 10 bytes and must have at least 30; it was replaced or damaged there: "
+        "restore it, or run `webdatamodule convert` with --check"
+    ) == caught.value.message
+
+
+def test_a_panic_of_the_client_is_an_error_of_its_request(bucket):
+    """It is no ``Exception``: obstore 0.12 raises one for neighbouring ranges where the file ends before the last."""
+    store = ObstoreStore()
+    store.put(b"0123456789", f"{bucket}/x")
+    with pytest.raises((OSError, EOFError)):
+        store.read(f"{bucket}/x", [(0, 15), (15, 30)], [memoryview(bytearray(15)) for _ in range(2)])
+    assert b"0123456789" == store.get(f"{bucket}/x")
+
+
+@pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
         ("503 Service Unavailable", "SlowDown", OSError),

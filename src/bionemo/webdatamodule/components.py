@@ -431,7 +431,7 @@ class ObjectStore(Protocol):
             into: Writable memory for each, as long as the range.
 
         Raises:
-            EOFError: If the file is shorter.
+            EOFError: If the file is shorter, or the answer is. The core asks for the size to know which.
             NotImplementedError: If the server sends the whole file where a part is asked for.
         """
         ...

@@ -116,6 +116,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = file.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         asked = asked if self.server.ranges else None
+        if asked and int(asked[1]) >= len(data):
+            self.send_error(416)
+            return
         if asked:
             data = data[int(asked[1]) : int(asked[2]) + 1]
         self.send_response(206 if asked else 200)
@@ -205,6 +208,33 @@ def test_a_shard_that_never_fits_the_manifest_is_refused(server):
         RemoteError, match="do not have the checksums of the shard's index; it was replaced or damaged there"
     ):
         read_all(ShardSet.open(f"{server.url}/data", "t"))
+
+
+@pytest.mark.parametrize("kept", [0, 700], ids=["beyond the end", "across the end"])
+def test_a_shard_that_became_shorter_is_an_error_at_once(server, kept):
+    """The server's 416 and its short answer are not asked for again where the file itself is shorter."""
+    write_set(server.root / "data")
+    found = ShardSet.open(f"{server.url}/data", "t")
+    os.truncate(server.root / "data" / "t-000001.tar", kept)
+    server.seen.clear()
+    url = f"{server.url}/data/t-000001.tar"
+    with pytest.raises(RemoteError) as caught:
+        read_all(found)
+    assert (
+        f"{url} has {kept} bytes and must have at least 4096; it was replaced or damaged there: "
+        "restore it, or run `webdatamodule convert` with --check"
+    ) == caught.value.message
+    assert url == caught.value.where["shard"]
+    assert 1 == server.seen.count("data/t-000001.tar")
+
+
+@pytest.mark.parametrize("kept", [0, 50])
+def test_an_index_that_became_shorter_is_made_anew(server, kept):
+    """It is fetched as a whole, so that its hash is what shows it."""
+    write_set(server.root / "data")
+    found = ShardSet.open(f"{server.url}/data", "t")
+    os.truncate(server.root / "data" / "t-000001.tar.idx", kept)
+    assert ALL == read_all(found)
 
 
 def test_a_missing_index_is_made_anew(server):

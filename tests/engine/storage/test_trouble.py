@@ -202,6 +202,22 @@ def test_objects_replaced_or_deleted_while_read_are_named(proxy, tmp_path):
         read_all(found)
 
 
+@pytest.mark.parametrize("kept", [0, 700], ids=["beyond the end", "across the end"])
+def test_an_object_that_became_shorter_is_named_at_once(proxy, kept):
+    """It is asked for once, and once for its size."""
+    found = ShardSet.open(proxy.url, "t", split="train")
+    proxy.bucket.pipe_file(f"{proxy.url}/{LAST}", proxy.bucket.cat_file(f"{proxy.url}/{LAST}")[:kept])
+    proxy.seen.clear()
+    with pytest.raises(RemoteError) as caught:
+        read_all(found)
+    assert (
+        f"{proxy.url}/{LAST} has {kept} bytes and must have at least 4096; it was replaced or damaged there: "
+        "restore it, or run `webdatamodule convert` with --check"
+    ) == caught.value.message
+    assert f"{proxy.url}/{LAST}" == caught.value.where["shard"]
+    assert ["GET", "HEAD"] == [method for method, path in proxy.seen if path.endswith(LAST)]
+
+
 def test_what_rots_in_the_cache_is_fetched_again_and_never_skipped(proxy, tmp_path, caplog):
     """A later run finds the damage by the checksum; with on_error='skip', too, no sample is left out."""
     caplog.set_level(logging.WARNING, "bionemo.webdatamodule")

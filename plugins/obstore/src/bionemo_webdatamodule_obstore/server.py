@@ -26,13 +26,13 @@ def serve() -> None:
 
     def answer(number: int, name: str, arguments: Any) -> None:
         found: Any = None
-        error: Exception | None = None
+        error: BaseException | None = None
         blocks: Sequence[memoryview] = ()
         try:
             found = getattr(client, name)(*arguments)
             if name == "ranges":
                 found, blocks = None, found
-        except Exception as raised:  # noqa: BLE001 - the caller gets it
+        except BaseException as raised:  # noqa: BLE001 - the caller gets it; obstore's panics are no Exception
             error = raised if _pickles(raised) else OSError(f"{type(raised).__name__}: {raised}")
         head = packed((number, found, error, [len(block) for block in blocks]))
         with sending:
@@ -70,7 +70,7 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
     return data
 
 
-def _pickles(error: Exception) -> bool:
+def _pickles(error: BaseException) -> bool:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 - whatever it is, it cannot be sent

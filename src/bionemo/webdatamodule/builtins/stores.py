@@ -13,6 +13,7 @@ from bionemo.webdatamodule.errors import ConfigError, RemoteError
 from bionemo.webdatamodule.hookspecs import hookimpl
 
 _SILENCE = 20  # seconds without a byte, after which a connection is given up
+_BEYOND_THE_END = 416  # the status of an answer to a range behind the end of a file
 _BUFFER = 4 << 20  # bytes of an answer that are taken before the reader has to ask for more
 _VERSIONS = ("ETag", "etag", "md5Hash", "md5", "generation", "content_md5", "LastModified", "mtime", "created")
 
@@ -55,7 +56,12 @@ class FsspecStore:
         """Read byte ranges of a file into memory."""
         with self._open(url) as (filesystem, path):
             for (begin, end), memory in zip(ranges, into, strict=True):
-                data = filesystem.cat_file(path, start=begin, end=end)
+                try:
+                    data = filesystem.cat_file(path, start=begin, end=end)
+                except Exception as error:
+                    if _is_beyond_the_end(error):
+                        raise EOFError(f"the file ends before byte {begin + 1}") from error
+                    raise
                 if len(data) > end - begin:
                     raise NotImplementedError(f"{len(data)} bytes came where {end - begin} were asked for")
                 if len(data) < end - begin:
@@ -142,6 +148,19 @@ def _missing_bucket(error: BaseException) -> BaseException | None:
         if said.get("Code") == "NoSuchBucket":
             return cause
     return None
+
+
+def _is_beyond_the_end(error: BaseException) -> bool:
+    """Return whether a server says that a range begins behind the end of the file, wherever the client keeps it."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        status = metadata.get("HTTPStatusCode")
+        for name in ("status", "status_code", "code"):  # aiohttp deprecates its code
+            status = status or getattr(cause, name, None)
+        if status == _BEYOND_THE_END:
+            return True
+    return False
 
 
 def _retry_after(error: BaseException) -> float | None:

@@ -98,11 +98,11 @@ class RemoteDirectory:
         return found
 
     def read(self, name: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
-        """Read byte ranges of a file into memory."""
+        """Read byte ranges of a file into memory; a file that is shorter is not asked for again."""
         url = join(self.url, name)
         n_bytes = sum(end - begin for begin, end in ranges)
         try:
-            self._retried(lambda client: client.read(url, ranges, into), url, n_bytes=n_bytes)
+            self._retried(lambda client: _read(client, url, ranges, into), url, n_bytes=n_bytes)
         except NotImplementedError as error:
             raise RemoteError(
                 f"{shown(url)}: the server does not send parts of files, by which shards are read; "
@@ -160,6 +160,25 @@ class RemoteDirectory:
     def _renew(self) -> None:
         """Forget the client, so that the next one reads its credentials again."""
         _clients.pop((os.getpid(), self.store), None)
+
+
+def _read(client: ObjectStore, url: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
+    """Read byte ranges of a file into memory, by one attempt.
+
+    Raises:
+        RemoteError: If the file ends before them. Where only the answer does, that is the store's ``EOFError``.
+    """
+    try:
+        client.read(url, ranges, into)
+    except EOFError as error:
+        size, needed = client.stat(url).size, max(end for _, end in ranges)
+        if size >= needed:
+            raise
+        raise RemoteError(
+            f"{shown(url)} has {size} bytes and must have at least {needed}; it was replaced or damaged there: "
+            "restore it, or run `webdatamodule convert` with --check",
+            shard=shown(url),
+        ) from error
 
 
 def find_store(url: str, plugins: Plugins | None = None) -> Registered:
