@@ -198,7 +198,7 @@ class WebDataModule(L.LightningDataModule):
             options = dict(wds_options.get(split) or {})
             chosen, reason = order_of(order, options)
             count = counts.get(split)
-            chosen_loader = assembly.resolve_loader(loader, wld_options.get(split) or {}, plugins)
+            chosen_loader = assembly.resolve_loader(loader, wld_options.get(split) or {}, plugins, split=name)
             own = _stages(f"pipeline_wds[{name}]", stages.get(split), plugins)
             behind = _stages(f"pipeline_prebatch_wld[{name}]", loader_stages.get(split), plugins)
             calls = tuple(dataset_calls.get(split) or ())

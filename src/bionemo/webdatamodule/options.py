@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import pkgutil
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from bionemo.webdatamodule.errors import ConfigError
+
+Check: TypeAlias = Callable[[str, Any], Any]
+"""Returns the value of an argument, given its name and what the user gave, or raises a ``ConfigError``."""
 
 
 def whole_number(argument: str, given: object, *, least: int) -> int:
@@ -27,13 +31,30 @@ def whole_number(argument: str, given: object, *, least: int) -> int:
     return number
 
 
+def number(argument: str, given: object, *, least: float) -> float:
+    """Return a number that is large enough; it may be infinite.
+
+    Raises:
+        ConfigError: If it is not a number, or too small.
+    """
+    if not isinstance(given, numbers.Real) or isinstance(given, bool) or given != given:  # noqa: PLR0124 - not a number
+        raise ConfigError(f"{argument} is a number, not {given!r}")
+    if given < least:
+        raise ConfigError(f"{argument} is at least {least}, not {given}")
+    return float(given)
+
+
 def one_of(argument: str, given: object, choices: tuple[object, ...]) -> Any:
     """Return a choice.
 
     Raises:
         ConfigError: If it is none of the choices.
     """
-    if given not in choices:
+    try:
+        known = given in choices
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors have no truth
+        known = False
+    if not known:
         raise ConfigError(f"{argument} is one of {', '.join(map(repr, choices))}, not {given!r}")
     return given
 
@@ -46,10 +67,40 @@ def function(argument: str, given: Callable[..., Any] | str) -> Callable[..., An
     """
     if callable(given):
         return given
+    if not isinstance(given, str):
+        raise ConfigError(f"{argument} is a function or its import path, not {given!r}")
     try:
-        found = pkgutil.resolve_name(str(given))
+        found = pkgutil.resolve_name(given)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{argument} is a function or its import path; {given!r} is neither: {error}") from error
     if not callable(found):
         raise ConfigError(f"{argument} names {given!r}, which cannot be called")
     return found  # type: ignore[no-any-return]  # that it can be called is all that is known of it
+
+
+def flag(argument: str, given: object) -> bool:
+    """Return a boolean.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    return bool(one_of(argument, given, (True, False)))
+
+
+def optional(check: Check) -> Check:
+    """Return a check that accepts ``None`` as well."""
+    return lambda argument, given: None if given is None else check(argument, given)
+
+
+def checked(given: Mapping[str, Any], checks: Mapping[str, Check], form: str = "{}") -> dict[str, Any]:
+    """Return options with the values that their checks return.
+
+    Args:
+        given: The options.
+        checks: The check of each option; one without a check is returned as it is.
+        form: What the messages call an option, such as ``"{} in kwargs_wds[train]"``.
+
+    Raises:
+        ConfigError: If a check refuses a value.
+    """
+    return {name: checks[name](form.format(name), value) if name in checks else value for name, value in given.items()}

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch.utils.data import default_convert
 
+from bionemo.webdatamodule import Use, WebDataModule
 from bionemo.webdatamodule._engine.loading.placement import converted
+from bionemo.webdatamodule._engine.loading.records import resolve_loader
+from bionemo.webdatamodule.errors import ConfigError
 
 Pair = namedtuple("Pair", ["first", "second"])  # noqa: PYI024 - as users have them
 
@@ -57,3 +60,39 @@ def test_counts_stay_as_they_are():
     assert Counter(a=1, b=2) == converted(Counter(a=1, b=2))
     found = converted([Counter(a=np.int64(3))])
     assert (Counter, 3, torch.Tensor) == (type(found[0]), int(found[0]["a"]), type(found[0]["a"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": True}, "batch_size in kwargs_wld is a whole number, not True"),
+        ({"batch_size": 0}, "batch_size in kwargs_wld is at least 1, not 0"),
+        ({"drop_last": "yes"}, "drop_last in kwargs_wld is one of True, False, not 'yes'"),
+        ({"shuffle": 5}, "shuffle in kwargs_wld is one of True, False, not 5"),
+        ({"collate_fn": 5}, "collate_fn in kwargs_wld is a function or its import path, not 5"),
+        (
+            {"collate_fn": "pad"},
+            (
+                "collate_fn='pad' in kwargs_wld makes batches, and where pipeline_prebatch_wld is given it gets single "
+                "samples; leave it out, and give Use('batch', collate='pad') in pipeline_prebatch_wld"
+            ),
+        ),
+    ],
+)
+def test_wrong_options_of_torchs_loader_are_refused(options, message):
+    """The constructor of the data module names the option, the split and what is expected."""
+    with pytest.raises(ConfigError) as caught:
+        WebDataModule(
+            {"val": "data"},
+            None,
+            "cls",
+            4,
+            kwargs_wld={"val": options},
+            pipeline_prebatch_wld={"val": Use("batch", collate="pad")},
+        )
+    assert (message, {"split": "val"}) == (caught.value.message, caught.value.where)
+
+
+def test_a_collate_fn_may_be_an_import_path():
+    """As everywhere where a function is taken, so that a file of configuration can name it."""
+    assert len is resolve_loader("webloader", {"collate_fn": "builtins.len"}, None, split="val").collate

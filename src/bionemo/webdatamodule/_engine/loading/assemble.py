@@ -153,7 +153,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
 
 
 def check_order(split: SplitSettings) -> None:
-    """Refuse options that the order of a split would ignore.
+    """Refuse options that the order of a split, or its stages, would ignore.
 
     Raises:
         ConfigError: If there are any.
@@ -169,6 +169,13 @@ def check_order(split: SplitSettings) -> None:
         raise ConfigError(
             "drop_last in kwargs_wld would drop samples on one rank and not on another; "
             "leave it out, and for batches of one size in training give tail='drop'",
+            split=split.split,
+        )
+    name, single = split.loader.collate, split.loader.batch_size is None and not split.joins
+    if single and isinstance(name, str):
+        raise ConfigError(
+            f"collate_fn={name!r} in kwargs_wld makes batches, and where pipeline_prebatch_wld is given it gets single "
+            f"samples; leave it out, and give Use('batch', collate={name!r}) in pipeline_prebatch_wld",
             split=split.split,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from bionemo.webdatamodule._engine.codecs import Codecs
@@ -15,8 +16,8 @@ from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule._engine.storage.remote.directory import find_store
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.components import ItemLoader, Loader
-from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.options import whole_number
+from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
+from bionemo.webdatamodule.options import checked, flag, function, optional, whole_number
 from bionemo.webdatamodule.plugins import Plugins, as_use, installed_plugins, option_names, resolve
 
 
@@ -103,22 +104,42 @@ def with_stores(sources: Iterable[Source], plugins: Plugins | None) -> tuple[Sou
     )
 
 
-def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None) -> LoaderChoice:
+def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None, *, split: str) -> LoaderChoice:
     """Return the loader that a reference and the options of one split mean.
 
     Raises:
         ConfigError: If the options do not fit the loader.
         UnknownNameError: If its name is not registered.
     """
+    try:
+        return _loader_choice(ref, kwargs, plugins)
+    except WebDataModuleError as error:
+        raise error.located(split=split) from error.__cause__
+
+
+def _collate(argument: str, given: Any) -> Any:
+    """Return a function that makes batches, or one of the names that the stage ``batch`` knows."""
+    return given if isinstance(given, str) and given in ("default", "pad", "list") else function(argument, given)
+
+
+_TORCH = {
+    "batch_size": optional(partial(whole_number, least=1)),
+    "collate_fn": optional(_collate),
+    "drop_last": optional(flag),
+    "shuffle": optional(flag),
+}
+"""Options of torch's ``DataLoader`` that concern samples, where the loader does not take them itself."""
+
+
+def _loader_choice(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None) -> LoaderChoice:
     options = dict(kwargs)
     use = as_use(ref)
     found = None if use is None else (plugins or installed_plugins()).lookup(Loader, use.name)
     own = set() if found is None else set(option_names(found.component.factory))
-    batch_size, collate, drop_last, shuffle = (
-        None if name in own else options.pop(name, None)
-        for name in ("batch_size", "collate_fn", "drop_last", "shuffle")
+    for_torch = checked(
+        {name: None if name in own else options.pop(name, None) for name in _TORCH}, _TORCH, "{} in kwargs_wld"
     )
-    if shuffle:
+    if for_torch["shuffle"]:
         raise ConfigError("kwargs_wld cannot shuffle; training data are shuffled already, evaluation data are not")
     if use is not None and found is not None:
         function, name = found.build({**use.options, **options}), repr(use.name)
@@ -127,13 +148,11 @@ def resolve_loader(ref: Any, kwargs: Mapping[str, Any], plugins: Plugins | None)
     else:
         function = resolve(Loader, ref, plugins)
         name = describe(function)
-    if batch_size is not None:
-        whole_number("batch_size in kwargs_wld", batch_size, least=1)
     return LoaderChoice(
         function=as_loader(function, name),
         name=name,
         plugin={} if found is None else found.where,
-        batch_size=batch_size,
-        collate=collate,
-        drop_last=bool(drop_last),
+        batch_size=for_torch["batch_size"],
+        collate=for_torch["collate_fn"],
+        drop_last=bool(for_torch["drop_last"]),
     )

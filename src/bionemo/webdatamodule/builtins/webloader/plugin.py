@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bionemo.webdatamodule.components import Item, ItemDataset, Loader
+from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
+from bionemo.webdatamodule.options import checked, flag, function, number, optional, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class WebLoader:
             0 for never.
         multiprocessing_context: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default fork where there is one,
             so that stages need not pickle.
-        worker_init_fn: Called in each worker with its number.
+        worker_init_fn: Called in each worker with its number; a function or its import path.
         generator: Torch's generator for the workers' base seed.
         in_order: Take items from the workers in turn; ``False`` is refused in global order.
     """
@@ -39,6 +42,10 @@ class WebLoader:
     worker_init_fn: Callable[[int], None] | None = None
     generator: Any = None
     in_order: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in checked(vars(self), _CHECKS).items():
+            object.__setattr__(self, name, value)
 
     @property
     def keeps_workers(self) -> bool:
@@ -61,6 +68,36 @@ class WebLoader:
         from bionemo.webdatamodule.builtins.webloader.loader import WorkerLoader
 
         return WorkerLoader(dataset, self)
+
+
+def _start_method(argument: str, given: Any) -> Any:  # noqa: ARG001 - as all checks
+    """Return how workers start, as it was given."""
+    from bionemo.webdatamodule.builtins.webloader.start_method import start_context
+
+    start_context(given)
+    return given
+
+
+def _generator(argument: str, given: Any) -> Any:
+    """Return a generator of torch."""
+    import torch
+
+    if not isinstance(given, torch.Generator):
+        raise ConfigError(f"{argument} is a torch.Generator, not {given!r}")
+    return given
+
+
+_CHECKS = {
+    "num_workers": partial(whole_number, least=0),
+    "pin_memory": flag,
+    "prefetch_factor": optional(partial(whole_number, least=1)),
+    "persistent_workers": flag,
+    "timeout": optional(partial(number, least=0)),
+    "multiprocessing_context": _start_method,
+    "worker_init_fn": optional(function),
+    "generator": optional(_generator),
+    "in_order": flag,
+}
 
 
 @hookimpl

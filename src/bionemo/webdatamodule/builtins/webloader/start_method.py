@@ -33,7 +33,7 @@ def start_context(named: str | BaseContext | None) -> BaseContext:
         named = "fork"
     try:
         return multiprocessing.get_context(named)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # one that has no hash
         raise ConfigError(
             f"multiprocessing_context={named!r} is no way to start workers here; "
             f"there are {', '.join(multiprocessing.get_all_start_methods())}"
