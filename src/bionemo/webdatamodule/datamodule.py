@@ -13,13 +13,18 @@ import lightning as L
 from bionemo.webdatamodule._engine.codecs import find_codecs, warn_of_unused
 from bionemo.webdatamodule._engine.config import (
     ErrorPolicy,
+    calls,
+    directory,
     error_policy,
     joined_sources,
+    mapping,
     order_of,
     pinned,
+    plugin_set,
     receipt_path,
     sources,
     suffix_tuple,
+    wds_options,
 )
 from bionemo.webdatamodule._engine.former import recognises_pickles, recognises_shards
 from bionemo.webdatamodule._engine.loading import assemble as assembly
@@ -167,13 +172,14 @@ class WebDataModule(L.LightningDataModule):
         counts = by_split("n_samples", n_samples)
         stages = by_split("pipeline_wds", pipeline_wds)
         loader_stages = by_split("pipeline_prebatch_wld", pipeline_prebatch_wld)
-        wds_options = by_split("kwargs_wds", kwargs_wds)
-        wld_options = by_split("kwargs_wld", kwargs_wld)
+        dataset_options = by_split("kwargs_wds", kwargs_wds)
+        loader_options = by_split("kwargs_wld", kwargs_wld)
         dataset_calls = by_split("invoke_wds", invoke_wds)
         loader_calls = by_split("invoke_wld", invoke_wld)
         digests = by_split("expect", expect)
         subsets = by_split("where", where)
         joins = by_split("join", join)
+        plugins = plugin_set("plugins", plugins)
         one_of("order", order, ("global", "shards", None))
         errors = ErrorPolicy(
             on_error=one_of("on_error", on_error, ("raise", "skip")),
@@ -195,14 +201,16 @@ class WebDataModule(L.LightningDataModule):
         self._splits: dict[Split, SplitSettings] = {}
         for split, given in directories.items():
             name = split.name
-            options = dict(wds_options.get(split) or {})
+            options = wds_options(f"kwargs_wds[{name}]", dataset_options.get(split))
             chosen, reason = order_of(order, options)
             count = counts.get(split)
-            chosen_loader = assembly.resolve_loader(loader, wld_options.get(split) or {}, plugins, split=name)
+            chosen_loader = assembly.resolve_loader(
+                loader, mapping(f"kwargs_wld[{name}]", loader_options.get(split)), plugins, split=name
+            )
             own = _stages(f"pipeline_wds[{name}]", stages.get(split), plugins)
             behind = _stages(f"pipeline_prebatch_wld[{name}]", loader_stages.get(split), plugins)
-            calls = tuple(dataset_calls.get(split) or ())
-            if behind is None and makes_batches(own or (), calls):
+            invoked = calls(f"invoke_wds[{name}]", dataset_calls.get(split))
+            if behind is None and makes_batches(own or (), invoked):
                 behind = ()
             self._splits[split] = SplitSettings(
                 split=name,
@@ -217,8 +225,8 @@ class WebDataModule(L.LightningDataModule):
                 loader_stages=default_loader_stages(chosen_loader, plugins) if behind is None else behind,
                 options=options,
                 loader=chosen_loader,
-                dataset_calls=calls,
-                loader_calls=tuple(loader_calls.get(split) or ()),
+                dataset_calls=invoked,
+                loader_calls=calls(f"invoke_wld[{name}]", loader_calls.get(split)),
                 errors=error_policy(options, errors),
                 joins=behind is None and chosen_loader.batch_size is None,
                 joined=assembly.with_stores(joined_sources(f"join[{name}]", joins.get(split)), plugins),
@@ -453,7 +461,7 @@ class PickledDataWDS(SourceDataWDS):
             raise ConfigError(f"{', '.join(twice)} is given both by position and by name")
         suffixes = suffix_tuple("suffix_pickles", suffix_pickles)
         super().__init__(
-            Use("pickles", directory=str(Path(dir_pickles).expanduser()), suffixes=suffixes),
+            Use("pickles", directory=str(Path(directory("dir_pickles", dir_pickles))), suffixes=suffixes),
             names_subset,
             prefix_dir_tars_wds,
             kwargs.pop("suffix_keys_wds", suffixes),
@@ -475,13 +483,15 @@ _PARENT_ARGUMENTS = (
 
 def _directories(given: Any, splits: Iterable[Split]) -> dict[Split, str]:
     """Return where the shards of each split go."""
+    argument = "prefix_dir_tars_wds"
+    if isinstance(given, str | os.PathLike):
+        return {split: directory(argument, f"{os.fspath(given)}{split.name}") for split in splits}
     if not isinstance(given, Mapping):
-        prefix = os.fspath(given)
-        return {split: f"{prefix}{split.name}" for split in splits}
-    named = by_split("prefix_dir_tars_wds", given)
+        raise ConfigError(f"{argument} is the beginning of a path or URL, or maps splits to them, not {given!r:.80}")
+    named = by_split(argument, given)
     if missing := [split.name for split in splits if split not in named]:
-        raise ConfigError(f"prefix_dir_tars_wds has no directory for the split {missing[0]}")
-    return {split: os.fspath(named[split]) for split in splits}
+        raise ConfigError(f"{argument} has no directory for the split {missing[0]}")
+    return {split: directory(f"{argument}[{split.name}]", named[split]) for split in splits}
 
 
 def _stages(argument: str, given: object, plugins: Plugins | None) -> tuple[Any, ...] | None:

@@ -6,9 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.options import Check, checked, flag, function, number, one_of, optional, whole_number
+from bionemo.webdatamodule.plugins import Plugins
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.plugins import Registered
@@ -66,6 +69,74 @@ class ErrorPolicy:
     max_skipped: int = 100
 
 
+def mapping(argument: str, given: object) -> dict[str, Any]:
+    """Return the options of a split, which a user may leave out.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        given: A mapping from names to values, or ``None``.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"{argument} maps names of options to values, such as {{'name': value}}, not {given!r:.80}")
+    return dict(given)
+
+
+def wds_options(argument: str, given: object) -> dict[str, Any]:
+    """Return a split's arguments for ``webdataset.WebDataset``, with values that can be used.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        given: A mapping from names to values, or ``None``.
+
+    Raises:
+        ConfigError: If it is something else, or a value is wrong.
+    """
+    return checked(mapping(argument, given), _WDS_CHECKS, f"{{}} in {argument}")
+
+
+def calls(argument: str, given: object) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Return the calls of methods that a user wants after a pipeline.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        given: Pairs of a method's name and its arguments, or ``None``.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    expected = f"{argument} is a list of pairs of a method and its arguments, such as [('shuffle', {{'size': 9}})]"
+    if given is None:
+        return ()
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ConfigError(f"{expected}, not {given!r:.80}")
+    pairs = tuple(given)
+    for pair in pairs:
+        if not (
+            isinstance(pair, tuple | list)
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], Mapping)
+        ):
+            raise ConfigError(f"{expected}; it holds {pair!r:.80}")
+    return tuple((name, kwargs) for name, kwargs in pairs)
+
+
+def plugin_set(argument: str, given: object) -> Plugins | None:
+    """Return the plugins in which names are looked up; ``None`` for the installed ones.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if given is not None and not isinstance(given, Plugins):
+        raise ConfigError(f"{argument} is a Plugins, or None for the installed plugins, not {given!r:.80}")
+    return given
+
+
 def receipt_path(given: str | os.PathLike[str] | None) -> str | None:
     """Return the absolute path of the file for receipts, if there is one.
 
@@ -112,7 +183,7 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
         ConfigError: If it is none of these.
     """
     if isinstance(given, str | os.PathLike):
-        return (Source(_directory(given, argument), None),)
+        return (Source(directory(argument, given), None),)
     if isinstance(given, Mapping):
         return _changing(argument, given)
     if not isinstance(given, Iterable):
@@ -120,11 +191,11 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
     found = []
     for entry in given:
         if isinstance(entry, str | os.PathLike):
-            found.append(Source(_directory(entry, argument), None))
+            found.append(Source(directory(argument, entry), None))
             continue
         try:
-            directory, weight = entry
-            source = Source(_directory(directory, argument), float(weight))
+            path, weight = entry
+            source = Source(directory(argument, path), float(weight))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{argument} holds {entry!r:.80}, which is no (directory, weight)") from error
         if not 0 < float(weight) < float("inf"):
@@ -153,7 +224,7 @@ def _changing(argument: str, given: Mapping[Any, Any]) -> tuple[Source, ...]:
     """Return the directories of a mixture that changes from step to step."""
     try:
         points = sorted(
-            (int(step), [(_directory(d, argument), float(w)) for d, w in pairs]) for step, pairs in given.items()
+            (int(step), [(directory(argument, d), float(w)) for d, w in pairs]) for step, pairs in given.items()
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(
@@ -164,9 +235,9 @@ def _changing(argument: str, given: Mapping[Any, Any]) -> tuple[Source, ...]:
         raise ConfigError(f"{argument} names no directory")
     if points[0][0] != 0:
         raise ConfigError(f"{argument} has a mixture that changes, which begins at step 0, not {points[0][0]}")
-    directories = [directory for directory, _ in points[0][1]]
+    directories = [path for path, _ in points[0][1]]
     for step, pairs in points:
-        if [directory for directory, _ in pairs] != directories:
+        if [path for path, _ in pairs] != directories:
             raise ConfigError(
                 f"{argument} has other directories at step {step} than at step 0; name all of them at each, in one "
                 "order, with weight 0 where one gives nothing"
@@ -174,8 +245,8 @@ def _changing(argument: str, given: Mapping[Any, Any]) -> tuple[Source, ...]:
         if not all(0 <= weight < float("inf") for _, weight in pairs) or not any(weight for _, weight in pairs):
             raise ConfigError(f"{argument} has weights at step {step} that are not from 0 on, or all 0")
     return tuple(
-        Source(directory, points[0][1][n][1], schedule=tuple((step, pairs[n][1]) for step, pairs in points))
-        for n, directory in enumerate(directories)
+        Source(path, points[0][1][n][1], schedule=tuple((step, pairs[n][1]) for step, pairs in points))
+        for n, path in enumerate(directories)
     )
 
 
@@ -252,9 +323,45 @@ def error_policy(kwargs_wds: Mapping[str, Any], policy: ErrorPolicy) -> ErrorPol
     )
 
 
-def _directory(given: Any, argument: str) -> str:
-    path = os.fspath(given)
+def directory(argument: str, given: object) -> str:
+    """Return a directory, a path with its ``~`` replaced or a URL.
+
+    Args:
+        argument: Name of the argument and the split, for messages.
+        given: What the user gave.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else given
     if not isinstance(path, str) or not path:
         raise ConfigError(f"{argument} holds {given!r}, which is not a path")
     path = str(path)  # of a subclass, such as those that an array of NumPy holds
     return path if "://" in path else os.path.expanduser(path)
+
+
+def _shards(argument: str, given: Any) -> bool | int:
+    """Return how many shards are shuffled together, where ``True`` leaves the number to us."""
+    return given if isinstance(given, bool) else whole_number(argument, given, least=0)
+
+
+def _room(argument: str, given: Any) -> int | None:
+    """Return how many bytes a cache may take; ``None`` for no limit, as -1 is in webdataset."""
+    size = number(argument, given, least=float("-inf"))
+    return int(size) if 0 <= size < float("inf") else None
+
+
+_WDS_CHECKS: Mapping[str, Check] = {
+    "cache_dir": optional(directory),
+    "cache_size": optional(_room),
+    "detshuffle": optional(flag),
+    "empty_check": optional(flag),
+    "mode": partial(one_of, choices=("resampled", None)),
+    "nodesplitter": optional(function),
+    "repeat": optional(flag),
+    "resampled": optional(flag),
+    "seed": optional(partial(whole_number, least=0)),
+    "shardshuffle": optional(_shards),
+    "verbose": optional(flag),
+    "workersplitter": optional(function),
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,7 +55,6 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
         PlanError: If the samples do not suffice for the ranks.
         ShardError: If shards are missing or broken.
     """
-    cache_dir, cache_size = split.options.get("cache_dir"), split.options.get("cache_size")
     sets, joined = (
         [
             ShardSet.open(
@@ -65,8 +63,8 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
                 split=split.split,
                 expect=source.digest,
                 store=source.store,
-                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-                cache_size=None if cache_size is None or cache_size < 0 else int(cache_size),  # -1 is no limit
+                cache_dir=split.options.get("cache_dir"),
+                cache_size=split.options.get("cache_size"),
             )
             for source in sources
         ]
@@ -257,7 +255,7 @@ def _stream(
             shardshuffle=100 if shuffle is True else int(shuffle or 0),
             resampled=bool(options.get("resampled")) or options.get("mode") == "resampled",
             empty_check=bool(options.get("empty_check", True)),
-            seed=settings.seed if options.get("seed") is None else int(options["seed"]),
+            seed=settings.seed if options.get("seed") is None else options["seed"],
         ),
         topology=topology,
         split=split.split,

@@ -17,7 +17,7 @@ from bionemo.webdatamodule._engine.storage.remote.directory import find_store
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.components import ItemLoader, Loader
 from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
-from bionemo.webdatamodule.options import checked, flag, function, optional, whole_number
+from bionemo.webdatamodule.options import Check, checked, flag, function, optional, whole_number
 from bionemo.webdatamodule.plugins import Plugins, as_use, installed_plugins, option_names, resolve
 
 
@@ -122,7 +122,7 @@ def _collate(argument: str, given: Any) -> Any:
     return given if isinstance(given, str) and given in ("default", "pad", "list") else function(argument, given)
 
 
-_TORCH = {
+_TORCH: Mapping[str, Check] = {
     "batch_size": optional(partial(whole_number, least=1)),
     "collate_fn": optional(_collate),
     "drop_last": optional(flag),

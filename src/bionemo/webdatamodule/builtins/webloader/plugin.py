@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from bionemo.webdatamodule.components import Item, ItemDataset, Loader
 from bionemo.webdatamodule.errors import ConfigError
 from bionemo.webdatamodule.hookspecs import hookimpl
-from bionemo.webdatamodule.options import checked, flag, function, number, optional, whole_number
+from bionemo.webdatamodule.options import Check, checked, flag, function, number, optional, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def _generator(argument: str, given: Any) -> Any:
     return given
 
 
-_CHECKS = {
+_CHECKS: Mapping[str, Check] = {
     "num_workers": partial(whole_number, least=0),
     "pin_memory": flag,
     "prefetch_factor": optional(partial(whole_number, least=1)),
