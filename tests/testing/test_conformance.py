@@ -158,6 +158,10 @@ class TestPlansBySize(PlannerConformance):
         return {"size": len, "max_total": 64, "collate": "list"}
 
     @pytest.fixture
+    def other_options(self):
+        return {"max_total": 50}
+
+    @pytest.fixture
     def samples(self):
         return ["a", "bb", "cc"]
 
@@ -176,18 +180,15 @@ class TestWeighted(TestPlansBySize):
     """A planner whose epochs repeat samples on purpose."""
 
     name = "weighted"
+    repeats = True
 
     @pytest.fixture
     def options(self):
         return {"by": len, "collate": "list"}
 
-    def test_ranks_take_equal_steps_and_every_sample_once(self, plan, sizes):
-        """An epoch has as many samples as there are, on any number of ranks; some come more than once."""
-        for world in (1, 2, 3):
-            steps = range(plan().n_batches(world))
-            taken = [len(ids) for rank in range(world) for ids in plan().shares(0, steps, rank, world)]
-
-            assert len(sizes) == sum(taken)
+    @pytest.fixture
+    def other_options(self):
+        return {"replacement": False}
 
 
 class TestFsspec(StoreConformance):

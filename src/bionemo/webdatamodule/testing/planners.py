@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,10 +22,20 @@ _WORLDS = (1, 2, 3)
 class PlannerConformance(ComponentConformance):
     """Checks of a planner, a stage with ``plan(sizes, request)``.
 
-    Override the fixture ``samples``, and ``options`` where the planner needs any.
+    Override the fixture ``samples``, and ``options`` where the planner needs any. Where an option decides the batches,
+    let the fixture ``other_options`` give another value of it: the digest of the plan has to be another one too, so
+    that no checkpoint resumes in other batches.
+
+    Attributes:
+        repeats: An epoch may take a sample several times, and leave others out, as ``weighted`` and
+            :func:`~bionemo.webdatamodule.planning.grouped_plan` do. Without this claim every sample must come once.
+        shuffles: Epochs and seeds have batches of their own in training. A planner that decides the order from the
+            sizes alone, such as a curriculum, sets it to false.
     """
 
     kind: ClassVar[type[Stage]] = Stage
+    repeats: ClassVar[bool] = False
+    shuffles: ClassVar[bool] = True
 
     @pytest.fixture
     def samples(self) -> Sequence[Any]:
@@ -42,13 +53,25 @@ class PlannerConformance(ComponentConformance):
         return [1 + 7 * number % 23 for number in range(200)]
 
     @pytest.fixture
+    def other_options(self) -> Mapping[str, Any]:
+        """Options with which the planner makes other batches; override it where an option decides them."""
+        return {}
+
+    @pytest.fixture
     def plan(self, subject: Subject, sizes: Sequence[int]) -> Callable[..., EpochPlan]:
         """Make the plan of a new planner, for training unless ``shuffle`` is false."""
 
-        def make(*, shuffle: bool = True, seed: int = 1) -> EpochPlan:
+        def make(
+            *,
+            shuffle: bool = True,
+            seed: int = 1,
+            sizes: Sequence[int] = sizes,
+            options: Mapping[str, Any] = subject.options,
+        ) -> EpochPlan:
             request = PlanRequest(seed=seed, shuffle=shuffle, global_batch_size=16)
+            planner = replace(subject, options=options).make()
             with subject.trying("plan(sizes, request)", "return an EpochPlan for sizes as the fixture 'sizes' gives"):
-                made = subject.make().plan(np.array(sizes, dtype=np.int64), request)
+                made = planner.plan(np.array(sizes, dtype=np.int64), request)
             if not isinstance(made, EpochPlan):
                 subject.wrong(f"plan() returns a {type(made).__name__}", "return an EpochPlan, such as a ListedPlan")
             return made
@@ -79,7 +102,10 @@ class PlannerConformance(ComponentConformance):
     def test_ranks_take_equal_steps_and_every_sample_once(
         self, subject: Subject, plan: Callable[..., EpochPlan], sizes: Sequence[int]
     ) -> None:
-        """Whatever the number of ranks: as many steps for each, a sample at each, all samples in an epoch."""
+        """Whatever the number of ranks: as many steps for each, a sample at each, all samples in an epoch.
+
+        A planner that repeats samples takes as many in an epoch as its plan says.
+        """
         made = plan()
         for world in _WORLDS:
             for epoch in (0, 1):
@@ -87,11 +113,22 @@ class PlannerConformance(ComponentConformance):
                 if not all(len(share) for step in batches for share in step):
                     subject.wrong(f"a rank of {world} gets no sample at a step", "divide batches until each has one")
                 taken = np.sort(np.concatenate([np.concatenate(step) for step in batches]))
-                if taken.tolist() != list(range(len(sizes))):
+                if not self.repeats and taken.tolist() != list(range(len(sizes))):
                     subject.wrong(
                         f"{world} ranks take {len(taken)} samples, {len(np.unique(taken))} of them different, of "
                         f"{len(sizes)}",
-                        "plan each sample once an epoch; ListedPlan divides batches among ranks",
+                        "plan each sample once an epoch; ListedPlan divides batches among ranks. A planner that "
+                        "repeats samples on purpose has repeats = True in the test class, and says so in the docstring",
+                    )
+                if taken[0] < 0 or taken[-1] >= len(sizes):
+                    subject.wrong(
+                        f"{world} ranks take the samples {taken[0]} to {taken[-1]} of {len(sizes)}",
+                        "plan numbers of the samples whose sizes it gets",
+                    )
+                if len(taken) != made.n_samples:
+                    subject.wrong(
+                        f"{world} ranks take {len(taken)} samples, and its n_samples is {made.n_samples}",
+                        "let n_samples of the plan be the samples of an epoch",
                     )
 
     def test_goes_on_in_the_middle(self, subject: Subject, plan: Callable[..., EpochPlan]) -> None:
@@ -115,15 +152,44 @@ class PlannerConformance(ComponentConformance):
         if not _equal(_batches(subject, again, 3, 2), whole) or plan().digest != again.digest:
             subject.wrong("a second plan is another one", "draw chance from request.seed and the epoch alone")
 
+    def test_other_batches_have_another_digest(
+        self,
+        subject: Subject,
+        plan: Callable[..., EpochPlan],
+        sizes: Sequence[int],
+        other_options: Mapping[str, Any],
+    ) -> None:
+        """What decides the batches is in the digest of the plan, or a checkpoint resumes in other batches."""
+        made = plan()
+        others = {
+            "other sizes": plan(sizes=sizes[::-1]),
+            "shuffle=False": plan(shuffle=False),
+            "other options": plan(options={**subject.options, **other_options}),
+        }
+        for what, other in others.items():
+            if made.digest != other.digest:
+                continue
+            if not _equal(_batches(subject, made, 1, 1), _batches(subject, other, 1, 1)):
+                subject.wrong(
+                    f"with {what} it plans other batches under the same digest {made.digest!r}, so a checkpoint would "
+                    "resume in other batches",
+                    "make the digest a hash of the options, request.shuffle, and the sizes or what is made of them",
+                )
+
     def test_shuffles_for_training_only(self, subject: Subject, plan: Callable[..., EpochPlan]) -> None:
         """In training every epoch and seed has an order of its own; in evaluation all epochs have the same."""
-        first = _batches(subject, plan(), 0, 1)
-        for other, what in (
-            (_batches(subject, plan(), 1, 1), "epoch"),
-            (_batches(subject, plan(seed=2), 0, 1), "seed"),
-        ):
-            if _equal(first, other):
-                subject.wrong(f"another {what} has the same batches", "shuffle where request.shuffle is true")
+        if self.shuffles:
+            first = _batches(subject, plan(), 0, 1)
+            for other, what in (
+                (_batches(subject, plan(), 1, 1), "epoch"),
+                (_batches(subject, plan(seed=2), 0, 1), "seed"),
+            ):
+                if _equal(first, other):
+                    subject.wrong(
+                        f"another {what} has the same batches",
+                        "shuffle where request.shuffle is true. A planner whose order is decided by the sizes alone "
+                        "has shuffles = False in the test class, and says so in the docstring",
+                    )
         still = plan(shuffle=False)
         if not _equal(_batches(subject, still, 0, 1), _batches(subject, still, 1, 1)):
             subject.wrong(
