@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bionemo.webdatamodule import Executor, KeyEncoder, Loader, Sample, Stage, Writer, hookimpl
+from bionemo.webdatamodule import Codec, Executor, KeyEncoder, Loader, Sample, Stage, Writer, hookimpl
 from bionemo.webdatamodule.errors import InputError
 
 SOURCE = {name: {"txt": name.encode(), "n.cls": b"%d" % number} for number, name in enumerate(["a", "b.1", "c", "d"])}
@@ -247,6 +247,19 @@ class NoPickle(Good):
         return Sample(name, {"x.pyd": b"no pickle"})
 
 
+@offer("writer", "recodes")
+class Recodes(Good):
+    codecs: ClassVar = {"txt": "padded"}
+
+
+class Padded:
+    def decode(self, view):
+        return str(view, "utf-8").rstrip()
+
+    def recode(self, data):
+        return [data.rstrip(), b" "]
+
+
 @offer("writer", "positional")
 class Positional(Good):
     def __init__(self, option=0):
@@ -272,10 +285,32 @@ class Bytes(Hexadecimal):
         return super().__call__(name).encode()
 
 
-@offer("key encoder", "raises")
-class Raises(Hexadecimal):
+@offer("key encoder", "refuses-odd-names")
+class RefusesOddNames(Hexadecimal):
     def __call__(self, name):
-        return name.encode().hex()
+        return name.encode("ascii").hex()
+
+
+@offer("key encoder", "refuses-ordinary-names")
+class RefusesOrdinaryNames(Hexadecimal):
+    def __call__(self, name):
+        if " " in name:
+            raise ValueError("a name has a space")
+        return super().__call__(name)
+
+
+@offer("key encoder", "key-error")
+class RaisesKeyError(Hexadecimal):
+    def __call__(self, name):
+        return {"ä": "a"}[name] if not name.isascii() else super().__call__(name)
+
+
+@offer("key encoder", "says-nothing")
+class SaysNothing(Hexadecimal):
+    def __call__(self, name):
+        if "/" in name:
+            raise ValueError
+        return super().__call__(name)
 
 
 @offer("key encoder", "dots")
@@ -326,10 +361,30 @@ class Collects(Forward):
         yield from super().__call__(iter(list(samples)))
 
 
-@offer("stage", "stage-list")
+@offer("stage", "a-list")
 class StageList(Forward):
     def __call__(self, samples):
-        return list(super().__call__(itertools.islice(samples, 100)))
+        return list(super().__call__(samples))
+
+
+@offer("stage", "an-iterable")
+class StageIterable(Forward):
+    def __call__(self, samples):
+        return _Iterable(super().__call__(samples))
+
+
+class _Iterable:
+    def __init__(self, results):
+        self.results = results
+
+    def __iter__(self):
+        return self.results
+
+
+@offer("stage", "nothing")
+class Nothing(Forward):
+    def __call__(self, samples):
+        return None
 
 
 @offer("stage", "ends-early")
@@ -661,6 +716,11 @@ def components(kind, record):
 @hookimpl
 def webdatamodule_writers():
     return components("writer", Writer)
+
+
+@hookimpl
+def webdatamodule_codecs():
+    yield Codec(name="padded", summary="text with one blank at the end", factory=Padded)
 
 
 @hookimpl

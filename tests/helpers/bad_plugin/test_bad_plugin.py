@@ -44,3 +44,6 @@ for kind, factories in FACTORIES.items():
     for component in (*factories, "unknown", *(("heavy",) if kind == "writer" else ())):
         label = f"Test {kind}: {component}"
         globals()[label] = type(label, (SUITES[kind],), {"name": component, "__test__": True})
+
+label = "Test stage: a-list-of-a-share"
+globals()[label] = type(label, (Stages,), {"name": "a-list", "ahead": None, "__test__": True})

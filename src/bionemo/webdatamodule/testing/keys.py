@@ -42,7 +42,7 @@ NASTY = (
     "a;b,c=d",
     " ",
 )
-"""Names that an encoder has to encode well, or that the core has to refuse."""
+"""Names that an encoder has to encode well or refuse, or whose keys the core has to refuse."""
 
 
 class KeyEncoderConformance(ComponentConformance):
@@ -50,8 +50,9 @@ class KeyEncoderConformance(ComponentConformance):
 
     Attributes:
         collides: Some names share a key. The core then refuses to convert such names together.
-        takes_any_name: Every name gets a key that can be stored. Without this claim only ordinary names must,
-            and the core refuses the others.
+        takes_any_name: Every name gets a key that can be stored. Without this claim only ordinary names must, such as
+            ``a.b`` and ``sp|P69905.2|HBA``. For others, such as ``dir/a`` or an empty line, the encoder may raise a
+            ``ValueError`` that says why, or give a key that the core refuses.
     """
 
     kind: ClassVar[type[KeyEncoder]] = KeyEncoder
@@ -64,9 +65,12 @@ class KeyEncoderConformance(ComponentConformance):
         return subject.make()  # type: ignore[no-any-return]
 
     def test_keys_are_text(self, subject: Subject, encode: Callable[[str], str]) -> None:
-        """Every name gets a string."""
-        for name in (*ORDINARY, *NASTY):
-            with subject.trying(f"encoding {name!r}", "return a key for every name; the core checks it"):
+        """Every name gets a string, unless it is an odd one that the encoder refuses."""
+        for name in (*ORDINARY, *NASTY) if self.takes_any_name else (*ORDINARY, *_taken(encode, NASTY)):
+            remedy = "return a key for it; the core checks it"
+            if name in NASTY and not self.takes_any_name:
+                remedy = f"{remedy}, or raise a ValueError whose message says why the name cannot be used"
+            with subject.trying(f"encoding {name!r}", remedy):
                 key = encode(name)
             if not isinstance(key, str):
                 subject.wrong(f"the key of {name!r} is a {type(key).__name__}", "return a string")
@@ -91,7 +95,7 @@ class KeyEncoderConformance(ComponentConformance):
         if self.collides:
             return
         names: dict[str, str] = {}
-        for name in (*ORDINARY, *NASTY):
+        for name in _taken(encode, (*ORDINARY, *NASTY)):
             key = encode(name)
             if key in names:
                 subject.wrong(
@@ -102,7 +106,7 @@ class KeyEncoderConformance(ComponentConformance):
 
     def test_encodes_the_same_always_and_everywhere(self, subject: Subject, encode: Callable[[str], str]) -> None:
         """A key depends on the name alone, not on the process, the time or the names before."""
-        names = (*ORDINARY, *NASTY)
+        names = _taken(encode, (*ORDINARY, *NASTY))
         here = _encode_all(encode, names)
         try:
             there = in_fresh_process(_encode_all, encode, names)
@@ -114,6 +118,22 @@ class KeyEncoderConformance(ComponentConformance):
                     f"{name!r} gets the keys {one!r}, {again!r} and, in another process, {other!r}",
                     "let the key depend on the name alone: no hash(), no counter, no chance",
                 )
+
+
+def _taken(encode: Callable[[str], str], names: Sequence[str]) -> list[str]:
+    """Return the names that an encoder does not refuse."""
+    return [name for name in names if not _refuses(encode, name)]
+
+
+def _refuses(encode: Callable[[str], str], name: str) -> bool:
+    """Return whether an encoder raises a ``ValueError`` for a name, and says why."""
+    try:
+        encode(name)
+    except ValueError as error:
+        return bool(str(error))
+    except Exception:  # noqa: BLE001 - that is no refusal, and comes again where the key is needed
+        return False
+    return False
 
 
 def _encode_all(encode: Callable[[str], str], names: Sequence[str]) -> list[str]:
