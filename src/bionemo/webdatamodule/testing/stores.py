@@ -6,9 +6,10 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +20,12 @@ from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 
 _DATA = bytes(range(256)) * 300
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+")
+
+
+def _is_scheme(scheme: object) -> bool:
+    """Return whether URLs can have a scheme, as :rfc:`3986` has it; one letter is a drive of Windows."""
+    return isinstance(scheme, str) and (scheme == "*" or _SCHEME.fullmatch(scheme) is not None)
 
 
 class _WholeFiles(http.server.SimpleHTTPRequestHandler):
@@ -84,13 +91,12 @@ class StoreConformance(ComponentConformance):
     def test_names_its_schemes(self, subject: Subject) -> None:
         """The record says which URLs the store serves."""
         component = subject.registered.component
-        schemes: Sequence[object] = component.schemes if isinstance(component, Store) else ()
-        wrong = [
-            scheme for scheme in schemes if not isinstance(scheme, str) or scheme != scheme.lower() or ":" in scheme
-        ]
-        if not schemes or wrong:
+        schemes: object = component.schemes if isinstance(component, Store) else ()
+        if not isinstance(schemes, tuple) or not schemes or not all(map(_is_scheme, schemes)):
             subject.wrong(
-                f"its record has schemes={schemes!r}", "name URL schemes in lower-case letters, such as ('s3', 'gs')"
+                f"its record has schemes={schemes!r}",
+                "give a tuple of URL schemes such as ('s3', 'gs'): two or more lower-case letters, digits, '+', '-' "
+                "and '.', a letter first; or ('*',) for every scheme that no other store names",
             )
 
     def test_files_keep_their_bytes(self, subject: Subject, store: ObjectStore, url: str) -> None:
