@@ -1,18 +1,26 @@
 """The sizes of samples for planners: from the index where the length of a field tells, else from the field."""
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 from tests.helpers.convert import convert
 
-from bionemo.webdatamodule import Use, WebDataModule
+from bionemo.webdatamodule import Codec, Use, WebDataModule, hookimpl
+from bionemo.webdatamodule._engine.loading import sizes as measured
 from bionemo.webdatamodule._engine.storage.remote import directory
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
+from bionemo.webdatamodule.builtins.weighted import Weighted
 from bionemo.webdatamodule.components import Sample
 from bionemo.webdatamodule.errors import DecodeError, PluginError
+from bionemo.webdatamodule.planning import grouped_plan
+from bionemo.webdatamodule.plugins import Plugins
 
 LENGTHS = [1 + (7 * number) % 13 for number in range(30)]
 KEYS = [f"s{number:02d}" for number in range(30)]
@@ -150,3 +158,137 @@ def test_sizes_that_are_kept_are_those_of_the_codec(base):
     assert [3] * 10 + [4] * 20 == sizes["bytes"]
     assert [1] * 30 == sizes["letters"]
     assert 2 == len(planned(base / "names", Letters(), size="n.txt", max_total=15)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A planner that notes the sizes that it gets."""
+
+    size: str = "n.txt"
+    seen: list[list[int]] = field(default_factory=list)
+
+    def plan(self, sizes, request):
+        """Return the plan of batches in order."""
+        self.seen.append(sorted(set(sizes.tolist())))
+        return grouped_plan([np.arange(len(sizes))], [1], request, n_samples=len(sizes))
+
+    def __call__(self, samples):
+        """Yield the batch of a share."""
+        return iter([list(samples)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Seen):
+    """One whose sizes depend on an option."""
+
+    letters: int = 1
+
+    def measure(self, value):
+        """Return the number of tokens."""
+        return -(-len(value) // self.letters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredByField(Seen):
+    """One whose measure is a field."""
+
+    measure: Callable[[Any], int] = len
+
+
+def sizes_for(directory, stage, **options):
+    """Return the different sizes that a planner gets at setup."""
+    WebDataModule({"train": directory}, None, "n.txt", 1, pipeline_prebatch_wld={"train": stage}, **options).setup(
+        "fit"
+    )
+    return stage.seen[-1]
+
+
+@pytest.fixture
+def names(base, monkeypatch, tmp_path):
+    """A directory of text of two and three letters, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return str(base / "names")
+
+
+def test_options_of_a_planners_measure_decide_its_sizes(names):
+    """Another run with another option gets no sizes of the run before."""
+    assert [2, 3] == sizes_for(names, Measured())
+    assert [1, 2] == sizes_for(names, Measured(letters=2))
+    assert [2, 3] == sizes_for(names, Seen())
+
+
+def test_a_measure_whose_body_was_changed_is_asked_again(names, monkeypatch):
+    """It has the name of the one before."""
+    assert [2, 3] == sizes_for(names, Measured())
+    changed = lambda self, value: 10 * len(value)  # noqa: E731 - it takes another's name
+    changed.__qualname__ = Measured.measure.__qualname__
+    monkeypatch.setattr(Measured, "measure", changed)
+
+    assert [20, 30] == sizes_for(names, Measured())
+
+
+def test_a_measure_that_is_a_field_is_asked(names):
+    """The class of the planner says nothing of it."""
+    assert [2, 3] == sizes_for(names, Seen())
+    assert [2, 3] == sizes_for(names, MeasuredByField())
+    assert [7] == sizes_for(names, MeasuredByField(measure=lambda value: 7))
+
+
+def with_codec(factory):
+    """Return plugins of which one has a codec of text."""
+
+    class Plugin:
+        @hookimpl
+        def webdatamodule_codecs(self):
+            yield Codec(name="text", summary="s", suffixes=("txt",), factory=factory, override=True)
+
+    plugins = Plugins()
+    plugins.register(Plugin(), "mine")
+    return plugins
+
+
+def test_a_codec_of_a_plugin_that_was_changed_is_asked_again(names, monkeypatch):
+    """It has the name of the one before."""
+    assert [1] == sizes_for(names, Seen(), plugins=with_codec(Letters))
+    monkeypatch.setattr(Letters, "decode", lambda self, view: str(view, "utf-8") * 2)
+
+    assert [4, 6] == sizes_for(names, Seen(), plugins=with_codec(Letters))
+    assert [2, 3] == sizes_for(names, Seen())
+
+
+def test_a_codec_that_does_not_pickle_serves_a_planner(names, monkeypatch):
+    """Its sizes are not kept, and this process reads them all."""
+
+    class Locked(Letters):
+        def __init__(self):
+            self.lock = threading.Lock()
+
+    monkeypatch.setattr(measured, "_APART", 1)
+    monkeypatch.setattr(measured, "usable_cpus", lambda: 3)
+    assert [1] == sizes_for(names, Seen(), plugins=with_codec(Locked))
+
+
+def test_a_class_that_pickles_may_name_is_asked_again(names, monkeypatch):
+    """What is allowed beside the known types has a length by its own code."""
+    assert [2, 3] == sizes_for(names, Seen(), allow_pickle=["pkg.Tokens"])
+    monkeypatch.setattr(measured, "_size", lambda *_: 7)
+    assert [7] == sizes_for(names, Seen(), allow_pickle=["pkg.Tokens"])
+
+
+def test_sizes_by_code_of_this_package_are_kept_for_its_version(names, monkeypatch):
+    """Default planners with a measure, and those without, ask again after an update."""
+    for stage in (Weighted(by="n.txt"), Use("pack", size="n.txt", max_total=26, collate="list")):
+        with monkeypatch.context() as patched:
+            data = {"pipeline_prebatch_wld": {"train": stage}}
+            WebDataModule({"train": names}, None, "n.txt", 1, **data).setup("fit")
+            patched.setattr(measured, "_size", lambda *_: 1 / 0)
+            WebDataModule({"train": names}, None, "n.txt", 1, **data).setup("fit")
+            for version in (lambda name: "next", source_tree):
+                patched.setattr(metadata, "version", version)
+                with pytest.raises(ZeroDivisionError):
+                    WebDataModule({"train": names}, None, "n.txt", 1, **data).setup("fit")
+
+
+def source_tree(name):
+    """Stand for the version of a package that is not installed."""
+    raise metadata.PackageNotFoundError(name)

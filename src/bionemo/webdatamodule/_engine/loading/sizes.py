@@ -9,7 +9,9 @@ import operator
 import os
 import pathlib
 import pickle
+import pickletools
 from concurrent.futures import BrokenExecutor
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,9 @@ from bionemo.webdatamodule._engine.storage.index_cache import cache_directory, w
 from bionemo.webdatamodule._engine.verdict import usable_cpus
 from bionemo.webdatamodule.components import Executor, Planner
 from bionemo.webdatamodule.errors import PlanError, UnknownNameError, WebDataModuleError
+from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.planning import Ids, size_of
-from bionemo.webdatamodule.plugins import as_use, resolve
+from bionemo.webdatamodule.plugins import resolve
 
 _TOGETHER = 1024  # samples that are read at a time
 _APART = 20_000  # samples from which on several processes read them; they start in some tens of milliseconds
@@ -59,7 +62,7 @@ def _all(stage: Planner, fields: ShardReader) -> Ids:
     n = fields.n_samples
     cpus = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks do it side by side
     # What fetches must not be forked, and fetches several pieces at a time by itself.
-    if n >= _APART and cpus > 1 and not fields.is_remote and _pickles(stage):
+    if n >= _APART and cpus > 1 and not fields.is_remote and _pickled((stage, fields)) is not None:
         with contextlib.suppress(UnknownNameError, BrokenExecutor):  # then without
             executor: Any = resolve(Executor, "processes")
             sized = getattr(executor, "for_tasks", None)
@@ -87,29 +90,43 @@ def _part(stage: Planner, fields: ShardReader, first: int, stop: int) -> Ids:
     return sizes
 
 
-def _pickles(value: object) -> bool:
-    try:
-        pickle.dumps(value)
-    except Exception:  # noqa: BLE001 - pickling runs the object's own code
-        return False
-    return True
-
-
 def _cache(stage: Planner, fields: ShardReader) -> str | None:
     """Return the file of the cache that holds these sizes; ``None`` where nothing says that they are the same.
 
-    Shards with a manifest are known by its digest. A function cannot be compared with that of an earlier run, nor can
-    a codec that is no plugin's.
+    Shards with a manifest are known by its digest, and this package's code by its version. Other code may be another
+    in a later run under the same name, so sizes that it decides are not kept: those of a function, of a ``measure()``,
+    of a codec, or of classes that pickles may name.
     """
     if callable(stage.size) or any(found.manifest is None for found in (*fields.sets, *fields.joined)):
         return None
-    keys = filter(None, map(fields.codecs.key_for, fields.decoders))
-    if any(as_use(fields.codecs.chosen[key]) is None for key in keys):
+    if fields.codecs.policy != Policy():
         return None
-    measure = getattr(type(stage), "measure", size_of)
-    decoders = {suffix: pickle.dumps(decoder) for suffix, decoder in fields.decoders.items()}
-    words = repr((fields.digest, fields.suffixes, describe(measure), decoders))
+    deciding = [*fields.decoders.items(), stage if hasattr(stage, "measure") else None]
+    pickled = [_pickled(one) for one in deciding]
+    if not all(map(_is_ours, pickled)):
+        return None
+    try:
+        version = metadata.version("bionemo-webdatamodule")
+    except metadata.PackageNotFoundError:  # used from a source tree
+        return None
+    words = repr((version, fields.digest, fields.suffixes, pickled))
     return os.path.join(cache_directory(), "sizes", hashlib.sha256(words.encode()).hexdigest())
+
+
+def _pickled(value: object) -> bytes | None:
+    """Return the pickle of an object, which names its classes in plain text; ``None`` where it has none."""
+    try:
+        return pickle.dumps(value, protocol=3)
+    except Exception:  # noqa: BLE001 - pickling runs the object's own code
+        return None
+
+
+def _is_ours(pickled: bytes | None) -> bool:
+    """Return whether all classes and functions that a pickle names are this package's."""
+    if pickled is None:
+        return False
+    named = [argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name == "GLOBAL"]
+    return all(name.startswith("bionemo.webdatamodule.") for name in named)
 
 
 def _cached(path: str, n_samples: int) -> Ids | None:
