@@ -419,6 +419,29 @@ def test_imports_are_seen_in_a_fresh_process():
     assert [] == imported_with("json")
 
 
+def test_fresh_process_imports_from_where_this_one_does(tmp_path, monkeypatch):
+    """Not from the working directory, and in the order of this process's path, which may have changed as it ran."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    for name in ("pickle", "json", "os", "textwrap"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('from the working directory')")
+    (tmp_path / "there" / "only_there.py").write_text("import textwrap")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "there"), *filter(None, sys.path)])
+
+    assert os.getpid() != in_fresh_process(os.getpid)
+    assert sys.path == in_fresh_process(eval, "__import__('sys').path")
+    assert ["only_there"] == imported_with("only_there")
+
+
+def test_fresh_process_reads_an_empty_entry_of_the_path_as_the_working_directory(tmp_path, monkeypatch):
+    """That is what an interactive session has in front."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *filter(None, sys.path)])
+
+    assert [str(Path.cwd()), *sys.path[1:]] == in_fresh_process(eval, "__import__('sys').path")
+
+
 def test_public_names_are_there():
     """Every name of ``__all__`` can be imported, and they are sorted."""
     assert sorted(testing.__all__) == testing.__all__

@@ -14,6 +14,9 @@ from typing import ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_PATH = "import sys; sys.path[:] = {path!r}\n"
+"""The first line of a process: Python would look into the working directory before all others."""
+
 _CALL = """
 import os, pickle, sys
 answer = os.fdopen(os.dup(1), "wb")
@@ -67,11 +70,11 @@ def imported_with(module: str) -> list[str]:
 
 def _python(code: str, arguments: Sequence[str], given: bytes) -> bytes:
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    path = [entry or str(Path.cwd()) for entry in map(str, sys.path)]
     done = subprocess.run(  # noqa: S603 - our own code in this interpreter
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", _PATH.format(path=path) + code, *arguments],
         input=given,
-        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONHASHSEED": seed},
         capture_output=True,
         check=False,
     )
