@@ -114,6 +114,33 @@ def test_the_name_of_a_default_plugin_is_refused(tmp_path, name):
     assert [] == list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "suffix", "codec"),
+    [("txt", "txt", "text"), ("cls", "cls", "integer"), ("pyd", "pyd", "pickle"), ("p-kl", "pkl", "pickle")],
+)
+def test_a_codec_whose_suffix_a_default_decodes_is_refused(tmp_path, name, suffix, codec):
+    """The new plugin would be left out for its suffix, so nothing is written; other kinds may have that name."""
+    with pytest.raises(ConfigError) as caught:
+        new_plugin(name, "codec", str(tmp_path))
+
+    assert caught.value.message == (
+        f"the codec {name!r} would decode the suffix {suffix!r}, which the default codec {codec!r} decodes; take "
+        f"another name, such as 'my-{name}'"
+    )
+    assert [] == list(tmp_path.iterdir())
+    assert new_plugin(name, "stage", str(tmp_path)).is_dir()
+
+
+def test_a_store_of_one_letter_is_refused(tmp_path):
+    """Its scheme would never match a URL, so nothing is written; other kinds may have that name."""
+    with pytest.raises(ConfigError) as caught:
+        new_plugin("x", "store", str(tmp_path))
+
+    assert caught.value.message == "the name 'x' would be a URL scheme of one letter, which no URL has; take a longer one"
+    assert [] == list(tmp_path.iterdir())
+    assert new_plugin("x", "codec", str(tmp_path)).is_dir()
+
+
 def test_command_shows_errors_in_a_line(tmp_path, capsys):
     """A refusal is one line, and the exit code says so."""
     arguments = ["new-plugin", "pickles", "--kind", "writer", "--directory", str(tmp_path)]

@@ -59,21 +59,14 @@ def new_plugin(name: str, kind: str, directory: str = ".") -> Path:
     Raises:
         ConfigError: If the name cannot be used, there is no such directory, or the folder is there already.
     """
-    if not _NAME.fullmatch(name) or "--" in name:
-        raise ConfigError(
-            f"the name {name!r} cannot be used; take lower-case letters, digits and single dashes, a letter first"
-        )
-    if default_plugins().provider(KINDS[kind], name):
-        raise ConfigError(f"{name!r} is the name of a default {kind_name(KINDS[kind])}; take another")
-    if name in DEFAULT_PLUGINS:
-        raise ConfigError(f"{name!r} is the name of a default plugin; take another")
+    _check_name(name, kind)
     package = f"webdatamodule_{name.replace('-', '_')}"
     top = Path(directory, f"webdatamodule-{name}")
     words = {
         "name": name,
         "package": package,
         "kind": kind_name(KINDS[kind]),
-        "extension": name.replace("-", ""),
+        "extension": _extension(name),
         "ROOT": f"{package.upper()}_ROOT",
         "versions": _versions(),
     }
@@ -88,6 +81,41 @@ def new_plugin(name: str, kind: str, directory: str = ".") -> Path:
         (top / path).parent.mkdir(parents=True, exist_ok=True)
         (top / path).write_text(text, encoding="utf-8")
     return top
+
+
+def _check_name(name: str, kind: str) -> None:
+    """Check that a plugin of this name can be written, and loads beside the defaults.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if not _NAME.fullmatch(name) or "--" in name:
+        raise ConfigError(
+            f"the name {name!r} cannot be used; take lower-case letters, digits and single dashes, a letter first"
+        )
+    if default_plugins().provider(KINDS[kind], name):
+        raise ConfigError(f"{name!r} is the name of a default {kind_name(KINDS[kind])}; take another")
+    if name in DEFAULT_PLUGINS:
+        raise ConfigError(f"{name!r} is the name of a default plugin; take another")
+    if kind == "store" and len(name) == 1:
+        raise ConfigError(f"the name {name!r} would be a URL scheme of one letter, which no URL has; take a longer one")
+    taken = _default_suffixes()
+    if kind == "codec" and _extension(name) in taken:
+        raise ConfigError(
+            f"the codec {name!r} would decode the suffix {_extension(name)!r}, which the default codec "
+            f"{taken[_extension(name)]!r} decodes; take another name, such as 'my-{name}'"
+        )
+
+
+def _extension(name: str) -> str:
+    """Return the suffix that a new codec of this name decodes."""
+    return name.replace("-", "")
+
+
+def _default_suffixes() -> Mapping[str, str]:
+    """Return which default codec decodes a suffix, by suffix."""
+    codecs = [found.component for found in default_plugins().registered if isinstance(found.component, Codec)]
+    return {suffix.lower(): codec.name for codec in codecs for suffix in codec.suffixes}
 
 
 def _render(kind: str, words: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,10 @@ class TestPlanner(PlannerConformance):
         return {"size": len, "samples": 4}
 
     @pytest.fixture
+    def other_options(self):
+        return {"samples": 8}
+
+    @pytest.fixture
     def samples(self):
         return ["a", "bb", "ccc"]
 
