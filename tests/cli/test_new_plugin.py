@@ -136,7 +136,9 @@ def test_a_store_of_one_letter_is_refused(tmp_path):
     with pytest.raises(ConfigError) as caught:
         new_plugin("x", "store", str(tmp_path))
 
-    assert caught.value.message == "the name 'x' would be a URL scheme of one letter, which no URL has; take a longer one"
+    assert (
+        caught.value.message == "the name 'x' would be a URL scheme of one letter, which no URL has; take a longer one"
+    )
     assert [] == list(tmp_path.iterdir())
     assert new_plugin("x", "codec", str(tmp_path)).is_dir()
 

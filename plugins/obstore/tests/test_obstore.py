@@ -106,7 +106,7 @@ def test_an_object_that_became_shorter_is_named_at_once(bucket, ranges):
         with context.working(worker), pytest.raises(EOFError):
             ObstoreStore().read(f"{bucket}/x", ranges, into)
     with pytest.raises(RemoteError) as caught:
-        RemoteDirectory.at(bucket, find(Store, "obstore")).read("x", ranges, into)
+        RemoteDirectory.at(bucket, installed_plugins().lookup(Store, "obstore")).read("x", ranges, into)
     assert (
         f"{bucket}/x has 10 bytes and must have at least 30; it was replaced or damaged there: "
         "restore it, or run `webdatamodule convert` with --check"

@@ -70,8 +70,8 @@ class Client:
                 found = [obstore.get_range(store, path, start=ranges[0][0], end=ranges[0][1])]
             else:
                 starts, ends = zip(*ranges, strict=True)
-                # one request for several ranges panics where the file ends before one of them
-                found = obstore.get_ranges(store, path, starts=starts, ends=ends, coalesce=0)
+                with _panicking():
+                    found = obstore.get_ranges(store, path, starts=starts, ends=ends)
         for (begin, end), data in zip(ranges, found, strict=True):
             if len(data) != end - begin:
                 raise EOFError(f"{len(data)} bytes came of the {end - begin} from byte {begin} on")
@@ -115,6 +115,17 @@ class Client:
 def _stored(entry: Any) -> tuple[str, int, str]:
     version = entry.get("version") or entry.get("e_tag") or str(entry.get("last_modified") or "")
     return entry["path"].rpartition("/")[2], int(entry["size"]), version
+
+
+@contextlib.contextmanager
+def _panicking() -> Iterator[None]:
+    """Raise what a panic means: obstore 0.12 panics where a file ends before the last of several ranges."""
+    try:
+        yield
+    except BaseException as error:  # a panic is no Exception, and its class has no name to import
+        if type(error).__name__ != "PanicException":
+            raise
+        raise EOFError(f"the client panics: {error}") from None
 
 
 @contextlib.contextmanager
