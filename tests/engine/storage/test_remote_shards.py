@@ -80,10 +80,13 @@ class Server(http.server.ThreadingHTTPServer):
         faults: For each path a list of what happens to its next requests: a status, seconds to wait, or ("cut", bytes).
         seen: The paths asked for.
         ranges: Whether parts of files are sent.
+        missing: The status of files that are not there.
+        dated: Whether answers say when a file was modified.
     """
 
     def __init__(self, root):
         self.root, self.faults, self.seen, self.ranges = root, {}, [], True
+        self.missing, self.dated = 404, False
         super().__init__(("127.0.0.1", 0), Handler)
 
     def handle_error(self, *_):
@@ -95,9 +98,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         """Say how large a file is."""
-        file = self.server.root / self.path.partition("?")[0].lstrip("/")
-        self.send_response(200 if file.is_file() else 404)
+        path = self.path.partition("?")[0].lstrip("/")
+        file = self.server.root / path
+        faults = self.server.faults.get(f"HEAD {path}", [])
+        fault = faults.pop(0) if faults else None
+        self.send_response(fault or (200 if file.is_file() else self.server.missing))
         self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+        if self.server.dated and file.is_file():
+            self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
         self.end_headers()
         self.close_connection = True
 
@@ -111,7 +119,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if isinstance(fault, float):
             time.sleep(fault)
         if isinstance(fault, int) or not file.is_file():
-            self.send_error(fault or 404)
+            self.send_error(fault or self.server.missing)
             return
         data = file.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -241,6 +249,55 @@ def test_a_missing_index_is_made_anew(server):
     """A shard whose index is not on the server is hashed and indexed here."""
     (write_set(server.root / "data") / "t-000001.tar.idx").unlink()
     assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t"))
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 50), lambda path: path.write_bytes(b"")])
+def test_a_made_index_that_is_damaged_in_the_cache_is_made_again(server, tmp_path, damage):
+    """As everything there that rots."""
+    (write_set(server.root / "data") / "t-000001.tar.idx").unlink()
+    for _ in range(2):
+        assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache")))
+        (made,) = (tmp_path / "cache").rglob("*.made")
+        damage(made)
+
+
+def test_many_readers_make_a_missing_index_once(server, tmp_path):
+    """None removes the shard that another is looking at."""
+    (write_set(server.root / "data") / "t-000001.tar.idx").unlink()
+    server.faults["data/t-000001.tar"] = [0.2]
+    found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache"))
+    copies = [pickle.loads(pickle.dumps(found)) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert [3] * 8 == [index.n_samples for index in pool.map(lambda copy: copy.index(1), copies)]
+    assert 1 == server.seen.count("data/t-000001.tar")
+
+
+def test_the_right_to_read_is_enough_for_whole_data(server):
+    """Where listing is not permitted, servers say so of each missing file: here of the journal and an index."""
+    (write_set(server.root / "data") / "t-000001.tar.idx").unlink()
+    server.missing = 403
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t"))
+    url = f"{server.url}/nowhere"
+    with pytest.raises(RemoteError) as caught:
+        ShardSet.open(url, "t")
+    assert (
+        f"{url}/t.manifest.json is not permitted: the server answers 403; a server that does not permit listing says "
+        "so of a missing file as well: correct the URL, or ask for the right to read and to list"
+    ) == caught.value.message
+
+
+@pytest.mark.parametrize("cut", [b"", b"half"])
+def test_a_manifest_that_arrives_cut_is_asked_for_again(server, monkeypatch, cut):
+    """Where the answer has no length, nothing else shows it."""
+    write_set(server.root / "data")
+    get, answers = RemoteDirectory.get, [cut]
+
+    def once_cut(self, name):
+        return answers.pop() if answers and name == "t.manifest.json" else get(self, name)
+
+    monkeypatch.setattr(RemoteDirectory, "get", once_cut)
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data", "t"))
+    assert [] == answers
 
 
 def test_a_server_that_sends_whole_files_is_not_asked_again(server):
@@ -526,6 +583,31 @@ def test_shards_of_a_web_server_are_given_as_a_pattern(server):
     server.seen.clear()
     assert ALL == read_all(ShardSet.open(f"{server.url}/data/t-{{000000..000002}}.tar", "t"))
     assert [] == server.seen
+
+
+def test_a_busy_server_does_not_lack_shards_of_a_pattern(server, caplog):
+    """What is not known to be missing is asked for again."""
+    caplog.set_level(logging.WARNING, "bionemo.webdatamodule")
+    write_set(server.root / "data")
+    for number, fault in enumerate((503, 429, 500)):
+        server.faults[f"HEAD data/t-00000{number}.tar"] = [fault]
+        server.faults[f"data/t-00000{number}.tar"] = [fault]
+    assert ALL == read_all(ShardSet.open(f"{server.url}/data/t-{{000000..000002}}.tar", "t"))
+    assert 3 == caplog.text.count("trying again")
+
+
+def test_shards_of_a_pattern_that_are_replaced_are_read_anew(server, tmp_path):
+    """The time of modification is the version where a server has no other."""
+    server.dated = True
+    data = write_set(server.root / "data")
+    for path in (write_set(server.root / "other", first=100)).glob("*.tar"):
+        os.utime(path, (1e9, 1e9))
+    pattern = f"{server.url}/data/t-{{000000..000002}}.tar"
+    for first in (0, 100):
+        found = ShardSet.open(pattern, "t", cache_dir=str(tmp_path / "cache"))
+        assert [first + number for number in ALL] == read_all(found)
+        for path in (server.root / "other").glob("*.tar"):
+            shutil.copy2(path, data)
 
 
 def test_the_signature_of_a_pattern_is_used_and_not_shown(server, caplog):

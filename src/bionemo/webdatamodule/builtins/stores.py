@@ -14,8 +14,13 @@ from bionemo.webdatamodule.hookspecs import hookimpl
 
 _SILENCE = 20  # seconds without a byte, after which a connection is given up
 _BEYOND_THE_END = 416  # the status of an answer to a range behind the end of a file
+_DENIED, _MISSING = (401, 403), (404, 410)
 _BUFFER = 4 << 20  # bytes of an answer that are taken before the reader has to ask for more
-_VERSIONS = ("ETag", "etag", "md5Hash", "md5", "generation", "content_md5", "LastModified", "mtime", "created")
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "md5", "generation", "content_md5", "Content-MD5", "Digest"),
+    *("LastModified", "Last-Modified", "last_modified", "mtime", "created"),
+)
+"""Names that file systems of fsspec give to what differs where the content of a file does, the best first."""
 
 
 class FsspecStore:
@@ -59,7 +64,7 @@ class FsspecStore:
                 try:
                     data = filesystem.cat_file(path, start=begin, end=end)
                 except Exception as error:
-                    if _is_beyond_the_end(error):
+                    if _status(error) == _BEYOND_THE_END:
                         raise EOFError(f"the file ends before byte {begin + 1}") from error
                     raise
                 if len(data) > end - begin:
@@ -97,10 +102,13 @@ class FsspecStore:
             missing = _missing_bucket(error)
             if missing is not None:  # the core looks at the cause as well
                 raise RemoteError(f"the bucket of {url} does not exist; create it, or correct the URL") from missing
+            meant = _meant(error, url)
             wait = _retry_after(error)
             if wait is not None:
-                error.retry_after = wait  # type: ignore[attr-defined]  # read by the core
-            raise
+                meant.retry_after = wait  # type: ignore[attr-defined]  # read by the core
+            if meant is error:
+                raise
+            raise meant from error.__cause__
 
 
 def _connect(url: str) -> Any:
@@ -150,17 +158,28 @@ def _missing_bucket(error: BaseException) -> BaseException | None:
     return None
 
 
-def _is_beyond_the_end(error: BaseException) -> bool:
-    """Return whether a server says that a range begins behind the end of the file, wherever the client keeps it."""
+def _meant(error: Exception, url: str) -> Exception:
+    """Return the error that the core expects: for web servers fsspec calls every failure a missing file."""
+    status = _status(error)
+    if status in _DENIED and not isinstance(error, PermissionError):
+        return PermissionError(f"the server answers {status}")
+    is_web = url.startswith(("http://", "https://"))
+    if is_web and isinstance(error, FileNotFoundError) and error.__cause__ is not None and status not in _MISSING:
+        return OSError(f"{type(error.__cause__).__name__}: {error.__cause__}")
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the status of a server's answer, wherever the client keeps it."""
     for cause in _causes(error):
         response = getattr(cause, "response", None)
         metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
         status = metadata.get("HTTPStatusCode")
         for name in ("status", "status_code", "code"):  # aiohttp deprecates its code
             status = status or getattr(cause, name, None)
-        if status == _BEYOND_THE_END:
-            return True
-    return False
+        if isinstance(status, int):
+            return status
+    return None
 
 
 def _retry_after(error: BaseException) -> float | None:

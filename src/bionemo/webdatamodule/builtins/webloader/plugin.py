@@ -71,7 +71,7 @@ class WebLoader:
 
 
 def _start_method(argument: str, given: Any) -> Any:  # noqa: ARG001 - as all checks
-    """Return how workers start, as it was given."""
+    """Return how workers start."""
     from bionemo.webdatamodule.builtins.webloader.start_method import start_context
 
     start_context(given)

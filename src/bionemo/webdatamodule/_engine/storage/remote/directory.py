@@ -97,6 +97,18 @@ class RemoteDirectory:
             raise self._breach("get", url, f"gives {found!r:.60}, not bytes")
         return found
 
+    def get_if_permitted(self, name: str) -> bytes | RemoteError | None:
+        """Return the content of a small file, ``None`` where there is none, or the error that it is not permitted.
+
+        A server that does not permit listing says of a missing file, too, that it is not permitted.
+        """
+        try:
+            return self.get(name)
+        except RemoteError as error:
+            if isinstance(error.__cause__, PermissionError):
+                return error
+            raise
+
     def read(self, name: str, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview]) -> None:
         """Read byte ranges of a file into memory; a file that is shorter is not asked for again."""
         url = join(self.url, name)

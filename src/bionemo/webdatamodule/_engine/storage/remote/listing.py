@@ -19,7 +19,7 @@ from bionemo.webdatamodule._engine.storage.remote.shards import Remote, RemoteSh
 from bionemo.webdatamodule._engine.storage.remote.urls import split_query
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
 from bionemo.webdatamodule.components import StoredFile
-from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError
+from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
 from bionemo.webdatamodule.plugins import Registered
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -110,10 +110,24 @@ def read_manifest(directory: RemoteDirectory, prefix: str) -> Manifest | None:
     """
     name = manifest_path("", prefix)
     with futures.ThreadPoolExecutor(2) as pool:
-        text, journal = pool.map(directory.get, (name, journal_path("", prefix)))
-    if journal is not None:
+        text, journal = pool.map(directory.get_if_permitted, (name, journal_path("", prefix)))
+    if isinstance(text, RemoteError):
+        raise RemoteError(
+            f"{text.message}; a server that does not permit listing says so of a missing file as well: correct the "
+            "URL, or ask for the right to read and to list",
+            **text.where,
+        ) from text.__cause__
+    if isinstance(journal, bytes):
         raise ManifestError(f"a conversion into {directory} is being published; wait for it or run it again")
-    return None if text is None else Manifest.from_json(text, source=f"{directory}/{name}", prefix=prefix)
+    if text is None:
+        if journal is not None:
+            raise journal
+        return None
+    source = f"{directory}/{name}"
+    try:
+        return Manifest.from_json(text, source=source, prefix=prefix)
+    except ManifestError:  # perhaps the answer was cut short
+        return Manifest.from_json(directory.get(name) or b"", source=source, prefix=prefix)
 
 
 def expanded(pattern: str) -> list[str]:

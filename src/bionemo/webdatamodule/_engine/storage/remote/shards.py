@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bionemo.webdatamodule._engine.format.index import ShardIndex, index_name
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, is_within
-from bionemo.webdatamodule._engine.storage.remote.cached_files import fetched, read_index
+from bionemo.webdatamodule._engine.storage.remote.cached_files import fetched, is_index, read_index
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES, Cut, Piece, cut, file_name
 from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
@@ -127,8 +127,8 @@ class Remote:
 
         def get() -> bytes:
             for _ in range(2):
-                data = self.directory.get(name)
-                if data is not None and is_sound(data):
+                data = self.directory.get_if_permitted(name)
+                if isinstance(data, bytes) and is_sound(data):
                     return data
             raise _NoIndexError
 
@@ -140,11 +140,15 @@ class Remote:
     def _made(self, number: int, entry: ShardEntry) -> ShardIndex:
         """Make an index of the whole shard, after comparing its hash with the manifest's."""
         decided("%s/%s has no sound index, so the whole shard is fetched", self.directory, entry.name)
-        path = self.whole(number)
-        index = listed_index(path, entry, Stamp.of(path))
-        made = fetched(self.cache, f"{index_name(entry.name)}.made", index.to_bytes, lambda _: True)
-        remove(path)
-        return ShardIndex.from_buffer(made)
+
+        def make() -> bytes:
+            path = self.whole(number)
+            try:
+                return listed_index(path, entry, Stamp.of(path)).to_bytes()
+            finally:
+                remove(path)
+
+        return ShardIndex.from_buffer(fetched(self.cache, f"{index_name(entry.name)}.made", make, is_index))
 
     def _download(self, shard: RemoteShard, path: str) -> None:
         for attempt in range(2):
