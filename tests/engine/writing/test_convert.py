@@ -36,6 +36,7 @@ from bionemo.webdatamodule._engine.storage import filesystem, lock, targets
 from bionemo.webdatamodule._engine.storage.lock import Lease
 from bionemo.webdatamodule._engine.writing.adopt import adopt
 from bionemo.webdatamodule._engine.writing.conversion import Chosen
+from bionemo.webdatamodule._engine.writing.convert import place_of
 from bionemo.webdatamodule._engine.writing.layout import cut, default_n_shards, estimate_bytes
 from bionemo.webdatamodule._engine.writing.run import Workers
 from bionemo.webdatamodule.builtins.executors import Processes, Serial
@@ -995,6 +996,16 @@ def test_a_lease_is_waited_for(source, out, caplog):
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert f"another conversion holds {out}/.p.lease: process {os.getpid()} on " in warning
     assert "120 seconds after its last sign of life" in warning
+
+
+def test_leases_are_taken_in_one_order_whether_they_exist_or_not(tmp_path):
+    """A lease is a link to no file; two conversions with nested directories would wait for each other."""
+    (tmp_path / "out" / "val").mkdir(parents=True)
+    leases = [lease_path(str(tmp_path / "out"), "p"), lease_path(str(tmp_path / "out" / "val"), "p")]
+    before = sorted(leases, key=place_of)
+    for lease in leases:
+        Path(lease).symlink_to('{"host": "there"}')
+        assert before == sorted(leases, key=place_of)
 
 
 def test_whoever_lost_the_lease_publishes_nothing(source, out):

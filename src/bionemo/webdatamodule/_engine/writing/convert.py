@@ -172,7 +172,7 @@ def _convert(
     with ExitStack() as held:
         leases: dict[str, Lease] = {}
         kept: dict[str, dict[str, ShardEntry]] = {}
-        for plan in sorted(plans, key=lambda plan: os.path.realpath(plan.target.lease)):  # one order prevents deadlock
+        for plan in sorted(plans, key=lambda plan: place_of(plan.target.lease)):  # one order prevents deadlock
             plan.target.prepare()
             lease = held.enter_context(Lease(plan.target.lease, probe=plan.target.staging))
             leases[plan.split] = lease
@@ -256,6 +256,11 @@ def _kept(plan: SplitPlan, manifest: Manifest | None, *, check: bool) -> dict[st
     wanted = set(plan.wanted)
     shards = [shard for shard in (manifest.shards if manifest else ()) if (shard.name, shard.inputs) in wanted]
     return {shard.inputs: shard for shard in publish.undamaged(plan.target, shards, check=check)}
+
+
+def place_of(lease: str) -> str:
+    """Return where a lease is made; it is a link itself, to no file."""
+    return os.path.join(os.path.realpath(os.path.dirname(lease)), os.path.basename(lease))
 
 
 def _manifest(
