@@ -398,3 +398,23 @@ def test_gradients_that_a_checkpoint_lacks_are_named(tmp_path, make_data, make_t
         fit(recorder, make_trainer(**kwargs), make_data(), path)
 
         assert said == ("after 1 of 2 batches whose gradients are accumulated" in caplog.text)
+
+
+@pytest.mark.parametrize("order", ["global", "shards"])
+def test_a_loop_of_ones_own_goes_on_by_the_state_of_the_data_module(make_data, order):
+    """Without a Trainer the next loader begins there, and until then the state is the one that was loaded."""
+
+    def module():
+        data = make_data(order=order, suffix_keys_wds="__key__")
+        data.setup("fit")
+        return data
+
+    first = module()
+    batches = iter(first.train_dataloader())
+    next(batches)
+    state, rest = first.state_dict(), list(batches)
+    again = module()
+    again.load_state_dict(state)
+    assert state == again.state_dict()
+    assert rest == list(again.train_dataloader())
+    assert len(rest) + 1 == len(list(again.train_dataloader()))

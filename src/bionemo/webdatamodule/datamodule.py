@@ -277,6 +277,8 @@ class WebDataModule(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         """Return the loader of the train split."""
         self._train_loader = self._setup_dataloader(Split.train)
+        if self.trainer is None and self._resume is not None:  # otherwise a callback does it
+            self._train_loader.load_state_dict(self.take_resume())
         return self._train_loader
 
     def val_dataloader(self) -> Any:
@@ -295,10 +297,15 @@ class WebDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the train loader's cursor, for a checkpoint: plain numbers and strings."""
+        if self._train_loader is None:
+            return dict(self._resume or {})
         return dict(getattr(self._train_loader, "state_dict", dict)())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the cursor of a checkpoint, from which training continues."""
+        """Store the cursor of a checkpoint, from which training continues.
+
+        Without a ``Trainer`` the next :meth:`train_dataloader` begins there.
+        """
         from lightning.pytorch.trainer.states import TrainerFn
 
         if self.trainer is None or self.trainer.state.fn is TrainerFn.FITTING:
