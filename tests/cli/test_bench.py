@@ -183,6 +183,19 @@ from dataclasses import dataclass
 from bionemo.webdatamodule import Loader, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
+class Workers:
+    num_workers: int = 0
+    keeps_workers = False
+    in_order = True
+
+    def transported(self, value):
+        return value
+
+    def __call__(self, dataset):
+        from torch.utils.data import DataLoader
+        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
+
+@dataclass(frozen=True, kw_only=True)
 class Plain:
     note: str
 
@@ -194,13 +207,55 @@ class Plain:
 @hookimpl
 def webdatamodule_loaders():
     yield Loader(name="acme-plain", summary="no workers", factory=Plain)
+    yield Loader(name="acme-workers", summary="as many workers as its option says", factory=Workers)
 """
 
 
+NOTES = [
+    "the loader 'acme-plain' has no option num_workers: it is measured as it is, with 0 workers",
+    "the loader 'acme-plain' has no transported(): its transport is not measured",
+]
+
+
 def test_another_loader_can_be_measured(install, shards, capsys, tmp_path):
-    """`--loader NAME:K=V` measures a plugin's loader, which gets the options that it takes."""
+    """`--loader NAME:K=V` measures a plugin's loader once where no option sets its workers, and says so."""
     install("acme-loader", LOADER)
-    found = report(capsys, shards(tensors), "--workers", "0", f"--loader=acme-plain:note={tmp_path}/note")
+    found = report(capsys, shards(tensors), "--workers", "0", "2", f"--loader=acme-plain:note={tmp_path}/note")
 
     assert ["0"] == [rate["name"] for rate in found["workers"]]
+    assert ["read", "decode", "batch", "direct"] == [rate["name"] for rate in found["parts"]]
+    assert NOTES == found["notes"]
+    assert "num_workers" not in found["verdict"]["setting"]
     assert "made" in (tmp_path / "note").read_text()
+
+
+def test_people_read_what_another_loader_does_not_have(install, shards, capsys, tmp_path):
+    """What is left out is said in lines of their own, and the verdict is still the last one."""
+    install("acme-loader", LOADER)
+    arguments = [f"--loader=acme-plain:note={tmp_path}/note", "--training", "0.5"]
+    assert 0 == main(["bench", shards(tensors), *arguments, *FAST])
+    lines = capsys.readouterr().out.splitlines()
+
+    assert NOTES == [line for line in lines if line.startswith("the loader")]
+    assert ["0 workers"] == [line[:9] for line in lines if " workers " in line[:12]]
+    assert lines[-1].endswith("samples/s; keep the loader as it is")
+
+
+def test_a_loader_that_offers_everything_is_measured_as_the_default(install, shards, capsys):
+    """A plugin's loader with the option for workers and a way to measure its transport misses no figure."""
+    install("acme-loader", LOADER)
+    found = report(capsys, shards(tensors), "--workers", "0", "1", "--loader=acme-workers")
+
+    assert ["0", "1"] == [rate["name"] for rate in found["workers"]]
+    assert "transport" in [rate["name"] for rate in found["parts"]]
+    assert [] == found["notes"]
+
+
+def test_workers_are_not_advised_where_the_loader_has_no_option_for_them():
+    """The setting of the verdict is one that the loader has."""
+    parts, pipelines = rates(read=1, decode=90, batch=1, direct=50), rates(**{"0": 10})
+
+    found = verdict(parts, pipelines, cpus=8, takes_workers=False)
+
+    assert found.waits_for == "decoding"
+    assert found.setting.startswith("suffix_keys_wds")

@@ -327,6 +327,8 @@ class ItemLoader(Protocol):
     stops its workers unless the loader keeps them. ``close()`` of the result stops those.
     ``kwargs_wld`` are the options of the factory. If it takes ``batch_size``, ``collate_fn`` or ``drop_last``, they are
     passed to it; otherwise they define how the worker makes batches.
+    Optional, for ``webdatamodule bench``: ``transported(value: Any) -> Any`` returns a value after what it passes
+    through on its way from a worker to the main process.
     """
 
     @property

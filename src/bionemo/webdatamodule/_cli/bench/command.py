@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     suffixes = tuple(args.suffix or found.suffixes)
     stages = [_stage(name) for name in args.stage]
     loader = reference(Loader, args.loader, "--loader")
-    with tqdm(total=len(PARTS) + len(args.workers), file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
 
         def step(name: str) -> None:
             bar.set_description(name)
@@ -65,12 +65,14 @@ def run(args: argparse.Namespace) -> int:
 
         try:
             bench = Bench(found, suffixes, stages, args.batch_size, args.seconds, policy, loader)
+            counts = bench.workers(args.workers)
+            bar.total = len(PARTS) + len(counts)
             parts = [rate for rate in bench.parts(step) if rate is not None]
-            pipelines = [bench.pipeline(workers, step) for workers in args.workers]
+            pipelines = [bench.pipeline(workers, step) for workers in counts]
         except MissingFieldError as error:
             hint = f"{error.message}; choose fields that all samples have, with --suffix"
             raise MissingFieldError(hint, **error.where) from error
-    result = verdict(parts, pipelines, cpus=usable_cpus(), training=args.training)
+    result = verdict(parts, pipelines, cpus=usable_cpus(), training=args.training, takes_workers=bench.takes_workers)
     if args.json:
         report = {
             "directory": args.directory,
@@ -80,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             "batch_size": bench.batch_size,
             "parts": [asdict(rate) for rate in parts],
             "workers": [asdict(rate) for rate in pipelines],
+            "notes": bench.notes(),
             "verdict": {**asdict(result), "line": str(result)},
         }
         print_json(report)
@@ -89,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     )
     _print("part", parts)
     _print("whole", pipelines)
+    for note in bench.notes():
+        print(f"\n{note}")
     print(f"\nverdict: {result}")
     return 0
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import pickle
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import default_collate
 
+from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.fields import field_views, sound_views
 from bionemo.webdatamodule._engine.reading.locate import Places
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule._engine.verdict import more_workers, slowest
-from bionemo.webdatamodule.builtins.webloader.transport import pack
 from bionemo.webdatamodule.columns import stack_fields
 from bionemo.webdatamodule.components import Loader, Use
 from bionemo.webdatamodule.datamodule import WebDataModule
 from bionemo.webdatamodule.errors import DecodeError, MissingFieldError, NoShardsError
-from bionemo.webdatamodule.plugins import find
+from bionemo.webdatamodule.plugins import build, find, option_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +72,7 @@ class Bench:
     Attributes:
         batch_size: Samples of a batch; no more than there are.
         bytes_per_sample: Mean size of the fields, from the first thousand samples in shuffled order.
+        takes_workers: Whether the loader has the option ``num_workers``.
     """
 
     def __init__(
@@ -95,6 +94,12 @@ class Bench:
         self._seconds = seconds
         self._policy = policy
         self._loader = loader
+        component = find(Loader, loader.name)
+        self._takes = option_names(component.factory)
+        self.takes_workers = "num_workers" in self._takes
+        made = build(component, loader.options)
+        self._own_workers = int(getattr(made, "num_workers", 0))
+        self._transported: Callable[[Any], Any] | None = getattr(made, "transported", None)
         self._reader = ShardReader([found], suffixes, codecs=Codecs(policy=policy), check="never")
         self._columns = [column for column, suffix in enumerate(suffixes) if suffix != "__key__"]
         self._places = Places([found], suffixes, split=None)
@@ -102,6 +107,23 @@ class Bench:
         sizes = [len(bytes_) for bytes_ in self._raw(self._order[:1000])]
         self.bytes_per_sample = sum(sizes) / min(1000, found.n_samples)
         self._stacks = self._can_batch()
+
+    def workers(self, wanted: Sequence[int]) -> Sequence[int]:
+        """Return the numbers of workers to measure: those wanted, or the loader's own where no option sets it."""
+        return wanted if self.takes_workers else [self._own_workers]
+
+    def notes(self) -> list[str]:
+        """Return what is not measured because the loader does not have it, a line for each."""
+        name = self._loader.name
+        notes = []
+        if not self.takes_workers:
+            notes.append(
+                f"the loader {name!r} has no option num_workers: it is measured as it is, "
+                f"with {count(self._own_workers, 'worker')}"
+            )
+        if self._transported is None:
+            notes.append(f"the loader {name!r} has no transported(): its transport is not measured")
+        return notes
 
     def parts(self, step: Callable[[str], None]) -> Iterator[Rate | None]:
         """Measure what one process does with a batch, part by part, in shuffled order.
@@ -112,7 +134,7 @@ class Bench:
         Yields:
             A figure for each of :data:`PARTS`, or ``None`` where there is nothing to measure.
         """
-        first = self._order[: self.batch_size]
+        first, transported = self._order[: self.batch_size], self._transported
         samples = self._reader.read(first)
         batch = self._batch(first) if self._stacks else samples
         # Fields are read, compared with their checksums and decoded from the samples' own places;
@@ -124,7 +146,7 @@ class Bench:
             "stages": (lambda _: list(chain(self._stages, iter(samples)))) if self._stages else None,
             "batch": (lambda _: default_collate(samples)) if self._stacks else None,
             "direct": self._batch if self._stacks else None,
-            "transport": lambda _: pickle.loads(pickle.dumps(pack(batch))).unpack(),
+            "transport": None if transported is None else (lambda _: transported(batch)),
         }
         for name in PARTS:
             step(name)
@@ -139,7 +161,6 @@ class Bench:
             step: Called with a description of the next step.
         """
         step(f"{workers} workers")
-        takes = inspect.signature(find(Loader, self._loader.name).factory).parameters
         options = {"num_workers": workers, **({"persistent_workers": True} if workers else {})}
         module = WebDataModule(
             {"train": self._found.directory},
@@ -149,7 +170,7 @@ class Bench:
             self._found.prefix,
             pipeline_wds={"train": self._stages} if self._stages else None,
             pipeline_prebatch_wld=None if self._stacks else {"train": as_list},
-            kwargs_wld={"train": {name: value for name, value in options.items() if name in takes}},
+            kwargs_wld={"train": {name: value for name, value in options.items() if name in self._takes}},
             loader=self._loader,
             pickles=self._policy.pickles,
             allow_pickle=self._policy.allow,
@@ -160,13 +181,13 @@ class Bench:
         began = time.perf_counter()
         next(batches)
         started = now = time.perf_counter()
-        count = 0
+        batches_seen = 0
         while now < started + self._seconds:
             next(batches)
-            count += 1
+            batches_seen += 1
             now = time.perf_counter()
         loader._iterator = None  # noqa: SLF001 - as Lightning ends persistent workers
-        return self._as_rate(str(workers), (now - started) / count / self.batch_size, start=started - began)
+        return self._as_rate(str(workers), (now - started) / batches_seen / self.batch_size, start=started - began)
 
     def _raw(self, ids: Ids) -> list[bytes]:
         places = self._places.locate(ids)
@@ -239,7 +260,14 @@ class Verdict:
         )
 
 
-def verdict(parts: Sequence[Rate], pipelines: Sequence[Rate], *, cpus: int, training: float | None = None) -> Verdict:
+def verdict(
+    parts: Sequence[Rate],
+    pipelines: Sequence[Rate],
+    *,
+    cpus: int,
+    training: float | None = None,
+    takes_workers: bool = True,
+) -> Verdict:
     """Say what a training run waits for, and the one setting to change.
 
     Workers share what is done in them, and the main process does the transport while they work.
@@ -249,11 +277,13 @@ def verdict(parts: Sequence[Rate], pipelines: Sequence[Rate], *, cpus: int, trai
         pipelines: Figures of the whole, by number of workers.
         cpus: Processors that this process may use.
         training: Samples a second that the model takes; ``None`` where that is not known.
+        takes_workers: Whether the loader has the option ``num_workers``, so that it can be the one to change.
     """
     best = max(pipelines, key=lambda rate: rate.samples)
     workers = int(best.name)
     if training is not None and training <= best.samples:
-        return Verdict(waits_for="training", samples=best.samples, share=None, setting=f"num_workers={workers}")
+        setting = f"num_workers={workers}" if takes_workers else "the loader as it is"
+        return Verdict(waits_for="training", samples=best.samples, share=None, setting=setting)
     cost = {part.name: part.microseconds for part in parts}
     direct = "direct" in cost and "stages" not in cost
     decoding = cost["direct"] if direct else cost["decode"] + cost.get("batch", 0.0)
@@ -264,11 +294,10 @@ def verdict(parts: Sequence[Rate], pipelines: Sequence[Rate], *, cpus: int, trai
     }
     if workers:
         costs = {name: each / min(workers, cpus) for name, each in costs.items()}
-        costs["transport"] = cost["transport"]
+        costs["transport"] = cost.get("transport", 0.0)
     busy = workers == max(int(rate.name) for rate in pipelines)  # the most that was tried is the fastest
-    waits_for, share, setting = slowest(
-        costs, more=more_workers(workers, cpus) if busy else 0, checks=cost.get("check", 0.0) > cost["read"]
-    )
+    more = more_workers(workers, cpus) if busy and takes_workers else 0
+    waits_for, share, setting = slowest(costs, more=more, checks=cost.get("check", 0.0) > cost["read"])
     return Verdict(waits_for=waits_for, samples=best.samples, share=share, setting=setting)
 
 

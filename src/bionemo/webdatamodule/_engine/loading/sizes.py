@@ -126,7 +126,7 @@ def _is_ours(pickled: bytes | None) -> bool:
     if pickled is None:
         return False
     named = [argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name == "GLOBAL"]
-    return all(name.startswith("bionemo.webdatamodule.") for name in named)
+    return all(str(name).startswith("bionemo.webdatamodule.") for name in named)
 
 
 def _cached(path: str, n_samples: int) -> Ids | None:

@@ -52,6 +52,14 @@ class WebLoader:
         """Whether workers live on after an iteration."""
         return self.persistent_workers
 
+    def transported(self, value: Any) -> Any:
+        """Return a value after what it passes through on its way from a worker to the main process."""
+        import pickle
+
+        from bionemo.webdatamodule.builtins.webloader.transport import pack
+
+        return pickle.loads(pickle.dumps(pack(value))).unpack()
+
     def __call__(self, dataset: ItemDataset) -> Iterable[Item]:
         """Return an iterable of a dataset's items, read in worker processes if there are any.
 
