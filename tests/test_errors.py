@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from bionemo.webdatamodule import errors
-from bionemo.webdatamodule.errors import CorruptShardError, NoShardsError, RemoteError, WebDataModuleError
+from bionemo.webdatamodule.errors import CorruptShardError, NoShardsError, RemoteError, WebDataModuleError, count
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, WebDataModuleError)]
 
@@ -24,6 +24,21 @@ def test_outer_layers_add_what_they_know_and_change_nothing():
     error = CorruptShardError("bad", shard="inner.tar").located(rank=1, worker=None, shard="outer.tar")
 
     assert {"rank": 1, "shard": "inner.tar"} == error.where
+
+
+@pytest.mark.parametrize(
+    ("n", "words", "shown"),
+    [
+        (0, ["shard"], "0 shards"),
+        (1, ["shard"], "1 shard"),
+        (2000, ["shard"], "2,000 shards"),
+        (1, ["batch", "batches"], "1 batch"),
+        (2, ["batch", "batches"], "2 batches"),
+    ],
+)
+def test_one_thing_is_counted_in_the_singular(n, words, shown):
+    """The plural is the noun with an s, unless it is given."""
+    assert shown == count(n, *words)
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

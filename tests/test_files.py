@@ -31,7 +31,7 @@ def test_all_files_below_are_listed_and_hidden_ones_are_logged_once(tmp_path, ca
     found = list(walk_files(tmp_path, wanted=lambda name: name.endswith(".x")))
     assert ["a.x", "b.x", "_temporary/g.x", "sub/c.x", "sub/deep/d.x", "sub-1/e.x"] == found
     assert messages(caplog, logging.WARNING) == [
-        f"{tmp_path}: left out 1 hidden files and 1 hidden folders, first {next_hidden(tmp_path)}"
+        f"{tmp_path}: left out 1 hidden file and 1 hidden folder, first {next_hidden(tmp_path)}"
     ]
 
 
@@ -46,7 +46,7 @@ def test_tables_leave_out_what_engines_keep_beside_them(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     found = walk_files(tmp_path, wanted=methodcaller("endswith", ".x"), hidden=HIDDEN_TABLES)
     assert ["a.x", "day=1/b.x"] == list(found)
-    assert [f"{tmp_path}: left out 0 hidden files and 1 hidden folders, first _temporary"] == messages(
+    assert [f"{tmp_path}: left out 0 hidden files and 1 hidden folder, first _temporary"] == messages(
         caplog, logging.INFO
     )
     assert [] == messages(caplog, logging.WARNING)
@@ -65,7 +65,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path, caplog):
     (root / "itself.x").symlink_to(root / "itself.x")
     expected = ["broken.x", "file.x", "itself.x", "cats/2.x", "cats/in/3.x", "dogs/1.x"]
     assert expected == list(walk_files(root))
-    assert [f"{root}: did not follow 2 links to folders that they lie in, first cats/in/back"] == messages(
+    assert [f"{root}: did not follow 2 links to folders around them, first cats/in/back"] == messages(
         caplog, logging.WARNING
     )
 
@@ -116,4 +116,4 @@ def test_pickles_list_what_the_rule_lists(tmp_path, caplog):
     assert ["a", "link/c", "sub/c"] == PickleReader(directory=tmp_path, suffixes=["pyd", "cls"]).names()
     hidden, partial = messages(caplog, logging.WARNING)
     assert "left out 2 hidden files and 0 hidden folders" in hidden
-    assert f"{tmp_path}: left out 1 files of samples that lack one of the suffixes pyd, cls, first b.pyd" == partial
+    assert f"{tmp_path}: left out 1 file of samples that lack one of the suffixes pyd, cls, first b.pyd" == partial

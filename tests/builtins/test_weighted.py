@@ -117,7 +117,7 @@ def test_impossible_epochs_are_refused_with_the_numbers(options, reason):
 
 def test_too_many_classes_are_refused():
     """Such as when the class is the number of the sample."""
-    with pytest.raises(PlanError, match="5000 classes, more than 4096"):
+    with pytest.raises(PlanError, match="5,000 classes, more than 4,096"):
         weighted(range(5000))
 
 

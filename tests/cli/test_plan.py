@@ -219,7 +219,7 @@ def test_a_plan_says_what_a_cluster_fetches(shards, capsys):
     ):
         assert line in printed
     assert 2 == main(["plan", directory, *cluster, "--ranks", "9"])
-    assert "4 nodes of 2 ranks are 8 ranks, not 9" in capsys.readouterr().err
+    assert "4 nodes of 2 ranks make 8 ranks, not 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nowhere/x.png", "x.nonsense"])
@@ -280,9 +280,9 @@ def test_notes_say_what_may_surprise():
     ]
 
     assert [
-        "5 of 8 workers of each rank have nothing to do",
-        "1 samples at the end of each epoch are dropped, others in each",
-        "the last batch takes 11 samples of the next epoch's order, where they come again",
+        "each rank has 5 workers of 8 without a batch",
+        "each epoch drops 1 sample at its end, not the same as the others",
+        "the last batch takes 11 samples of the next epoch's order, repeated there",
         "3 is not a multiple of 2 ranks: shares differ by one sample",
         (
             "with fewer than two samples a rank and batch the last batch depends on the number of ranks; "

@@ -120,7 +120,7 @@ def test_the_page_tells_what_is_there(written, report):
         "protein.pyd['embedding'] tensor of float32 10 to 16 \u00d7 4 0 60",
         "protein.pyd['embedding'] holds NaN or infinity in 1 sample",
         "json['score'] float 0.5 30",
-        "All 60 samples were decoded.",
+        "All were decoded: 60 samples.",
         "Labels",
         "5 values; the most frequent is 1 times as frequent as the rarest",
         "3 values; the most frequent is 1 times as frequent as the rarest",
@@ -185,7 +185,7 @@ def test_samples_are_spread_over_all_shards(written, report):
     """Few samples are taken from everywhere, and the page says how many."""
     _, page = report(written, "--sample", "10")
     assert "10 of 60 samples were decoded, spread evenly" in Reader(page).text
-    assert "All 60 samples were decoded." in Reader(report(written, "--sample", "10", "--deep")[1]).text
+    assert "All were decoded: 60 samples." in Reader(report(written, "--sample", "10", "--deep")[1]).text
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=12), st.integers(1, 60))

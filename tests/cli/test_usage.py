@@ -84,7 +84,10 @@ def test_missing_arguments(made, monkeypatch, capsys, command):
         ("plan set-train --global-batch 1 --weights nan", "plan: argument --weights: 'nan' is not a finite number"),
         ("plan set-train --global-batch 1 --weights 1 --weights-at 0.5 1", "plan: --weights-at begins with a step"),
         ("plan set-train --global-batch 1 --weights 1 --order shards", "plan: --weights needs --order global"),
-        ("plan set-train --global-batch 1 --workers 9999999", "plan: 1 ranks of 9999999 workers are more than"),
+        (
+            "plan set-train --global-batch 1 --workers 9999999",
+            "plan: 1 rank of 9,999,999 workers: more than 1,000,000 processes",
+        ),
         ("bench set-train --seconds 0", "bench: argument --seconds: 0 is not above 0"),
         ("bench set-train --training inf", "bench: argument --training: 'inf' is not a finite number"),
         ("bench set-train --workers -1", "bench: argument --workers: -1 is less than 0"),

@@ -109,7 +109,7 @@ def test_each_decision_is_one_line(shards, said):
     module.train_dataloader()
     assert [
         ("INFO", "train: 16 samples in 2 shards, order='global' since kwargs_wds names no shard argument"),
-        ("INFO", "train: 1 workers, started by fork"),
+        ("INFO", "train: 1 worker, started by fork"),
     ] == said()
 
 

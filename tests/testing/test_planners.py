@@ -161,13 +161,13 @@ def test_other_options_that_the_digest_names_pass():
         (
             Planner(flaw="loses"),
             "test_ranks_take_equal_steps_and_every_sample_once",
-            "1 ranks take 200 samples, 199 of them different, of 200",
+            "the shares of 1 rank hold 200 samples, 199 of them different, of 200",
         ),
-        (Planner(flaw="skips"), "test_goes_on_in_the_middle", "after 1 of 20 steps of 1 ranks it continues with other"),
+        (Planner(flaw="skips"), "test_goes_on_in_the_middle", "after 1 of 20 steps of 1 rank it continues with other"),
         (
             Planner(flaw="n_samples"),
             "test_ranks_take_equal_steps_and_every_sample_once",
-            "1 ranks take 200 samples, and its n_samples is 199; let n_samples of the plan be the samples of an epoch",
+            "the shares of 1 rank hold 200 samples, and its n_samples is 199; let n_samples of the plan be the samples",
         ),
         (Planner(flaw="chance"), "test_plans_the_same_again", "a second plan is another one; draw chance from request"),
         (Planner(flaw="no shuffle"), "test_shuffles_for_training_only", "another epoch has the same batches; shuffle"),

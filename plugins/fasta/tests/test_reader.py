@@ -474,7 +474,7 @@ def test_any_reads_are_read_as_htslib_streams_them(tmp_path, monkeypatch, reads,
     [
         ({"paths": []}, "paths is a path or a list"),
         ({"paths": "a", "sequence": None, "description": None, "quality": None}, "at least one"),
-        ({"paths": "a", "mates": ["b", "c"]}, "mates needs one file for each of 1 paths"),
+        ({"paths": "a", "mates": ["b", "c"]}, "mates needs one file for each of 1 path, and no interleaved"),
         ({"paths": "a", "mates": "b", "interleaved": True}, "mates needs one file"),
         ({"paths": "a", "sequence": "x.txt", "description": "x.txt"}, "suffixes of their own"),
     ],

@@ -130,7 +130,7 @@ def test_missing_numbers_and_texts_are_refused(write, counts):
     """A sample cannot hold nothing, so the user decides."""
     path = write(counts[:3], {"age": pd.array([30, None, 31], "Int64")})
 
-    with pytest.raises(InputError, match="the column 'age' of obs lacks a value in 1 cells"):
+    with pytest.raises(InputError, match="the column 'age' of obs lacks a value in 1 cell;"):
         read(H5adReader(path=path, obs=["age"]))
 
 

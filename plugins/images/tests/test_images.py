@@ -96,7 +96,7 @@ def test_class_folders_that_are_links_keep_their_images_and_numbers(tmp_path, ca
 
     assert ["ant/0", "cat/1", "dog/3", "dog/4", "dog/old/2"] == reader.names()
     assert [b"0", b"1", b"2", b"2", b"2"] == [sample.files["cls"] for sample in reader(reader.names())]
-    assert "did not follow 1 links to folders that they lie in, first dog/up" in caplog.text
+    assert "did not follow 1 link to folders around them, first dog/up" in caplog.text
 
 
 def test_hidden_images_and_empty_classes_are_logged(tmp_path, caplog):
@@ -107,8 +107,8 @@ def test_hidden_images_and_empty_classes_are_logged(tmp_path, caplog):
 
     assert ["ant/1", "dog/4"] == reader.names()
     assert b"2" == next(reader(["dog/4"])).files["cls"]
-    assert "left out 1 hidden files and 1 hidden folders" in caplog.text
-    assert "1 classes have no image, first cat" in caplog.text
+    assert "left out 1 hidden file and 1 hidden folder" in caplog.text
+    assert "no image of 1 class, first cat" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../secret/1", "/etc/1", "a/../../secret/1", "a//1", "./a/1"])

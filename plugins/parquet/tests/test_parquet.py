@@ -420,5 +420,5 @@ def test_images_of_hugging_face_are_their_bytes(tmp_path):
     assert [{"png": b"png"}] == [s.files for s in ParquetReader(paths=path, columns={"image": "png"})(["t/000000000"])]
     [pickled] = ParquetReader(paths=path, columns={"image": "i.pyd"})(["t/000000000"])
     assert {"bytes": b"png", "path": "a.png"} == pickle.loads(pickled.files["i.pyd"])
-    with pytest.raises(InputError, match="column 'image' holds paths without bytes in 1 rows"):
+    with pytest.raises(InputError, match="column 'image' holds paths without bytes in 1 row;"):
         list(ParquetReader(paths=paths)(["p/000000000"]))

@@ -25,7 +25,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from bionemo.webdatamodule.errors import DecodeError
+from bionemo.webdatamodule.errors import DecodeError, count
 
 
 @runtime_checkable
@@ -284,7 +284,7 @@ def _refuse_masks(values: Sequence[Any]) -> None:
 def unlike(n_samples: int, error: Exception) -> DecodeError:
     """Return the error of samples that cannot be joined into one batch, for the reason in another error."""
     return DecodeError(
-        f"these {n_samples} samples do not fit into one batch: {error}; "
+        f"these {count(n_samples, 'sample')} do not fit into one batch: {error}; "
         "make them alike in a stage, or batch them with a function of your own"
     )
 

@@ -1,4 +1,4 @@
-"""Every error and warning of this package.
+"""Every error and warning of this package, and how their messages count.
 
 ```text
 WebDataModuleError
@@ -257,3 +257,14 @@ class PluginWarning(UserWarning):
 
 class DataWarning(UserWarning):
     """The data are used, but not exactly as the arguments request."""
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """Return a number of things for a message: ``1 shard``, ``2,000 shards``.
+
+    Args:
+        n: The number.
+        noun: What they are, in the singular.
+        plural: The plural, where that is not the noun with an ``s``.
+    """
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"

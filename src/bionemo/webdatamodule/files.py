@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.errors import InputError, count
 
 HIDDEN = (".",)
 """How the names of hidden files and folders begin."""
@@ -149,16 +149,16 @@ class _LeftOut:
         if self.first:
             _log.log(
                 logging.WARNING if self.files else logging.INFO,
-                "%s: left out %d hidden files and %d hidden folders, first %s",
+                "%s: left out %s and %s, first %s",
                 root,
-                self.files,
-                self.folders,
+                count(self.files, "hidden file"),
+                count(self.folders, "hidden folder"),
                 self.first,
             )
         if self.loops:
             _log.warning(
-                "%s: did not follow %d links to folders that they lie in, first %s",
+                "%s: did not follow %s to folders around them, first %s",
                 root,
-                len(self.loops),
+                count(len(self.loops), "link"),
                 self.loops[0],
             )

@@ -19,7 +19,7 @@ from bionemo.webdatamodule._engine.sampling.mixture import apportion
 from bionemo.webdatamodule._engine.sampling.partition import divide_last, part
 from bionemo.webdatamodule._engine.sampling.permutation import Ids, Permutation, permutation
 from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule.errors import PlanError, count
 
 __all__ = [
     "Batches",
@@ -148,7 +148,9 @@ class ListedPlan:
         steps = (len(edges) - 1) // world_size
         for batch in batches:
             if not 0 <= batch < steps:
-                raise IndexError(f"there is no batch {batch}: {world_size} ranks take {steps} from sample {start} on")
+                raise IndexError(
+                    f"there is no batch {batch}: {count(world_size, 'rank')} can take {steps} from sample {start} on"
+                )
         places = [batch * world_size + rank for batch in batches]
         return [ids[edges[place] : edges[place + 1]] for place in places]
 
@@ -176,8 +178,8 @@ class ListedPlan:
         """
         if world_size < 1 or self.unserved(world_size):
             raise PlanError(
-                f"{self.n_samples} samples in {len(self._list(0)[1]) - 1} batches are too few for equal steps on "
-                f"{world_size} ranks; use fewer ranks"
+                f"{count(self.n_samples, 'sample')} in {count(len(self._list(0)[1]) - 1, 'batch', 'batches')} cannot "
+                f"give equal steps on {count(world_size, 'rank')}; use fewer ranks"
             )
 
     def __getstate__(self) -> dict[str, Any]:

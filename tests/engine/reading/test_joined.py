@@ -252,7 +252,7 @@ def test_a_damaged_field_of_another_directory_leaves_out_the_sample(base, tmp_pa
     assert all(f"shard={labels}/wdshards-" in line and "split=train" in line for line in lines)
     with pytest.raises(CorruptShardError, match=r"damaged/wdshards-\d+.tar, key=(s05|s11), suffix=cls.pyd"):
         epoch(module(base, labels, order=order))
-    with pytest.raises(CorruptShardError, match="1 samples are left out already, which is max_skipped"):
+    with pytest.raises(CorruptShardError, match="1 sample already left out, which is max_skipped"):
         epoch(module(base, labels, order=order, on_error="skip", max_skipped=1))
 
 

@@ -252,7 +252,7 @@ def test_a_prefix_does_not_take_the_shards_of_a_longer_one(tmp_path, caplog):
     write_set(tmp_path, tensors(7), prefix="t-val")
     write_tar(tmp_path / "t-000009.tar", [("z.y.pyd", dumps(99))])
     assert (4, 7) == tuple(ShardSet.open(tmp_path, prefix).n_samples for prefix in ("t", "t-val"))
-    assert ["holds 1 shards that its manifest does not list, such as t-000009.tar"] == [
+    assert ["holds 1 shard that its manifest does not list, such as t-000009.tar"] == [
         record.getMessage().removeprefix(f"{tmp_path} ") for record in caplog.records
     ]
     for prefix in ("t", "t-val"):
@@ -622,7 +622,7 @@ def test_bad_samples_can_be_left_out(tmp_path, caplog):
 def test_leaving_out_has_a_bound(tmp_path):
     """One bad sample more than max_skipped is an error, with the cause."""
     found = reader(damaged(tmp_path, bad=range(5)), ["json"], on_error="skip", max_skipped=4)
-    with pytest.raises(DecodeError, match="4 samples are left out already") as caught:
+    with pytest.raises(DecodeError, match="4 samples already left out") as caught:
         found.read(np.arange(10))
     assert "s4" == caught.value.where["key"]
     assert 4 == found.skipped

@@ -92,7 +92,7 @@ def test_the_schedule_is_part_of_the_order():
     [
         (((1, (1.0, 1.0)),), "begins at step 0"),
         (((0, (1.0, 1.0)), (0, (1.0, 2.0))), "begins at step 0, and its steps rise"),
-        (((0, (1.0,)),), "1 weights for 2 sources"),
+        (((0, (1.0,)),), "1 weight for 2 sources"),
         (((0, (0.0, 0.0)),), "not all 0"),
         (((0, (1.0, float("nan"))),), "nan"),
     ],

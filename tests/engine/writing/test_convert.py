@@ -566,7 +566,7 @@ def test_twenty_problems_are_listed_and_the_rest_counted(source, out):
     with pytest.raises(InputError) as caught:
         run(source, out, [f"no{number}" for number in range(1000)])
     lines = caught.value.message.splitlines()
-    assert ("1000 problems in the input, nothing was published:", 22) == (lines[0], len(lines))
+    assert ("1,000 problems in the input, nothing was published:", 22) == (lines[0], len(lines))
     assert "  and 980 more" == lines[-1]
 
 

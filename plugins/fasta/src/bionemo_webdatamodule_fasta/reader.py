@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bionemo.webdatamodule import Sample
-from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.errors import ConfigError, InputError, count
 from bionemo_webdatamodule_fasta.headers import pair_name, repeated, utf8
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class FastaReader:
         if not paths or not all(isinstance(path, str) and path for path in paths):
             raise ConfigError(f"paths is a path or a list of paths, not {self.paths!r}")
         if mates and (self.interleaved or len(mates) != len(paths)):
-            raise ConfigError(f"mates needs one file for each of {len(paths)} paths, and no interleaved, not {mates}")
+            raise ConfigError(
+                f"mates needs one file for each of {count(len(paths), 'path')}, and no interleaved, not {mates}"
+            )
         suffixes = [suffix for suffix in (self.sequence, self.description, self.quality) if suffix is not None]
         if not suffixes or "" in suffixes:
             raise ConfigError("at least one of sequence, description and quality must be a suffix, and none may be ''")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.errors import InputError, count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,8 +195,8 @@ def _values(values: pd.Series, path: str) -> Sequence[Any]:
         return [*values.cat.codes.to_list()]
     if not pd.api.types.is_float_dtype(values.dtype) and values.isna().any():
         raise InputError(
-            f"the column {values.name!r} of obs lacks a value in {int(values.isna().sum())} cells; fill it, leave the "
-            "cells out, or make the column categorical, where a missing category is -1",
+            f"the column {values.name!r} of obs lacks a value in {count(int(values.isna().sum()), 'cell')}; fill it, "
+            "leave the cells out, or make the column categorical, where a missing category is -1",
             file=path,
         )
     listed: list[Any] = values.to_list()

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.errors import InputError, count
 from bionemo_webdatamodule_h5ad.cells import open_file
 
 _log = logging.getLogger("bionemo.webdatamodule")
@@ -175,7 +175,7 @@ def _columns(matrix: Matrix, slots: NDArray[np.int64]) -> Iterator[tuple[NDArray
         rows, values = matrix.indices[inside], matrix.data[inside]
         if len(rows) and not 0 <= rows.min() <= rows.max() < matrix.n_obs:
             raise InputError(
-                f"the matrix is damaged: it has {matrix.n_obs} rows and a value in row {rows.max()}",
+                f"the matrix is damaged: it has {count(matrix.n_obs, 'row')} and a value in row {rows.max()}",
                 file=matrix.data.file.filename,
             )
         slot = slots[rows]
@@ -247,7 +247,7 @@ def _sparse(matrix: Matrix, columns: h5py.Dataset, rows: NDArray[np.int64]) -> I
         places, values = _summed(places, values)
         if len(places) and not 0 <= places[0] <= places[-1] < matrix.n_vars:
             raise InputError(
-                f"the matrix is damaged: it has {matrix.n_vars} columns and a value in column {places[-1]}",
+                f"the matrix is damaged: it has {count(matrix.n_vars, 'column')} and a value in column {places[-1]}",
                 file=matrix.data.file.filename,
             )
         yield places, values

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bionemo.webdatamodule import Sample
-from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.errors import ConfigError, InputError, count
 from bionemo.webdatamodule.files import walk_files
 
 _log = logging.getLogger("bionemo.webdatamodule")
@@ -68,7 +68,9 @@ class ImageReader:
         if not found:
             raise InputError(f"no image was found; images end in {', '.join(self.extensions)}", file=self.directory)
         if empty := sorted(numbers.keys() - {name.partition("/")[0] for name in found}):
-            _log.warning("%s: %d classes have no image, first %s", self.directory, len(empty), empty[0])
+            _log.warning(
+                "%s: no image of %s, first %s", self.directory, count(len(empty), "class", "classes"), empty[0]
+            )
         return sorted(found)
 
     def fingerprints(self, names: Sequence[str]) -> Sequence[str]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule import pickles
-from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.errors import ConfigError, InputError, count
 from bionemo_webdatamodule_parquet import schema
 
 Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
@@ -170,7 +170,7 @@ def _images(column: Any) -> Sequence[Any]:
     present = column.is_valid().to_pylist()
     found = [data if here else None for here, data in zip(present, column.field("bytes").to_pylist(), strict=True)]
     if missing := sum(present) - sum(data is not None for data in found):
-        raise ValueError(f"holds paths without bytes in {missing} rows; store the files' bytes in the table")
+        raise ValueError(f"holds paths without bytes in {count(missing, 'row')}; store the files' bytes in the table")
     return found
 
 

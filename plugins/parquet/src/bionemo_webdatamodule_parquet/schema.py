@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.errors import ConfigError, InputError, count
 from bionemo_webdatamodule_parquet.source import File, footer
 
 _SHOWN = 3  # files named for each type, and columns listed, in a message
@@ -42,7 +42,7 @@ def check(
         if not merged:
             faults.append(_fault(name, kinds))
     if faults:
-        more = f"\n… and {len(faults) - _SHOWN} more columns" if len(faults) > _SHOWN else ""
+        more = f"\n… and {count(len(faults) - _SHOWN, 'more column')}" if len(faults) > _SHOWN else ""
         raise InputError("the files differ in their columns:\n" + "\n".join(faults[:_SHOWN]) + more)
 
 

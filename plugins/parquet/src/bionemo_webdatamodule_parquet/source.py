@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.errors import ConfigError, InputError, count
 from bionemo.webdatamodule.files import HIDDEN_TABLES, is_visible, walk_files
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
@@ -159,7 +159,7 @@ def _visible(paths: Sequence[str], base: str, hidden: tuple[str, ...]) -> list[s
     """Return the paths that are not hidden; log what is left out."""
     kept = [p for p in paths if is_visible(posixpath.relpath(p, base or "."), hidden=hidden)]
     if left_out := sorted(set(paths) - set(kept)):
-        _log.warning("%s: left out %d hidden files, first %s", base, len(left_out), left_out[0])
+        _log.warning("%s: left out %s, first %s", base, count(len(left_out), "hidden file"), left_out[0])
     return kept
 
 

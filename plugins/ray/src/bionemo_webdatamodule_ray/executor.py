@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import ray
 from ray import cloudpickle, exceptions
 
-from bionemo.webdatamodule.errors import ConversionError
+from bionemo.webdatamodule.errors import ConversionError, count
 
 _T = TypeVar("_T")
 _LOGGER = logging.getLogger("bionemo.webdatamodule")
@@ -204,7 +204,9 @@ class RayExecutor(futures.Executor):
             )
             self._start(task)
         else:
-            message = f"a task keeps dying on Ray, {task.losses + 1} times now; last {type(error).__name__}: {error}"
+            message = (
+                f"a task keeps dying on Ray, {count(task.losses + 1, 'time')} now; last {type(error).__name__}: {error}"
+            )
             advice = "look for memory and disk on the nodes, and run it again, finished shards are kept"
             task.future.set_exception(_failed(f"{message}; {advice}", error))
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, add_policy, policy_of, positive
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.options import parse_options, reference
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, list_names, resolve_subsets
 from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.components import Executor, KeyEncoder, Sample, SampleReader, Writer
-from bionemo.webdatamodule.errors import ConfigError, InputError
+from bionemo.webdatamodule.errors import ConfigError, InputError, count
 from bionemo.webdatamodule.plugins import find
 from bionemo.webdatamodule.splits import Split
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import natural, positive
+from bionemo.webdatamodule.errors import count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     seen = sum(len(batch["label"]) for _ in range(20) for batch in module.train_dataloader())
     rate = seen / (time.perf_counter() - started)
     print(f"shards      {', '.join(f'{directory}/shards-{split.name}' for split in Split)}, 4 each")
-    print(f"converted   {len(names)} cells in {converted:.2f} s")
+    print(f"converted   {count(len(names), 'cell')} in {converted:.2f} s")
     print(f"read        {rate:,.0f} samples a second in shuffled batches of 50")
-    print(f"trained     {args.epochs} epochs on 500 cells, {len(classes)} cell types")
+    print(f"trained     {count(args.epochs, 'epoch')} on 500 cells, {count(len(classes), 'cell type')}")
     print(f"accuracy    {accuracy:.1%} on the {len(names) - 600} held-out cells")
     return 0
 

@@ -17,11 +17,6 @@ def size(n: float) -> str:
     return f"{n:.3g} {_UNITS[power - 1]}"
 
 
-def count(n: int, noun: str) -> str:
-    """Return a number of things: ``1 shard``, ``2,000 shards``."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
 def span(low: float, high: float) -> str:
     """Return ``low to high``, or the one number where they are equal; empty where there is none."""
     if math.isinf(low):

@@ -7,10 +7,9 @@ import sys
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, look_at_each, prefixes_named, print_outcomes
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.writing.adopt import adopt, adopt_remote
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bionemo.webdatamodule.components import Component, Use
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 from bionemo.webdatamodule.plugins import check_options, find
 
 _ANYTHING = inspect.Parameter.empty
@@ -54,7 +54,7 @@ def parse_options(
             continue
         lists = _lists(kinds)
         if not lists:
-            raise ConfigError(f"{flag} gives {name} {len(values)} times, and it takes no list; give it once")
+            raise ConfigError(f"{flag} gives {name} {count(len(values), 'time')}, and it takes no list; give it once")
         options[name] = [_converted(value, _items(lists[0])) for value in values]
     return options
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from bionemo.webdatamodule._cli import plot
 from bionemo.webdatamodule._cli.arguments import natural, open_set, positive, real, whole
-from bionemo.webdatamodule._cli.humanize import count, size
+from bionemo.webdatamodule._cli.humanize import size
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.summary import report_global, report_shards
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 
 _LISTED = 16  # ranks and workers that are printed; JSON has all
 _MOST = 1_000_000  # processes whose work is listed
@@ -63,9 +63,14 @@ def run(args: argparse.Namespace) -> int:
     per_node = args.ranks_per_node or max(1, (args.ranks or 1) // args.nodes)
     ranks = args.ranks or args.nodes * per_node
     if ranks != args.nodes * per_node:
-        raise ConfigError(f"{args.nodes} nodes of {per_node} ranks are {args.nodes * per_node} ranks, not {ranks}")
+        raise ConfigError(
+            f"{count(args.nodes, 'node')} of {count(per_node, 'rank')} make {count(args.nodes * per_node, 'rank')}, "
+            f"not {ranks:,}"
+        )
     if ranks * max(1, args.workers) > _MOST:
-        raise ConfigError(f"{ranks} ranks of {args.workers} workers are more than {_MOST:,} processes; correct them")
+        raise ConfigError(
+            f"{count(ranks, 'rank')} of {count(args.workers, 'worker')}: more than {_MOST:,} processes; correct them"
+        )
     if args.order == "shards":
         report = report_shards(
             shards,
@@ -106,14 +111,18 @@ def _check(args: argparse.Namespace) -> None:
     if args.weights and args.order == "shards":
         raise ConfigError("--weights needs --order global; in shards order a data set is not a mixture")
     if args.weights and len(args.weights) != len(args.directory):
-        raise ConfigError(f"--weights gives {len(args.weights)} numbers for {len(args.directory)} directories")
+        raise ConfigError(
+            f"--weights gives {count(len(args.weights), 'number')} for "
+            f"{count(len(args.directory), 'directory', 'directories')}"
+        )
     for step, *weights in args.weights_at or ():
         if step < 0 or step != int(step):
             raise ConfigError(f"--weights-at begins with a step, a whole number of 0 or more, not {step:g}")
         if not args.weights or len(weights) != len(args.directory):
             raise ConfigError(
-                f"--weights-at {step:g} gives {len(weights)} weights for {len(args.directory)} directories; it takes a "
-                "step and a weight for each, and --weights says those at the beginning"
+                f"--weights-at {step:g} gives {count(len(weights), 'weight')} for "
+                f"{count(len(args.directory), 'directory', 'directories')}; it takes a step and a weight "
+                "for each, and --weights says those at the beginning"
             )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bionemo.webdatamodule._engine.sampling.summary import fetched
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def _draw_reading(axes: Axes, plan: Plan, shards: Sequence[int], epoch: int) -> 
         axes.scatter(places[chosen], ids[chosen], s=2.2, c=colour, linewidths=0, alpha=0.75, rasterized=True)
     axes.set_xlim(0, plan.n_samples)
     axes.set_ylim(0, max(1, int(ends[-1])))
-    how = "unshuffled" if not plan.shuffle else f"{plan.lanes} lanes" if plan.lanes else "full shuffle"
+    how = "unshuffled" if not plan.shuffle else count(plan.lanes, "lane") if plan.lanes else "full shuffle"
     _label(
         axes, f"Epoch {epoch}: where it reads ({how})", "place in the epoch", "place on disk (colour: shard by shard)"
     )

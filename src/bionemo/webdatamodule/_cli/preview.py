@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from bionemo.webdatamodule._cli.arguments import add_policy, open_set, policy_of, positive
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
-from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError
+from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, MissingFieldError, count
 from bionemo.webdatamodule.pickles import Policy
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from bionemo.webdatamodule._cli.arguments import add_policy, look_at_each, policy_of, print_outcomes
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._engine.reading import verify
 from bionemo.webdatamodule._engine.writing import checks
+from bionemo.webdatamodule.errors import count
 
 _REMEDY = "to repair it, restore what is damaged, or run the conversion again with --check"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 from bionemo.webdatamodule.options import Check, checked, flag, function, number, one_of, optional, whole_number
 from bionemo.webdatamodule.plugins import Plugins
 
@@ -265,7 +265,10 @@ def pinned(argument: str, found: tuple[Source, ...], given: object) -> tuple[Sou
         return found
     digests = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else []
     if len(digests) != len(found):
-        raise ConfigError(f"{argument} holds {len(digests)} digests for {len(found)} directories; give one for each")
+        raise ConfigError(
+            f"{argument} holds {count(len(digests), 'digest')} for "
+            f"{count(len(found), 'directory', 'directories')}; give one for each"
+        )
     for digest in digests:
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ConfigError(f"{argument} holds {digest!r:.80}, which is not a digest; `webdatamodule info` prints it")

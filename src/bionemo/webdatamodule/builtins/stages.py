@@ -10,7 +10,7 @@ from bionemo.webdatamodule import context
 from bionemo.webdatamodule.columns import Fields
 from bionemo.webdatamodule.components import Stage
 from bionemo.webdatamodule.context import shuffled
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.options import function as as_function
 from bionemo.webdatamodule.options import whole_number
@@ -102,7 +102,9 @@ class MapTuple:
         functions: Any = self.functions
         for sample in samples:
             if len(sample) != len(functions):
-                raise ConfigError(f"map_tuple has {len(functions)} functions for {len(sample)} values")
+                raise ConfigError(
+                    f"map_tuple has {count(len(functions), 'function')} for {count(len(sample), 'value')}"
+                )
             yield tuple(value if f is None else f(value) for f, value in zip(functions, sample, strict=True))
 
 
@@ -149,7 +151,7 @@ class Named:
         names = tuple(self.names)
         for sample in samples:
             if len(sample) != len(names):
-                raise ConfigError(f"named has {len(names)} names for {len(sample)} values")
+                raise ConfigError(f"named has {count(len(names), 'name')} for {count(len(sample), 'value')}")
             yield dict(zip(names, sample, strict=True))
 
     def columns(self, fields: Fields) -> Any:

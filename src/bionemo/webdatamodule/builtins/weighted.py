@@ -13,7 +13,7 @@ from bionemo.webdatamodule import context
 from bionemo.webdatamodule.builtins.batching import Collate, collated, collation
 from bionemo.webdatamodule.columns import Fields
 from bionemo.webdatamodule.components import Stage
-from bionemo.webdatamodule.errors import ConfigError, PlanError
+from bionemo.webdatamodule.errors import ConfigError, PlanError, count
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.options import whole_number
 from bionemo.webdatamodule.planning import EpochPlan, Ids, PlanRequest, apportion, grouped_plan
@@ -93,7 +93,9 @@ class Weighted:
             return grouped_plan([np.arange(len(sizes))], [1], request, n_samples=0)
         classes, firsts, counts = np.unique(sizes, return_index=True, return_counts=True)
         if len(classes) > _MOST_CLASSES:
-            raise PlanError(f"there are {len(classes)} classes, more than {_MOST_CLASSES}; give by a coarser function")
+            raise PlanError(
+                f"there are {len(classes):,} classes, more than {_MOST_CLASSES:,}; give by a coarser function"
+            )
         weights = [self._weight(*found) for found in zip(classes.tolist(), firsts.tolist(), strict=True)]
         kept = [number for number, weight in enumerate(weights) if weight]
         if not kept:
@@ -108,8 +110,8 @@ class Weighted:
             short = np.flatnonzero(np.array(apportion(n_samples, weights)) > held)
             if len(short):
                 raise PlanError(
-                    f"an epoch of {n_samples} samples needs more of a class than the {held[short[0]]} that there are; "
-                    f"lower n_samples to {most}, or allow replacement"
+                    f"an epoch of {count(n_samples, 'sample')} needs more of a class than the {held[short[0]]} that "
+                    f"there are; lower n_samples to {most}, or allow replacement"
                 )
         return grouped_plan(
             [samples[number] for number in kept], weights, request, n_samples=n_samples, reshuffle=not self.replacement

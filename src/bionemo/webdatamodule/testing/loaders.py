@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.components import Closable, Item, ItemLoader, Loader
+from bionemo.webdatamodule.errors import count
 from bionemo.webdatamodule.plugins import build
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 
@@ -151,14 +152,14 @@ class LoaderConformance(ComponentConformance):
                         error,
                     )
                 return
-        subject.wrong(f"it swallows an error while reading and gives {len(got)} items", "let errors pass")
+        subject.wrong(f"it swallows an error while reading and gives {count(len(got), 'item')}", "let errors pass")
 
     def _deals(self, subject: Subject, items: Iterable[Item], wanted: int) -> None:
         for item in self._taken(subject, items):
-            ((_, count),) = item.values
-            if count != wanted:
+            ((_, workers),) = item.values
+            if workers != wanted:
                 subject.wrong(
-                    f"the dataset is iterated by {count} workers where num_workers says {wanted}",
+                    f"the dataset is iterated by {count(workers, 'worker')} where num_workers says {wanted}",
                     "say which worker it is with context.working or context.join, and define num_workers",
                 )
 

@@ -12,6 +12,7 @@ import pytest
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.components import Stage
+from bionemo.webdatamodule.errors import count
 from bionemo.webdatamodule.planning import EpochPlan, PlanRequest
 from bionemo.webdatamodule.testing.compare import same
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
@@ -94,7 +95,8 @@ class PlannerConformance(ComponentConformance):
             none = list(subject.make()(iter(())))
         if len(batches) != 1 or none:
             subject.wrong(
-                f"it makes {len(batches)} batches of a share, and {len(none)} of none", "make one batch of all samples"
+                f"it makes {count(len(batches), 'batch', 'batches')} of a share, and {len(none)} of none",
+                "make one batch of all samples",
             )
         if expected is not None and not same(batches[0], expected):
             subject.wrong(f"it makes {batches[0]!r:.200} of the samples, not {expected!r:.200}", "compare the two")
@@ -115,19 +117,20 @@ class PlannerConformance(ComponentConformance):
                 taken = np.sort(np.concatenate([np.concatenate(step) for step in batches]))
                 if not self.repeats and taken.tolist() != list(range(len(sizes))):
                     subject.wrong(
-                        f"{world} ranks take {len(taken)} samples, {len(np.unique(taken))} of them different, of "
-                        f"{len(sizes)}",
+                        f"the shares of {count(world, 'rank')} hold {count(len(taken), 'sample')}, "
+                        f"{len(np.unique(taken))} of them different, of {len(sizes)}",
                         "plan each sample once an epoch; ListedPlan divides batches among ranks. A planner that "
                         "repeats samples on purpose has repeats = True in the test class, and says so in the docstring",
                     )
                 if taken[0] < 0 or taken[-1] >= len(sizes):
                     subject.wrong(
-                        f"{world} ranks take the samples {taken[0]} to {taken[-1]} of {len(sizes)}",
+                        f"the shares of {count(world, 'rank')} hold the samples {taken[0]} to {taken[-1]} of {len(sizes)}",
                         "plan numbers of the samples whose sizes it gets",
                     )
                 if len(taken) != made.n_samples:
                     subject.wrong(
-                        f"{world} ranks take {len(taken)} samples, and its n_samples is {made.n_samples}",
+                        f"the shares of {count(world, 'rank')} hold {count(len(taken), 'sample')}, and its n_samples is "
+                        f"{made.n_samples}",
                         "let n_samples of the plan be the samples of an epoch",
                     )
 
@@ -140,7 +143,8 @@ class PlannerConformance(ComponentConformance):
                 start = made.consumed(done, world, epoch=1)
                 if not _equal(_batches(subject, made, 1, world, start), whole[done:]):
                     subject.wrong(
-                        f"after {done} of {len(whole)} steps of {world} ranks it continues with other batches",
+                        f"after {done} of {count(len(whole), 'step')} of {count(world, 'rank')} it "
+                        "continues with other batches",
                         "let shares() depend on epoch and start alone",
                     )
 
@@ -199,7 +203,9 @@ class PlannerConformance(ComponentConformance):
 
 def _batches(subject: Subject, plan: EpochPlan, epoch: int, world: int, start: int = 0) -> list[list[Any]]:
     """Return what each rank takes at each step."""
-    with subject.trying(f"planning for {world} ranks", "serve any number of ranks up to the number of batches"):
+    with subject.trying(
+        f"planning for {count(world, 'rank')}", "serve any number of ranks up to the number of batches"
+    ):
         plan.check(world)
         steps = range(plan.n_batches(world, start=start, epoch=epoch))
         shares = [plan.shares(epoch, steps, rank, world, start=start) for rank in range(world)]

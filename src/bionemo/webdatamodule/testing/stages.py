@@ -12,6 +12,7 @@ import pytest
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule.columns import Fields, ValueColumn, is_fields, samples_of
 from bionemo.webdatamodule.components import Stage
+from bionemo.webdatamodule.errors import count
 from bionemo.webdatamodule.testing.compare import same
 from bionemo.webdatamodule.testing.component import ComponentConformance, NonconformingError, Subject
 from bionemo.webdatamodule.testing.processes import ProcessError, in_fresh_process
@@ -71,7 +72,7 @@ class StageConformance(ComponentConformance):
             next(iter(stage(endless())))
         except _TooFarError:
             subject.wrong(
-                f"it took {most} samples and yielded none",
+                f"it took {count(most, 'sample')} and yielded none",
                 "yield as you go; a stage that must look further ahead says so with 'ahead' in its test class, and "
                 "ahead = None says that it takes all samples first",
             )

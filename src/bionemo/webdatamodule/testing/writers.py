@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from bionemo.webdatamodule.components import Codec, Sample, Writer
-from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.errors import InputError, count
 from bionemo.webdatamodule.names import suffix_problem
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import build, find
@@ -101,7 +101,7 @@ class WriterConformance(ComponentConformance):
     def test_reads_nothing_for_no_names(self, subject: Subject, reader: Any) -> None:
         """No names give no samples."""
         if got := read(subject, reader, ()):
-            subject.wrong(f"without a name it yields {len(got)} samples", "yield only what names lists")
+            subject.wrong(f"without a name it yields {count(len(got), 'sample')}", "yield only what names lists")
 
     def test_reads_one_sample_at_a_time(self, subject: Subject, reader: Any, names: Sequence[str]) -> None:
         """Memory holds a sample or two, not all, however many names there are."""
@@ -117,7 +117,7 @@ class WriterConformance(ComponentConformance):
         living = _living_samples() - before
         if living > 2:
             subject.wrong(
-                f"when it yields {first.name!r}, its first sample, {living} samples exist",
+                f"when it yields {first.name!r}, its first sample, there are {count(living, 'sample')}",
                 "read each sample when its turn comes",
             )
 
@@ -142,7 +142,9 @@ class WriterConformance(ComponentConformance):
         except Exception as error:  # noqa: BLE001 - any other is the finding
             subject.wrong(f"the missing sample {self.missing!r} raises {type(error).__name__}: {error}", remedy, error)
         else:
-            subject.wrong(f"the missing sample {self.missing!r} is passed over and {len(got)} samples come", remedy)
+            subject.wrong(
+                f"the missing sample {self.missing!r} is passed over and it yields {count(len(got), 'sample')}", remedy
+            )
         if len(got) != before:
             subject.wrong(
                 f"asked for {list(wanted)} it yields {got} before the error, so the core would blame another sample",
@@ -188,7 +190,8 @@ class WriterConformance(ComponentConformance):
             again = list(subject.make().fingerprints(names))
         if len(marks) != len(names) or not all(isinstance(mark, str) for mark in marks):
             subject.wrong(
-                f"fingerprints(names) gives {_brief(marks)} for {len(names)} names", "return one string for each name"
+                f"fingerprints(names) gives {_brief(marks)} for {count(len(names), 'name')}",
+                "return one string for each name",
             )
         if marks != again:
             subject.wrong(

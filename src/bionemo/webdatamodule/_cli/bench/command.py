@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bionemo.webdatamodule._cli.arguments import above_zero, add_policy, natural, open_set, policy_of, positive
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.options import reference
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.verdict import usable_cpus
 from bionemo.webdatamodule.components import Loader, Stage
-from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
+from bionemo.webdatamodule.errors import ConfigError, MissingFieldError, count
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._cli.bench.measure import Rate
@@ -134,6 +133,6 @@ def _imported(module: str, attribute: str) -> Any:
 def _print(title: str, rates: Sequence[Rate]) -> None:
     print(f"\n{title:12}{'samples/s':>12}{'MB/s':>10}{'µs/sample':>12}{'first batch':>14}")
     for rate in rates:
-        name = rate.name if title == "part" else f"{rate.name} workers"
+        name = rate.name if title == "part" else count(int(rate.name), "worker")
         start = f"{rate.start:.2f} s" if rate.start else ""
         print(f"{name:12}{rate.samples:>12,.0f}{rate.megabytes:>10,.1f}{rate.microseconds:>12,.2f}{start:>14}")

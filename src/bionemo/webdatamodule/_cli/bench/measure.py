@@ -22,7 +22,7 @@ from bionemo.webdatamodule._engine.verdict import more_workers, slowest
 from bionemo.webdatamodule.columns import stack_fields
 from bionemo.webdatamodule.components import Loader, Use
 from bionemo.webdatamodule.datamodule import WebDataModule
-from bionemo.webdatamodule.errors import DecodeError, MissingFieldError, NoShardsError
+from bionemo.webdatamodule.errors import DecodeError, MissingFieldError, NoShardsError, count
 from bionemo.webdatamodule.plugins import build, find, option_names
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Bench:
             workers: Number of workers.
             step: Called with a description of the next step.
         """
-        step(f"{workers} workers")
+        step(count(workers, "worker"))
         options = {"num_workers": workers, **({"persistent_workers": True} if workers else {})}
         module = WebDataModule(
             {"train": self._found.directory},

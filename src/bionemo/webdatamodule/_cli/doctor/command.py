@@ -13,7 +13,7 @@ from bionemo.webdatamodule._cli.doctor.machine import DataSet, Machine, look, op
 from bionemo.webdatamodule._cli.doctor.trial import Trial, try_worker
 from bionemo.webdatamodule._cli.output import print_json
 from bionemo.webdatamodule._engine.storage.remote.urls import shown
-from bionemo.webdatamodule.errors import RemoteError
+from bionemo.webdatamodule.errors import RemoteError, count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def _lines(machine: Machine, trial: Trial | None, data: Sequence[DataSet]) -> It
     yield "system", machine.system
     yield "versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     left = len(machine.left_out) + len(machine.disabled)
-    yield "plugins", f"{humanize.count(machine.components, 'component')}, {humanize.count(left, 'plugin')} left out"
+    yield "plugins", f"{count(machine.components, 'component')}, {count(left, 'plugin')} left out"
     yield (
         "workers",
         f"start by {machine.start_method or 'an unknown method'}"
@@ -68,7 +68,7 @@ def _lines(machine: Machine, trial: Trial | None, data: Sequence[DataSet]) -> It
     yield "cores", f"{limits.affinity} of {limits.cores}{quota}"
     bound = "" if limits.memory_limit is None else f", of which {humanize.size(limits.memory_limit)} may be used"
     yield "memory", f"{_size(limits.memory_free)} free of {_size(limits.memory)}{bound}"
-    shards = humanize.count(machine.open_shards, "shard")
+    shards = count(machine.open_shards, "shard")
     yield "open files", f"{_count(limits.open_files)}, at most {_count(limits.open_files_hard)}; {shards} at a time"
     shm = "none" if limits.shm is None else f"{_size(limits.shm_free)} free of {_size(limits.shm)}"
     yield "shared memory", shm
@@ -79,7 +79,7 @@ def _lines(machine: Machine, trial: Trial | None, data: Sequence[DataSet]) -> It
         yield "environment", f"{name}={value}"
     for each in data:
         if each.problem is None:
-            size = f"{humanize.count(each.samples, 'sample')} in {humanize.count(each.shards, 'shard')}"
+            size = f"{count(each.samples, 'sample')} in {count(each.shards, 'shard')}"
             kind = "a URL" if each.is_remote else each.file_system or "an unknown file system"
             yield "data", f"{each.directory} {each.prefix}: {size}, {humanize.size(each.bytes)}, on {kind}"
 

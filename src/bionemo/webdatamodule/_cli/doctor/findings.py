@@ -11,6 +11,7 @@ from bionemo.webdatamodule._cli.doctor.machine import Cache, DataSet, Gpus, Mach
 from bionemo.webdatamodule._cli.doctor.system import Limits
 from bionemo.webdatamodule._cli.doctor.trial import Trial
 from bionemo.webdatamodule._engine.reading.open_shards import MOST_OPEN
+from bionemo.webdatamodule.errors import count
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _FEW_FILES = 256
@@ -112,13 +113,13 @@ def _worker(trial: Trial | None) -> Iterator[Finding]:
 def _cores(limits: Limits) -> Iterator[Finding]:
     if limits.affinity == 1 < limits.cores:
         yield _problem(
-            f"this process may run on 1 of {limits.cores} cores, so training and all workers would take turns",
+            f"this process may run on 1 of {count(limits.cores, 'core')}, so training and all workers would take turns",
             "ask the scheduler for more, such as srun --cpus-per-task, or lift the affinity with taskset",
         )
     if limits.quota is not None and limits.quota < limits.affinity:
         yield _note(
             f"the container may take the time of {limits.quota:.3g} cores, though {limits.affinity} are to be seen",
-            f"take at most {max(1, int(limits.quota) - 1)} workers for all ranks together, or raise its limit",
+            f"take at most {count(max(1, int(limits.quota) - 1), 'worker')} for all ranks together, or raise its limit",
         )
 
 
@@ -150,8 +151,8 @@ def _files(limits: Limits, open_shards: int, data: Iterable[DataSet]) -> Iterato
         yield _problem(f"a process may have only {limits.open_files} files open (ulimit -n)", do)
     elif open_shards < min(shards, MOST_OPEN):
         yield _problem(
-            f"a process keeps {open_shards} of {shards} shards open, since it may have few maps (vm.max_map_count), "
-            "and opens the others again and again",
+            f"a process keeps {open_shards} of {count(shards, 'shard')} open, since it may have few maps "
+            "(vm.max_map_count), and opens the others again and again",
             f"raise it with sysctl -w vm.max_map_count={3 * min(shards, MOST_OPEN)}",
         )
 

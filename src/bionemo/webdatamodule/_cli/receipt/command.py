@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.output import print_json
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 
 Receipts: TypeAlias = "dict[tuple[str, int, int], dict[str, Any]]"
 """By split, number of the loader and epoch."""

@@ -13,6 +13,7 @@ from bionemo.webdatamodule._cli.report.parts import Part
 from bionemo.webdatamodule._cli.report.spread import Spread
 from bionemo.webdatamodule._cli.report.survey import Field
 from bionemo.webdatamodule._cli.report.tables import findings, table
+from bionemo.webdatamodule.errors import count
 
 _COLUMNS = 96  # of a chart of shards
 _ROWS = 500  # of the table of shards
@@ -28,7 +29,7 @@ def shards(facts: Facts) -> Markup:
     return join(
         element(
             "p",
-            f"{humanize.count(len(shards), 'shard')} of {humanize.counts(min(samples), max(samples), 'sample')} and "
+            f"{count(len(shards), 'shard')} of {humanize.counts(min(samples), max(samples), 'sample')} and "
             f"{_between(humanize.size, size)}.",
         ),
         element(
@@ -79,7 +80,7 @@ def fields(facts: Facts) -> Markup:
     if facts.survey is None:
         return element("p", f"The data were not read: {facts.unread}")
     fields, looked = facts.survey.fields, facts.survey.shards
-    some = f"in {looked} of {len(facts.shards)} shards" if looked < len(facts.shards) else "in all shards"
+    some = f"in {looked:,} of {count(len(facts.shards), 'shard')}" if looked < len(facts.shards) else "in all shards"
     rows = [
         (
             element("code", each.suffix),
@@ -122,7 +123,7 @@ def contents(facts: Facts) -> Markup:
         findings(
             [
                 *(
-                    (f"{p.name} holds NaN or infinity in {humanize.count(p.not_finite, 'sample')}", "note")
+                    (f"{p.name} holds NaN or infinity in {count(p.not_finite, 'sample')}", "note")
                     for p in parts
                     if p.not_finite
                 ),
@@ -136,9 +137,9 @@ def contents(facts: Facts) -> Markup:
 def _looked_at(facts: Facts) -> str:
     assert facts.survey is not None  # noqa: S101 - its callers looked
     if facts.survey.samples == facts.n_samples:
-        return f"All {facts.n_samples:,} samples were decoded."
+        return f"All were decoded: {count(facts.n_samples, 'sample')}."
     return (
-        f"{facts.survey.samples:,} of {facts.n_samples:,} samples were decoded, spread evenly; "
+        f"{facts.survey.samples:,} of {count(facts.n_samples, 'sample')} were decoded, spread evenly; "
         "numbers here and below are of these."
     )
 
@@ -149,7 +150,7 @@ def _part_row(each: Field, part: Part) -> tuple[Content, ...]:
         form = f"{form}; length {humanize.span(part.lengths.low, part.lengths.high)}".removeprefix("; ")
     values = humanize.span(part.low, part.high)
     if not values and part.is_label and part.values:
-        values = humanize.count(len(part.values), "different value")
+        values = count(len(part.values), "different value")
     kinds = ", ".join(kind for kind, _ in part.kinds.most_common(4)) + (", …" if len(part.kinds) > 4 else "")
     seen = f"{part.seen:,}" if part.seen == each.decoded else f"{part.seen:,} of {each.decoded:,}"
     return element("code", part.name), kinds, form, values, seen
@@ -198,7 +199,7 @@ def _label(part: Part) -> Markup:
     if len(common) > _LABELS:
         rest = sum(n for _, n in common[_LABELS:])
         rows.append((f"{len(common) - _LABELS:,} more", f"{rest:,}", f"{rest / total:.1%}", bar(min(1, rest / most))))
-    values = humanize.count(len(common), "value")
+    values = count(len(common), "value")
     title = f"{values}; the most frequent is {most / least:.3g} times as frequent as the rarest"
     return join(
         element("h3", element("code", part.name)),
@@ -211,7 +212,7 @@ def _distribution(title: str, spread: Spread, show: Callable[[float], str], unit
     logarithmic = any(low != high for low, high, _ in bins)
     middle = [show(bins[len(bins) // 2][0])] if len(bins) > 4 else []
     drawn = [
-        Column(value=n, tip=f"{show(low)}{'' if low == high else f' to {show(high)}'}: {humanize.count(n, unit[:-1])}")
+        Column(value=n, tip=f"{show(low)}{'' if low == high else f' to {show(high)}'}: {count(n, unit[:-1])}")
         for low, high, n in bins
     ]
     return columns(
@@ -234,7 +235,7 @@ def _sizes(spread: Spread) -> str:
 def _axes(given: Mapping[int, Sequence[Spread]]) -> str:
     """Return the lengths of dimensions, ``12 to 512 x 4``, or how many dimensions there are where that differs."""
     if len(given) > 1:
-        return f"{humanize.span(min(given), max(given))} dimensions"
+        return humanize.counts(min(given), max(given), "dimension")
     lengths = next(iter(given.values()), ())
     return " \u00d7 ".join(humanize.span(axis.low, axis.high) for axis in lengths) or "scalar"
 

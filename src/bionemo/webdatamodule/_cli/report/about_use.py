@@ -10,6 +10,7 @@ from bionemo.webdatamodule._cli import humanize
 from bionemo.webdatamodule._cli.report.facts import Facts
 from bionemo.webdatamodule._cli.report.markup import Content, Markup, element, join
 from bionemo.webdatamodule._cli.report.tables import findings, table
+from bionemo.webdatamodule.errors import count
 
 _PROBLEMS = 50
 _RANKS = 32
@@ -21,8 +22,8 @@ def plan(facts: Facts) -> Markup:
     if made is None or topology is None:
         return Markup()
     text = (
-        f"{humanize.count(topology.ranks, 'rank')} with {humanize.count(topology.workers, 'worker')} each, "
-        f"in global batches of {humanize.count(topology.global_batch_size, 'sample')}."
+        f"{count(topology.ranks, 'rank')} with {count(topology.workers, 'worker')} each, "
+        f"in global batches of {count(topology.global_batch_size, 'sample')}."
     )
     found = [*((line, "bad") for line in made["problems"]), *((line, "note") for line in made["notes"])]
     if "ranks" not in made:
@@ -30,14 +31,13 @@ def plan(facts: Facts) -> Markup:
     ranks = [
         (row["rank"], made["steps"], row["samples"], row["share"], row["last_share"]) for row in made["ranks"][:_RANKS]
     ]
-    more = f"; the first {_RANKS} of {len(made['ranks'])} ranks" if len(made["ranks"]) > _RANKS else ""
+    more = f"; the first {_RANKS} of {count(len(made['ranks']), 'rank')}" if len(made["ranks"]) > _RANKS else ""
     workers = [(row["worker"], row["batches"]) for row in made["workers"]]
     last = ", ".join(f"{n:,}" for n in made["last_batches"])
     return join(
         element(
             "p",
-            f"{text} An epoch has {humanize.count(made['steps'], 'step')}; "
-            f"the last global batches have {last} samples.",
+            f"{text} An epoch has {count(made['steps'], 'step')}; the last global batches have {last} samples.",
         ),
         table(
             f"What each rank reads in an epoch, in global order{more}",
@@ -62,7 +62,7 @@ def verification(facts: Facts) -> Markup:
         text = "The shards were compared with the hashes in the manifest, and differ from what was written."
     else:
         text = (
-            f"The SHA-256 hashes of {humanize.count(report.shards, 'shard')} and of their indexes, "
+            f"The SHA-256 hashes of {count(report.shards, 'shard')} and of their indexes, "
             f"over {humanize.size(report.bytes)}, are those in the manifest."
         )
     reasons = [f"{each.suffix}: {r}" for each in (facts.survey.fields if facts.survey else ()) for r in each.reasons]

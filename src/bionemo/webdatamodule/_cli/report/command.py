@@ -8,10 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bionemo.webdatamodule._cli.arguments import add_policy, natural, only_prefix, policy_of, positive
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._cli.report import facts
 from bionemo.webdatamodule._cli.report.page import page
-from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.errors import ConfigError, count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

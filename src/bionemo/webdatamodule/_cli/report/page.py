@@ -12,6 +12,7 @@ from bionemo.webdatamodule._cli.report import about_data, about_use
 from bionemo.webdatamodule._cli.report.facts import Facts
 from bionemo.webdatamodule._cli.report.markup import Markup, element, join
 from bionemo.webdatamodule._cli.report.tables import findings
+from bionemo.webdatamodule.errors import count
 
 _PROBLEMS = 5  # that are listed at the top; all of them are under Verification
 
@@ -81,7 +82,7 @@ def _name(facts: Facts) -> str:
 
 def _state(facts: Facts) -> str:
     if facts.problems:
-        return f"{humanize.count(len(facts.problems), 'problem')} found"
+        return f"{count(len(facts.problems), 'problem')} found"
     return "Verified: every byte is as it was written" if facts.verification else "Not verified"
 
 

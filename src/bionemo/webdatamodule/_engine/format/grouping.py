@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.format.tar_scan import Members
-from bionemo.webdatamodule.errors import CorruptShardError
+from bionemo.webdatamodule.errors import CorruptShardError, count
 from bionemo.webdatamodule.names import split_member
 
 _SPARSEST = 64  # cells for each member, at most
@@ -69,8 +69,8 @@ def group(members: Members) -> Grouped:
         raise CorruptShardError("the tar holds no member named like a field, such as 'key.tensor.pyd'")
     if len(kept) < len(members.names):
         _log.warning(
-            "%d members of a tar are left out, since their names have no key and suffix; the first is %r",
-            len(members.names) - len(kept),
+            "left out %s of a tar without key and suffix in the name; the first is %r",
+            count(len(members.names) - len(kept), "member"),
             next(name for name in members.names if split_member(name) is None),
         )
     _check_suffixes(columns, n_samples=len(firsts), n_members=len(kept))
@@ -96,7 +96,8 @@ def _check_suffixes(columns: dict[bytes, int], *, n_samples: int, n_members: int
         raise CorruptShardError("a member has the suffix '__key__', which stands for the key itself")
     if n_samples * len(columns) > _SPARSEST * n_members:
         raise CorruptShardError(
-            f"{n_samples} samples have {len(columns)} different suffixes; "
+            f"there are {count(len(columns), 'different suffix', 'different suffixes')} in "
+            f"{count(n_samples, 'sample')}; "
             "a suffix begins at the first dot of a member's name, so keys must not have dots"
         )
 

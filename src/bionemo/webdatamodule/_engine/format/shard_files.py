@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 
 from bionemo.webdatamodule._engine.log import decided
-from bionemo.webdatamodule.errors import CorruptShardError, DataWarning, NoShardsError
+from bionemo.webdatamodule.errors import CorruptShardError, DataWarning, NoShardsError, count
 
 _UNPACK = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.xz": "unxz", ".tar.zst": "unzstd --rm"}
 
@@ -65,7 +65,7 @@ def choose_shards(files: Iterable[str], directory: str, prefix: str) -> list[str
             stacklevel=2,
         )
     elif left:
-        decided("%s: %d tars are those of other prefixes, such as %s", directory, len(left), left[0])
+        decided("%s: left out %s of other prefixes, such as %s", directory, count(len(left), "tar"), left[0])
     return found
 
 

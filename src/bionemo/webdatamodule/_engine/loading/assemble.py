@@ -30,7 +30,7 @@ from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.subset import chosen
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
-from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, count
 
 if TYPE_CHECKING:
     import lightning as L
@@ -84,10 +84,10 @@ def make_dataset(settings: Settings, split: SplitSettings, topology: Topology) -
     make = _planned if split.order == "global" else _stream
     dataset = make(settings, split, topology, sets, reader)
     decided(
-        "%s: %d samples in %d shards, order=%r since %s",
+        "%s: %s in %s, order=%r since %s",
         split.split,
-        reader.n_samples,
-        sum(len(found.paths) for found in sets),
+        count(reader.n_samples, "sample"),
+        count(sum(len(found.paths) for found in sets), "shard"),
         split.order,
         split.order_reason,
     )
@@ -208,8 +208,9 @@ def _planned(
     plan = make_plan(settings, split, sets, reader, training=split.split == "train")
     if split.split != "train" and plan.n_samples < topology.world_size:
         warnings.warn(
-            f"{split.split}: {plan.n_samples} samples are fewer than {topology.world_size} ranks, so some are "
-            "evaluated on several of them; evaluate on fewer ranks where means must not count a sample twice",
+            f"{split.split}: fewer samples than ranks: {count(plan.n_samples, 'sample')} for "
+            f"{count(topology.world_size, 'rank')}, so some are evaluated on several of them; "
+            "evaluate on fewer ranks where means must not count a sample twice",
             DataWarning,
             stacklevel=2,
         )
@@ -222,7 +223,8 @@ def _planned(
     if planner_of(split) is None and (split.loader.batch_size or share) < share:
         raise ConfigError(
             f"batch_size in kwargs_wld is {split.loader.batch_size}, and each rank's share of a global batch is "
-            f"{share} samples, of which workers make one batch; leave batch_size out, or choose global_batch_size",
+            f"{count(share, 'sample')}, of which workers make one batch; leave batch_size out, or choose "
+            "global_batch_size",
             split=split.split,
         )
     ahead, left = split_stages(split.loader_stages)

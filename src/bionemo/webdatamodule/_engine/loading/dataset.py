@@ -34,7 +34,7 @@ from bionemo.webdatamodule._engine.stages import StageFailedError, Where, chain,
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch
 from bionemo.webdatamodule.columns import ValueColumn, unlike
 from bionemo.webdatamodule.components import Item
-from bionemo.webdatamodule.errors import ConfigError, DataWarning, DecodeError
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, DecodeError, count
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.reading.reader import ShardReader
@@ -323,7 +323,7 @@ class PlannedDataset(Planned):
         if not values:
             raise ConfigError(
                 f"pipeline_wds ({names_of(self.stages)}) left nothing of a share of "
-                f"{len(ids)} samples, and every rank must take the same steps; "
+                f"{count(len(ids), 'sample')}, and every rank must take the same steps; "
                 "leave samples out with where= or when converting, take larger batches, or read in order='shards'",
                 split=self.split,
                 rank=self.topology.rank,
@@ -370,7 +370,7 @@ def only_batch(made: Iterable[Any], dataset: PlannedDataset, stages: Sequence[An
             argument, stages = "pipeline_wds", dataset.stages
         raise ConfigError(
             f"{argument} ({names_of(stages)}) makes {more} of a share of "
-            f"{n_samples} samples, this rank's part of a global batch; every rank must take the same "
+            f"{count(n_samples, 'sample')}, this rank's part of a global batch; every rank must take the same "
             "steps, so make one batch of at least that size, or read in order='shards'",
             split=dataset.split,
             rank=dataset.topology.rank,

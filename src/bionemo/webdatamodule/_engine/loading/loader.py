@@ -20,6 +20,7 @@ from bionemo.webdatamodule._engine.sampling.cursor import Cursor
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.stages import chain
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch, Work
+from bionemo.webdatamodule.errors import count
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
@@ -219,7 +220,7 @@ class PlannedLoader(Planned, SplitLoader):
                     yield batch
                     del value, batch  # a large one is gone before the next is made
                 self.work.add(len(item.delivered), item.spent)
-        raise self._items.out_of_turn(f"stopped after {index} of {shares} batches")
+        raise self._items.out_of_turn(f"stopped after {index} of {count(shares, 'batch', 'batches')}")
 
     def _batch(self, value: Any, cursor: Cursor, index: int, watch: Stopwatch | None) -> Any:
         """Run the stages on the samples of one share, or on the batch of it, which must give one batch."""

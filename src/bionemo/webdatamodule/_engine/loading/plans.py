@@ -19,7 +19,7 @@ from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.plan import Source as PlanSource
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Planner
-from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError, count
 from bionemo.webdatamodule.planning import EpochPlan, Ids, PlanRequest
 
 
@@ -39,8 +39,8 @@ def make_plan(
         return _planned_by(planner, settings, split, reader, training=training)
     if not training and split.n_samples is not None and split.n_samples < available:
         warnings.warn(
-            f"{split.split}: n_samples is {split.n_samples}, so {available - split.n_samples} of {available} samples "
-            "are left out of evaluation",
+            f"{split.split}: n_samples is {split.n_samples}, so evaluation leaves out "
+            f"{available - split.n_samples:,} of {count(available, 'sample')}",
             DataWarning,
             stacklevel=2,
         )
@@ -227,7 +227,7 @@ def _planned_by(
 ) -> EpochPlan:
     if split.n_samples not in (None, reader.n_samples):
         raise PlanError(
-            f"n_samples is {split.n_samples}, and {describe(stage)} plans all {reader.n_samples} samples; "
+            f"n_samples is {split.n_samples}, and {describe(stage)} plans all {count(reader.n_samples, 'sample')}; "
             "leave n_samples out",
             split=split.split,
         )

@@ -15,6 +15,7 @@ from bionemo.webdatamodule._engine.loading.resume import OurLoader
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.ranks import exchange, forget
 from bionemo.webdatamodule._engine.sampling.tally import Tally, hash_of_all, total
+from bionemo.webdatamodule.errors import count
 
 _log = logging.getLogger("bionemo.webdatamodule")
 
@@ -157,7 +158,7 @@ def in_words(found: Mapping[str, Any]) -> str:
         reasons = ", ".join(f"{count} ({code})" for code, count in found["skipped"].items())
         skipped = f"; skipped {reasons}: {', '.join(found['skipped_keys'])}"
     return (
-        f"receipt of {found['split']}, epoch {found['epoch']}: {found['samples']} samples delivered{once}; "
+        f"receipt of {found['split']}, epoch {found['epoch']}: {count(found['samples'], 'sample')} delivered{once}; "
         f"hash {found['hash']}{skipped}"
     )
 
@@ -165,7 +166,7 @@ def in_words(found: Mapping[str, Any]) -> str:
 def _lacking(found: Mapping[str, Any]) -> str:
     if ranks := found.get("missing_ranks"):
         return f"rank {', '.join(map(str, ranks))} left no tally within {WAIT:g} s"
-    return f"it begins behind {found['since']} samples, of which the checkpoint says nothing"
+    return f"it begins behind {count(found['since'], 'sample')}, of which the checkpoint says nothing"
 
 
 def _keys(loader: OurLoader, ids: tuple[int, ...]) -> list[str]:

@@ -21,7 +21,7 @@ from bionemo.webdatamodule._engine.loading.progress import TrainerClock, takes_i
 from bionemo.webdatamodule._engine.loading.stream_loader import StreamLoader
 from bionemo.webdatamodule._engine.log import decided
 from bionemo.webdatamodule._engine.sampling.cursor import Cursor
-from bionemo.webdatamodule.errors import ResumeError
+from bionemo.webdatamodule.errors import ResumeError, count
 
 _log = logging.getLogger("bionemo.webdatamodule")
 
@@ -233,16 +233,16 @@ def _checked(trainer: pl.Trainer, loader: OurLoader, state: Mapping[str, Any], s
     if isinstance(loader, PlannedLoader) and loader.finished(cursor):
         lost = loader.plan.unserved(loader.world_size, start=cursor.samples, epoch=cursor.epoch)
         if lost > loader.plan.unserved(loader.world_size, epoch=cursor.epoch):
-            _log.warning("epoch %d ends %d samples early: they are fewer than this run's ranks", cursor.epoch, lost)
+            _log.warning("epoch %d ends %s early, fewer than this run's ranks", cursor.epoch, count(lost, "sample"))
         return batches if not same or trainer.num_training_batches == len(loader) else saved.batches
     if same and batches != saved.batches:
         raise ResumeError(
-            f"the checkpoint's loader state stands after {batches} batches of epoch {cursor.epoch}, and its counts of "
-            f"the training loop after {saved.batches}: one of them was changed; take a checkpoint as the Trainer "
-            "wrote it"
+            f"the checkpoint's loader state stands after {count(batches, 'batch', 'batches')} of epoch {cursor.epoch}, "
+            f"and its counts of the training loop after {saved.batches}: one of them was changed; take a checkpoint as "
+            "the Trainer wrote it"
         )
     if not same:
-        decided("epoch %d continues after %d of %d samples", cursor.epoch, cursor.samples, cursor.n_samples)
+        decided("epoch %d continues after %d of %s", cursor.epoch, cursor.samples, count(cursor.n_samples, "sample"))
     return batches
 
 

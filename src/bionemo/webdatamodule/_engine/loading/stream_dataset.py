@@ -25,7 +25,7 @@ from bionemo.webdatamodule._engine.stopwatch import Stopwatch
 from bionemo.webdatamodule.columns import samples_of
 from bionemo.webdatamodule.components import Item
 from bionemo.webdatamodule.context import shuffled
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule.errors import PlanError, count
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.reading.reader import ShardReader
@@ -194,9 +194,10 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         needed = self.topology.world_size * max(1, num_workers)
         if usual and dealt.empty_check and not dealt.resampled and len(self.shards) < needed:
             raise PlanError(
-                f"fewer shards than workers: {len(self.shards)} shards for {self.topology.world_size} ranks of "
-                f"{max(1, num_workers)} workers; convert into at least {needed} shards, take fewer workers, or leave "
-                "the shard arguments out of kwargs_wds, since order='global' needs no shard for each worker",
+                f"fewer shards than workers: {count(len(self.shards), 'shard')} for "
+                f"{count(self.topology.world_size, 'rank')} of {count(max(1, num_workers), 'worker')}; "
+                f"convert into at least {count(needed, 'shard')}, take fewer workers, or leave the "
+                "shard arguments out of kwargs_wds, since order='global' needs no shard for each worker",
                 split=self.split,
             )
 
@@ -247,8 +248,9 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         if not dealt and self.dealing.empty_check:
             worker, workers = _worker()
             raise PlanError(
-                f"fewer shards than workers: {len(self.shards)} shards, and none for this one of {workers} workers "
-                f"of {self.topology.world_size} ranks; convert into more shards or take fewer workers",
+                f"fewer shards than workers: {count(len(self.shards), 'shard')}, and none for this one of "
+                f"{count(workers, 'worker')} of {count(self.topology.world_size, 'rank')}; "
+                "convert into more shards or take fewer workers",
                 split=self.split,
                 rank=self.topology.rank,
                 worker=worker,
@@ -273,12 +275,12 @@ class StreamDataset(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
             shards = shuffled(shards, self.dealing.shardshuffle, None, replace(at, rank=0, worker=0))
         place, worker = self.topology, _worker()
         # webdataset's own splitters ask the environment, which knows no model-parallel ranks
-        for splitter, own, (number, count) in (
+        for splitter, own, (number, step) in (
             (self.dealing.nodesplitter, split_by_node, (place.rank, place.world_size)),
             (self.dealing.workersplitter, split_by_worker, worker),
         ):
             if splitter is own:
-                shards = itertools.islice(shards, number, None, count)
+                shards = itertools.islice(shards, number, None, step)
             elif splitter is not None:
                 shards = iter(splitter(shards))
         return shards

@@ -21,7 +21,7 @@ from bionemo.webdatamodule._engine.sampling.tally import Tally
 from bionemo.webdatamodule._engine.stages import chain, describe
 from bionemo.webdatamodule._engine.stopwatch import Stopwatch
 from bionemo.webdatamodule.components import Item
-from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, ResumeError
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, ResumeError, count
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.loading.stream_dataset import StreamDataset
@@ -248,7 +248,9 @@ class StreamLoader(SplitLoader):
             yield replace(item, values=values, delivered=groups)
         if left:
             worker = min(left)
-            raise self._items.out_of_turn(f"stopped after {due[worker]} samples of worker {worker}, which has more")
+            raise self._items.out_of_turn(
+                f"stopped after {count(due[worker], 'sample')} of worker {worker}, which has more"
+            )
 
 
 def _seeded(stage: object) -> bool:

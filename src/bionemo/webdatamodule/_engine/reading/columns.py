@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bionemo.webdatamodule._engine.reading.fields import Place, field_views, has_field, key_of
 from bionemo.webdatamodule._engine.reading.selection import KEY, Selected
 from bionemo.webdatamodule.columns import Column, ValueColumn, is_fields
-from bionemo.webdatamodule.errors import PluginError
+from bionemo.webdatamodule.errors import PluginError, count
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule.components import FieldCodec
@@ -83,8 +83,8 @@ def column_of(codec: FieldCodec, views: Sequence[memoryview]) -> Column:
     made: Any = column(views)
     if isinstance(made, tuple | dict) or not is_fields(made) or len(made) != len(views):
         raise PluginError(
-            f"column() of the codec {codec!r:.60} gives {made!r:.60} for {len(views)} fields; it returns an object of "
-            "their number with values(), stack() and pad()"
+            f"column() of the codec {codec!r:.60} gives {made!r:.60} for {count(len(views), 'field')}; "
+            "it returns an object of their number with values(), stack() and pad()"
         )
     return made  # type: ignore[no-any-return]  # it was looked at
 

@@ -13,7 +13,7 @@ from bionemo.webdatamodule._engine.reading.locate import Joined, Places
 from bionemo.webdatamodule._engine.reading.selection import KEY, Selected
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage.derived import derived
-from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
+from bionemo.webdatamodule.errors import ConfigError, MissingFieldError, count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,15 +108,15 @@ def _rows(keys: Sequence[str], found: ShardSet, asked: Sequence[Selected], split
     needed = [each.asked for each in asked if not each.optional]
     if len(missing) and needed:
         raise MissingFieldError(
-            f"{found.directory} is joined by key and lacks {len(missing)} of {len(keys)} keys: "
+            f"{found.directory} is joined by key and lacks {len(missing):,} of {count(len(keys), 'key')}: "
             f"{_listing([keys[number] for number in missing[: _LISTED + 1].tolist()], len(missing))}; add them, leave "
             f"them out with where=, or ask for {needed[0] + '?'!r} to get None there",
             split=split,
         )
-    decided("%s: %d of %d keys are in %s", split, len(keys) - len(missing), len(keys), found.directory)
+    decided("%s: %s has %d of %s", split, found.directory, len(keys) - len(missing), count(len(keys), "key"))
     return rows
 
 
-def _listing(keys: Sequence[str], count: int | None = None) -> str:
-    more = (len(keys) if count is None else count) - _LISTED
+def _listing(keys: Sequence[str], n_keys: int | None = None) -> str:
+    more = (len(keys) if n_keys is None else n_keys) - _LISTED
     return ", ".join(map(repr, keys[:_LISTED])) + (f" and {more} more" if more > 0 else "")

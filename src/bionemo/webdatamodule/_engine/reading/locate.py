@@ -20,7 +20,7 @@ from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenSha
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage.remote.counters import Counters
 from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES, Cut
-from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError
+from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, ShardError, WebDataModuleError, count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -188,7 +188,7 @@ class Places:
         except ChangedDataError as error:
             raise error.located(split=self._split, **process()) from error.__cause__
         if found:
-            others = f" and {len(found) - 1} other shards" if len(found) > 1 else ""
+            others = f" and {count(len(found) - 1, 'other shard')}" if len(found) > 1 else ""
             context.worker().note(f"reading {found[shards[0]].path}{others}")
         return Located(list(map(found.__getitem__, shards)), rows)
 

@@ -15,7 +15,7 @@ from bionemo.webdatamodule._engine.format.mapping import mapped
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, opened
 from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
 from bionemo.webdatamodule._engine.storage.remote.pieces import Cut, Piece
-from bionemo.webdatamodule.errors import ChangedDataError, RemoteError
+from bionemo.webdatamodule.errors import ChangedDataError, RemoteError, count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,8 +80,8 @@ class OpenPieces:
                 break
         else:
             raise RemoteError(
-                f"pieces of {len(wanted) - len(ready)} shards are removed from the cache before they are read; "
-                "give a larger cache_size"
+                f"pieces of {count(len(wanted) - len(ready), 'shard')} are removed from the cache before they are "
+                "read; give a larger cache_size"
             )
         for key, rows in wanted.items():
             ready[key].mark(rows, self.fetcher.transfer.mark)

@@ -40,6 +40,7 @@ from bionemo.webdatamodule.errors import (
     RemoteError,
     ShardError,
     WebDataModuleError,
+    count,
 )
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class ShardReader:
         skipped = self.skipped
         if skipped > self._logged:
             self._logged = skipped
-            _log.warning("%s: %d of %d samples are left out", self.split, skipped, self.n_samples)
+            _log.warning("%s: %d of %s left out", self.split, skipped, count(self.n_samples, "sample"))
 
     def keys(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the keys of samples, in the order of ``ids``."""
@@ -469,7 +470,7 @@ class ShardReader:
     def _leave_out(self, sample: int, error: WebDataModuleError) -> None:
         if self.skipped >= self.max_skipped and self._ledger.states[sample] < BAD:
             raise type(error)(
-                f"{self.skipped} samples are left out already, which is max_skipped; the next: {error.message}",
+                f"{count(self.skipped, 'sample')} already left out, which is max_skipped; the next: {error.message}",
                 **error.where,
             ) from error
         kind = next(number for number, kind in enumerate(_OF_A_SAMPLE) if isinstance(error, kind))

@@ -25,6 +25,7 @@ from bionemo.webdatamodule.errors import (
     ManifestError,
     NoShardsError,
     ShardError,
+    count,
 )
 from bionemo.webdatamodule.plugins import Registered
 
@@ -175,7 +176,7 @@ class ShardSet:
             index = listed_index(path, self.manifest.shards[number], stamp)
         if index.n_samples != self.samples[number] or not is_within(index, stamp.size):
             raise CorruptShardError(
-                f"{path} has an index of {index.n_samples} samples in {index.tar_bytes} bytes, "
+                f"{path} has an index of {count(index.n_samples, 'sample')} in {index.tar_bytes} bytes, "
                 f"expected are {self.samples[number]} in {stamp.size}; restore the shard",
                 shard=path,
             )
@@ -198,7 +199,9 @@ def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
         return ShardSet(directory=directory, prefix=prefix, split=split, manifest=None, **vars(found))
     extra = unlisted(directory, prefix, (entry.name for entry in manifest.shards))
     if extra:
-        _log.warning("%s holds %d shards that its manifest does not list, such as %s", directory, len(extra), extra[0])
+        _log.warning(
+            "%s holds %s that its manifest does not list, such as %s", directory, count(len(extra), "shard"), extra[0]
+        )
     paths = tuple(os.path.join(place, entry.name) for entry in manifest.shards)
     stamps = tuple(map(_stamp_listed, paths, manifest.shards))
     return _listed(directory, manifest, split, paths=paths, stamps=stamps)

@@ -17,7 +17,7 @@ from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.selection import KEY, select
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.storage.derived import MOST_BYTES, derived
-from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
+from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError, count
 from bionemo.webdatamodule.options import function
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _remembered(request: _Request) -> NDArray[np.int64]:
     n_samples = sum(each.n_samples for each in request.sets)
     if not len(found):
         raise ConfigError(f"where leaves no sample: {wanted.text} takes none of {n_samples}", split=split)
-    decided("%s: where takes %d of %d samples", split, len(found), n_samples)
+    decided("%s: where takes %d of %s", split, len(found), count(n_samples, "sample"))
     found.setflags(write=False)
     return found
 

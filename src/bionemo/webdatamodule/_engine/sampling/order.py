@@ -14,7 +14,7 @@ from bionemo.webdatamodule._engine.sampling.mixture import apportion, draws
 from bionemo.webdatamodule._engine.sampling.permutation import Ids, Permutation, groups, key
 from bionemo.webdatamodule._engine.sampling.pieces import Pieces
 from bionemo.webdatamodule._engine.sampling.schedule import Points, check, scheduled_draws
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule.errors import PlanError, count
 
 _Runs: TypeAlias = tuple[Ids, Ids]
 
@@ -89,7 +89,7 @@ class Order:
             lanes = min(lanes, *(source.samples for source in self.sources))
         elif length > available and not (self.shuffle and self.schedule):
             raise PlanError(
-                f"n_samples is {length}, but there are only {available} samples; "
+                f"n_samples is {length}, but there are only {count(available, 'sample')}; "
                 "lower it, or leave it out to take all there are"
             )
         object.__setattr__(self, "lanes", lanes)
@@ -278,16 +278,21 @@ def _check(sources: tuple[Source, ...], n_samples: int, lanes: int, piece_bytes:
             f"n_samples, lanes and piece_bytes are numbers from 0 on, not {n_samples}, {lanes} and {piece_bytes}"
         )
     if weighted not in (0, len(sources)):
-        raise PlanError(f"{weighted} of {len(sources)} sources have a weight; give one to all or to none")
+        raise PlanError(
+            f"a weight is given for {weighted} of {count(len(sources), 'source')}; give one to all or to none"
+        )
     for number, source in enumerate(sources):
         if source.samples < 0 or (weighted and not source.samples):
-            raise PlanError(f"source {number} has {source.samples} samples; there is nothing to draw from it")
+            raise PlanError(f"source {number} has {count(source.samples, 'sample')}; there is nothing to draw from it")
         if lanes and sum(source.shards) != source.samples:
             raise PlanError(
-                f"source {number} has {source.samples} samples, but its {len(source.shards)} shards "
+                f"source {number} has {count(source.samples, 'sample')}, but its {count(len(source.shards), 'shard')} "
                 f"have {sum(source.shards)}; lanes need the samples of every shard"
             )
         if lanes and piece_bytes and len(source.sizes) != len(source.shards):
-            raise PlanError(f"source {number} has {len(source.shards)} shards and {len(source.sizes)} sizes of shards")
+            raise PlanError(
+                f"source {number} has {count(len(source.shards), 'shard')} and "
+                f"{count(len(source.sizes), 'size')} of shards"
+            )
     if not any(source.samples for source in sources):
         raise PlanError("there are no samples to plan for")

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from bionemo.webdatamodule._engine.sampling.permutation import Ids
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule.errors import PlanError, count
 
 CHUNK_SAMPLES = 512  # that cross from a worker at once, at most
 COLUMNAR_SAMPLES = 1024  # the same where no stage takes them one by one, so that they are made in a few milliseconds
@@ -43,7 +43,7 @@ def n_batches(rest: int, size: int, ranks: int, tail: Tail) -> int:
     """
     if not 1 <= ranks <= size:
         raise PlanError(
-            f"a global batch of {size} samples cannot serve {ranks} ranks: each needs at least one; "
+            f"a global batch of {count(size, 'sample')} cannot serve {count(ranks, 'rank')}: each needs at least one; "
             f"raise global_batch_size to {max(ranks, 1)} or more, or use fewer ranks"
         )
     full, left = divmod(max(rest, 0), size)
@@ -71,18 +71,18 @@ def bounds(batch: int, rest: int, size: int, ranks: int, tail: Tail) -> tuple[in
     Raises:
         IndexError: If there is no such batch.
     """
-    count = n_batches(rest, size, ranks, tail)
-    if not 0 <= batch < count:
-        raise IndexError(f"there is no batch {batch}: {rest} samples in batches of {size} make {count}")
+    batches = n_batches(rest, size, ranks, tail)
+    if not 0 <= batch < batches:
+        raise IndexError(f"there is no batch {batch}: {count(rest, 'sample')} in batches of {size} make {batches}")
     first, stop = batch * size, (batch + 1) * size
-    if tail != "share" or rest == count * size or batch < count - 2:
+    if tail != "share" or rest == batches * size or batch < batches - 2:
         return first, stop
-    if count < -(-rest // size):  # the leftover joins the last batch
-        return first, rest if batch == count - 1 else stop
-    if count == 1:
+    if batches < -(-rest // size):  # the leftover joins the last batch
+        return first, rest if batch == batches - 1 else stop
+    if batches == 1:
         return 0, rest
-    middle = rest - (rest - (count - 2) * size) // 2
-    return (middle, rest) if batch == count - 1 else (first, middle)
+    middle = rest - (rest - (batches - 2) * size) // 2
+    return (middle, rest) if batch == batches - 1 else (first, middle)
 
 
 def part(size: int, rank: int, ranks: int) -> tuple[int, int]:

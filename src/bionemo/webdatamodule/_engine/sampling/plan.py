@@ -13,7 +13,7 @@ from bionemo.webdatamodule._engine.sampling.partition import Tail, bounds, n_bat
 from bionemo.webdatamodule._engine.sampling.permutation import Ids
 from bionemo.webdatamodule._engine.sampling.pieces import Piece
 from bionemo.webdatamodule._engine.sampling.schedule import Points
-from bionemo.webdatamodule.errors import PlanError, ResumeError
+from bionemo.webdatamodule.errors import PlanError, ResumeError, count
 
 __all__ = ["Plan", "Source"]
 
@@ -209,11 +209,12 @@ class Plan:
         """
         if self.n_samples < world_size:
             raise PlanError(
-                f"{self.n_samples} samples cannot serve {world_size} ranks: each needs at least one; use fewer ranks"
+                f"{count(self.n_samples, 'sample')} cannot serve {count(world_size, 'rank')}: each needs at least "
+                "one; use fewer ranks"
             )
         if not self.n_batches(world_size):
             raise PlanError(
-                f"{self.n_samples} samples do not fill one global batch of {self.global_batch_size}, "
+                f"{count(self.n_samples, 'sample')} cannot fill one global batch of {self.global_batch_size}, "
                 "and tail='drop' leaves out what does not; lower global_batch_size or use tail='share'"
             )
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bionemo.webdatamodule._engine.sampling.mixture import draws
 from bionemo.webdatamodule._engine.sampling.permutation import Ids, groups
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule.errors import PlanError, count
 
 Points: TypeAlias = tuple[tuple[int, tuple[float, ...]], ...]
 """Places from 0 on, rising, and the weights of all sources there; in between weights change linearly."""
@@ -35,7 +35,9 @@ def check(points: Points, sources: int) -> None:
         raise PlanError(f"a mixture that changes begins at step 0, and its steps rise; got {places}")
     for place, weights in points:
         if len(weights) != sources:
-            raise PlanError(f"the mixture at {place} has {len(weights)} weights for {sources} sources")
+            raise PlanError(
+                f"the mixture at {place} has {count(len(weights), 'weight')} for {count(sources, 'source')}"
+            )
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
             raise PlanError(f"the mixture at {place} has the weights {weights}; they are from 0 on, and not all 0")
 

@@ -12,7 +12,7 @@ import numpy as np
 from bionemo.webdatamodule._engine.sampling.partition import chunk_length, chunks, mean_share, part
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.schedule import shares
-from bionemo.webdatamodule.errors import PlanError
+from bionemo.webdatamodule.errors import PlanError, count
 
 _NODES = 8  # nodes that are looked at
 _SAMPLES = 400_000
@@ -118,9 +118,9 @@ def report_shards(
     needed = ranks * max(1, workers)
     if len(shards) < needed:
         found["problems"].append(
-            f"fewer shards than workers: {len(shards)} shards for {ranks} ranks of {max(1, workers)} workers; "
-            f"convert into at least {needed} shards, take fewer workers, or use order='global', "
-            "which needs no shard for each worker"
+            f"fewer shards than workers: {count(len(shards), 'shard')} for {count(ranks, 'rank')} of "
+            f"{count(max(1, workers), 'worker')}; convert into at least {count(needed, 'shard')}, take fewer workers, "
+            "or use order='global', which needs no shard for each worker"
         )
     elif min(samples) != max(samples):
         found["notes"].append(
@@ -256,24 +256,27 @@ def _notes(plan: Plan, found: dict[str, Any], ranks: int, available: int) -> lis
     notes = []
     idle = [worker["worker"] for worker in found["workers"] if not worker["batches"]]
     if idle:
-        notes.append(f"{len(idle)} of {len(found['workers'])} workers of each rank have nothing to do")
+        notes.append(f"each rank has {count(len(idle), 'worker')} of {len(found['workers'])} without a batch")
     if plan.global_batch_size % ranks:
-        notes.append(f"{plan.global_batch_size} is not a multiple of {ranks} ranks: shares differ by one sample")
+        notes.append(
+            f"{plan.global_batch_size} is not a multiple of {count(ranks, 'rank')}: shares differ by one sample"
+        )
     if plan.global_batch_size < 2 * ranks:
         notes.append(
             f"with fewer than two samples a rank and batch the last batch depends on the number of ranks; "
             f"from a global batch of {2 * ranks} on it does not"
         )
     if found["dropped"]:
-        notes.append(f"{found['dropped']} samples at the end of each epoch are dropped, others in each")
+        notes.append(f"each epoch drops {count(found['dropped'], 'sample')} at its end, not the same as the others")
     if found["borrowed"]:
         notes.append(
-            f"the last batch takes {found['borrowed']} samples of the next epoch's order, where they come again"
+            f"the last batch takes {count(found['borrowed'], 'sample')} of the next epoch's order, repeated there"
         )
     if plan.shuffle and not plan.order.counts and plan.n_samples < available:
-        notes.append(f"it takes {available / plan.n_samples:.4g} epochs to see all {available} samples")
+        notes.append(f"it takes {available / plan.n_samples:.4g} epochs to see all {count(available, 'sample')}")
     if found["last_accumulation"] != found["accumulate"]:
         notes.append(
-            f"the last optimizer step of an epoch has {found['last_accumulation']} of {found['accumulate']} batches"
+            f"the last optimizer step of an epoch has {found['last_accumulation']} of "
+            f"{count(found['accumulate'], 'batch', 'batches')}"
         )
     return notes

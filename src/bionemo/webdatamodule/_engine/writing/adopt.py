@@ -39,6 +39,7 @@ from bionemo.webdatamodule.errors import (
     ManifestError,
     NoShardsError,
     RemoteError,
+    count,
 )
 
 _MANY_SUFFIXES = 50
@@ -164,8 +165,8 @@ def _manifest(directory: str, prefix: str, entries: Sequence[ShardEntry], suffix
     names = tuple(sorted(suffixes))
     if len(names) > _MANY_SUFFIXES:
         warnings.warn(
-            f"{directory} has {len(names)} different suffixes, such as {names[0]!r}; a suffix "
-            "begins at the first dot of a name, so keys that have dots are cut short there",
+            f"{directory} has {count(len(names), 'different suffix', 'different suffixes')}, such as {names[0]!r}; "
+            "a suffix begins at the first dot of a name, so keys that have dots are cut short there",
             DataWarning,
             stacklevel=3,
         )

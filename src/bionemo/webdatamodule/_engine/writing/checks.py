@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bionemo.webdatamodule.errors import ConfigError, InputError, PluginError
+from bionemo.webdatamodule.errors import ConfigError, InputError, PluginError, count
 from bionemo.webdatamodule.names import check_prefix, encode_key, key_problem
 
 LISTED = 20
@@ -20,20 +20,21 @@ LISTED = 20
 _V = TypeVar("_V")
 
 
-def input_error(problems: Iterable[str], count: int | None = None, **where: object) -> InputError:
+def input_error(problems: Iterable[str], n_problems: int | None = None, **where: object) -> InputError:
     """Return one error that lists the first problems and counts all.
 
     Args:
         problems: A sentence or phrase each.
-        count: How many there are in all; ``None`` where ``problems`` holds all of them.
+        n_problems: How many there are in all; ``None`` where ``problems`` holds all of them.
         **where: Place, as for all errors.
     """
     listed = list(problems)
-    total = len(listed) if count is None else count
+    total = len(listed) if n_problems is None else n_problems
     shown = listed[:LISTED]
     more = f"\n  and {total - len(shown)} more" if total > len(shown) else ""
-    noun = "1 problem" if total == 1 else f"{total} problems"
-    return InputError(f"{noun} in the input, nothing was published:\n  " + "\n  ".join(shown) + more, **where)
+    return InputError(
+        f"{count(total, 'problem')} in the input, nothing was published:\n  " + "\n  ".join(shown) + more, **where
+    )
 
 
 def raise_problems(problems: Iterable[str]) -> None:
@@ -43,12 +44,12 @@ def raise_problems(problems: Iterable[str]) -> None:
         InputError: See :func:`input_error`.
     """
     first: list[str] = []
-    count = 0
-    for count, problem in enumerate(problems, 1):
-        if count <= LISTED:
+    number = 0
+    for number, problem in enumerate(problems, 1):
+        if number <= LISTED:
             first.append(problem)
-    if count:
-        raise input_error(first, count)
+    if number:
+        raise input_error(first, number)
 
 
 def check_names(names: Any, *, split: str) -> Sequence[str]:
@@ -129,9 +130,9 @@ def name_problems(
         return
     for name, places in _Samples(names).repeated(str).items():
         counts = Counter(split for split, _ in places)
-        for split, count in counts.items():
-            if count > 1:
-                yield f"the name {name!r} occurs {count} times in split {split}"
+        for split, times in counts.items():
+            if times > 1:
+                yield f"the name {name!r} occurs {times} times in split {split}"
         if len(counts) > 1:
             yield f"the name {name!r} is in the splits {' and '.join(counts)}"
 

@@ -30,7 +30,7 @@ from bionemo.webdatamodule._engine.writing.recipe import as_json, recipe_of
 from bionemo.webdatamodule._engine.writing.run import Workers, run_tasks
 from bionemo.webdatamodule._engine.writing.staging import Staged
 from bionemo.webdatamodule._engine.writing.tasks import ShardTask
-from bionemo.webdatamodule.errors import ConversionError, DataWarning, ManifestError, WebDataModuleError
+from bionemo.webdatamodule.errors import ConversionError, DataWarning, ManifestError, WebDataModuleError, count
 
 
 def convert(conversion: Conversion, *, check: bool = False, progress: bool | None = None) -> Mapping[str, Manifest]:
@@ -103,8 +103,8 @@ def _warn_of_few_samples(plans: Sequence[SplitPlan], n_shards: int | None) -> No
     for plan in plans:
         if n_shards is not None and len(plan.wanted) < n_shards:
             warnings.warn(
-                f"split {plan.split} has {len(plan.wanted)} samples, fewer than the {n_shards} shards asked for: "
-                "every sample gets a shard of its own",
+                f"split {plan.split} has {count(len(plan.wanted), 'sample')}, fewer than the "
+                f"{count(n_shards, 'shard')} asked for: every sample gets a shard of its own",
                 DataWarning,
                 stacklevel=3,
             )
@@ -215,10 +215,10 @@ def _convert(
                 publish.publish(plan.target, manifest, check=leases[plan.split].check, there=there)
             manifests[plan.split] = manifest
             decided(
-                "split %s: %d samples in %d shards in %s, %d of them new",
+                "split %s: %s in %s in %s, %d of them new",
                 plan.split,
-                manifest.n_samples,
-                len(manifest.shards),
+                count(manifest.n_samples, "sample"),
+                count(len(manifest.shards), "shard"),
                 plan.target,
                 len(tasks[plan.split]),
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bionemo.webdatamodule.components import Codec, FieldCodec, Sample, Writer
-from bionemo.webdatamodule.errors import InputError
+from bionemo.webdatamodule.errors import InputError, count
 from bionemo.webdatamodule.files import walk_files
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.names import check_suffixes
@@ -65,9 +65,9 @@ class PickleReader:
         used = {base + ending for base in names for ending in endings}
         if rest := sorted(files - used):
             _log.warning(
-                "%s: left out %d files of samples that lack one of the suffixes %s, first %s",
+                "%s: left out %s of samples that lack one of the suffixes %s, first %s",
                 self.directory,
-                len(rest),
+                count(len(rest), "file"),
                 ", ".join(self.suffixes),
                 rest[0],
             )

@@ -22,6 +22,7 @@ from bionemo.webdatamodule.builtins.webloader.status import StatusTable
 from bionemo.webdatamodule.builtins.webloader.transport import Packed, pack, pack_all, release_idle
 from bionemo.webdatamodule.builtins.webloader.worker_errors import Failure, explained, wait_for
 from bionemo.webdatamodule.components import ItemDataset
+from bionemo.webdatamodule.errors import count
 
 _log = logging.getLogger("bionemo.webdatamodule")
 
@@ -203,9 +204,9 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
         self._user_init = options.worker_init_fn
         _log.log(
             logging.DEBUG if self.where.get("rank") else logging.INFO,  # the same on all ranks
-            "%s: %d workers, started by %s",
+            "%s: %s, started by %s",
             self.where.get("split", "data"),
-            options.num_workers,
+            count(options.num_workers, "worker"),
             start.get_start_method(),
         )
         super().__init__(

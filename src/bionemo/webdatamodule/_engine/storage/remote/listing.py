@@ -19,7 +19,7 @@ from bionemo.webdatamodule._engine.storage.remote.shards import Remote, RemoteSh
 from bionemo.webdatamodule._engine.storage.remote.urls import split_query
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
 from bionemo.webdatamodule.components import StoredFile
-from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
+from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError, count
 from bionemo.webdatamodule.plugins import Registered
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -165,7 +165,7 @@ def _unlisted(
     """Return shards without a manifest, whose headers are walked over where that was not done before."""
     known = "\0".join(f"{file.name}\0{file.size}\0{file.version}" for file in files)
     cache = Cache.of(f"{directory.url}\0{known}", root=cache_dir, size=cache_size)
-    decided("%s has no manifest; its %d shards are indexed into %s", directory, len(files), cache.root)
+    decided("%s has no manifest; an index of %s is kept in %s", directory, count(len(files), "shard"), cache.root)
 
     def index_of(file: StoredFile) -> ShardIndex:
         return walked_index(directory, cache, file.name, file.size)

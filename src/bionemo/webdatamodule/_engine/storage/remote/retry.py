@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bionemo.webdatamodule._engine.storage.remote.urls import shown
-from bionemo.webdatamodule.errors import RemoteError, WebDataModuleError
+from bionemo.webdatamodule.errors import RemoteError, WebDataModuleError, count
 
 _log = logging.getLogger("bionemo.webdatamodule")
 _T = TypeVar("_T")
@@ -136,8 +136,8 @@ def retried(
             now = time.monotonic()
             if number >= budget.attempts or now + wait >= deadline:
                 raise RemoteError(
-                    f"{shown(url)} cannot be fetched or stored, tried {number} times in {now - started:.0f} s; "
-                    f"{reason}",
+                    f"{shown(url)} cannot be fetched or stored, tried {count(number, 'time')} in "
+                    f"{now - started:.0f} s; {reason}",
                     **(where or {}),
                 ) from error
             _log.warning("%s: %s; trying again in %.1f s", shown(url), reason, wait)

@@ -17,7 +17,7 @@ from bionemo.webdatamodule._engine.storage.remote.pieces import PIECE_BYTES, Cut
 from bionemo.webdatamodule._engine.storage.remote.range_walk import walked_index
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache, remove
 from bionemo.webdatamodule._engine.storage.sidecars import listed_index
-from bionemo.webdatamodule.errors import CorruptShardError, RemoteError
+from bionemo.webdatamodule.errors import CorruptShardError, RemoteError, count
 
 if TYPE_CHECKING:
     from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry
@@ -85,7 +85,7 @@ class Remote:
             index = self._listed(number, shard.listed)
         if index.n_samples != shard.samples or not is_within(index, shard.bytes):
             raise CorruptShardError(
-                f"{self.path(number)} has an index of {index.n_samples} samples in {index.tar_bytes} bytes, "
+                f"{self.path(number)} has an index of {count(index.n_samples, 'sample')} in {index.tar_bytes} bytes, "
                 f"expected are {shard.samples} in {shard.bytes}; restore the shard",
                 shard=self.path(number),
             )
