@@ -124,13 +124,14 @@ class PlannerConformance(ComponentConformance):
                     )
                 if taken[0] < 0 or taken[-1] >= len(sizes):
                     subject.wrong(
-                        f"the shares of {count(world, 'rank')} hold the samples {taken[0]} to {taken[-1]} of {len(sizes)}",
+                        f"the shares of {count(world, 'rank')} hold the samples {taken[0]} to {taken[-1]} of "
+                        f"{len(sizes)}",
                         "plan numbers of the samples whose sizes it gets",
                     )
                 if len(taken) != made.n_samples:
                     subject.wrong(
-                        f"the shares of {count(world, 'rank')} hold {count(len(taken), 'sample')}, and its n_samples is "
-                        f"{made.n_samples}",
+                        f"the shares of {count(world, 'rank')} hold {count(len(taken), 'sample')}, and its n_samples "
+                        f"is {made.n_samples}",
                         "let n_samples of the plan be the samples of an epoch",
                     )
 

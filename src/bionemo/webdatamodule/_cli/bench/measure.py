@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import default_collate
 
-from bionemo.webdatamodule._cli.humanize import count
 from bionemo.webdatamodule._engine.codecs import Codecs
 from bionemo.webdatamodule._engine.reading.fields import field_views, sound_views
 from bionemo.webdatamodule._engine.reading.locate import Places

@@ -63,6 +63,10 @@ def mapped(descriptor: int, *, size: int | None = None, offset: int = 0, writabl
 def content(path: str) -> bytes | memoryview:
     """Return a whole file as memory: its bytes where they take less than a page, otherwise a map.
 
+    All processes of a machine share a map, which matters for indexes of many millions of samples. Reading it ends the
+    process if the file was cut in place meanwhile: asking for the size before each sample would take as long as
+    reading a small one.
+
     Raises:
         OSError: If it cannot be opened, read or mapped.
     """
