@@ -131,5 +131,5 @@ def test_bad_data_end_every_rank_with_the_same_words(tmp_path, shards):
     done = scripts.run(SCRIPT, json.dumps(config), ranks=2, timeout=120)
 
     assert 0 != done.returncode
-    assert 2 == done.stderr.count("PlanError: a global batch of 1 samples cannot serve 2 ranks")
+    assert 2 == done.stderr.count("PlanError: a global batch of 1 sample cannot serve 2 ranks")
     assert signal.SIGKILL != -done.returncode

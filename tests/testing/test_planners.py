@@ -186,9 +186,9 @@ def test_a_wrong_planner_gets_a_remedy(planner, check, message):
         (
             Halves(),
             (
-                "1 ranks take 200 samples, 146 of them different, of 200; plan each sample once an epoch; ListedPlan "
-                "divides batches among ranks. A planner that repeats samples on purpose has repeats = True in the test "
-                "class, and says so in the docstring"
+                "the shares of 1 rank hold 200 samples, 146 of them different, of 200; plan each sample once an epoch; "
+                "ListedPlan divides batches among ranks. A planner that repeats samples on purpose has repeats = True "
+                "in the test class, and says so in the docstring"
             ),
         ),
         (
@@ -208,7 +208,7 @@ def test_a_planner_learns_how_to_opt_out(planner, message):
 
 def test_a_planner_that_repeats_samples_plans_those_that_there_are():
     """Numbers beyond the samples are found although samples need not come once."""
-    message = "1 ranks take the samples 0 to 208 of 200; plan numbers of the samples whose sizes it gets"
+    message = "the shares of 1 rank hold the samples 0 to 208 of 200; plan numbers of the samples whose sizes it gets"
 
     found = run(Halves(beyond=9), Repeating)
 

@@ -444,7 +444,7 @@ def test_pieces_that_others_remove_are_opened_again(server, tmp_path, monkeypatc
     if failures < 5:
         assert list(range(9)) == read_all(found)
         return
-    with pytest.raises(RemoteError, match="pieces of 1 shards are removed from the cache before they are read"):
+    with pytest.raises(RemoteError, match="pieces of 1 shard are removed from the cache before they are read"):
         read_all(found)
 
 
