@@ -1,7 +1,9 @@
 """What obstore needs besides: processes that fork, errors with names, its place before fsspec."""
 
 import http.server
+import io
 import pickle
+import tarfile
 import threading
 
 import boto3
@@ -13,7 +15,7 @@ from bionemo.webdatamodule._engine.storage.remote import directory as remote_dir
 from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule.components import Store
-from bionemo.webdatamodule.errors import RemoteError
+from bionemo.webdatamodule.errors import ChangedDataError, RemoteError
 from bionemo.webdatamodule.plugins import find, installed_plugins
 from bionemo_webdatamodule_obstore.client import _named
 from bionemo_webdatamodule_obstore.store import ObstoreStore
@@ -111,6 +113,41 @@ def test_an_object_that_became_shorter_is_named_at_once(bucket, ranges):
         f"{bucket}/x has 10 bytes and must have at least 30; it was replaced or damaged there: "
         "restore it, or run `webdatamodule convert` with --check"
     ) == caught.value.message
+
+
+def test_a_listing_has_the_version_that_an_object_is_asked_for(bucket):
+    """Also in a bucket with versioning, whose listings lack it; replaced objects are named."""
+    s3 = boto3.client("s3", region_name="us-east-1")
+    s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+    old, new = (_tar({"a.txt": text, "b.txt": b"same"}) for text in (b"old", b"new"))
+    s3.put_object(Bucket="bucket", Key="d/t-000000.tar", Body=old)
+    (listed,), found = ObstoreStore().list(f"{bucket}/d"), ObstoreStore().stat(f"{bucket}/d/t-000000.tar")
+    assert listed.version == found.version
+
+    def module():
+        data = WebDataModule({"train": f"{bucket}/d"}, None, "txt", 2, prefix_tars_wds="t")
+        data.setup("fit")
+        return data
+
+    def read(data):
+        return sorted(value for batch in data.train_dataloader() for value in batch)
+
+    before = module()
+    s3.put_object(Bucket="bucket", Key="d/t-000000.tar", Body=new)
+    with pytest.raises(ChangedDataError, match=r"bucket/d/t-000000\.tar was replaced since the data were set up"):
+        read(before)
+    s3.put_object(Bucket="bucket", Key="d/t-000000.tar", Body=old)
+    assert ["old", "same"] == read(module())
+
+
+def _tar(members):
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return made.getvalue()
 
 
 def test_a_panic_of_the_client_is_an_error_of_its_request(bucket):

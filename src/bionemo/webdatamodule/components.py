@@ -395,6 +395,7 @@ class StoredFile:
         name: Its name in the directory.
         size: Its size in bytes.
         version: A text that changes when the file is replaced, such as an ETag; empty if the store has none.
+            ``stat`` gives the same one until then.
     """
 
     name: str

@@ -29,7 +29,15 @@ from bionemo.webdatamodule._engine.storage.remote import retry
 from bionemo.webdatamodule._engine.storage.remote.directory import RemoteDirectory
 from bionemo.webdatamodule._engine.storage.remote.urls import shown
 from bionemo.webdatamodule._engine.storage.shard_cache import Cache
-from bionemo.webdatamodule.errors import ConfigError, ManifestError, NoShardsError, RemoteError
+from bionemo.webdatamodule._engine.writing.adopt import adopt_remote
+from bionemo.webdatamodule.errors import (
+    ChangedDataError,
+    ConfigError,
+    CorruptShardError,
+    ManifestError,
+    NoShardsError,
+    RemoteError,
+)
 from bionemo.webdatamodule.pickles import dumps
 
 
@@ -79,6 +87,8 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         faults: For each path a list of what happens to its next requests: a status, seconds to wait, or ("cut", bytes).
         seen: The paths asked for.
+        asked: The paths of which only the size and the version were asked for.
+        tagged: Whether files have an ETag.
         ranges: Whether parts of files are sent.
         missing: The status of files that are not there.
         dated: Whether answers say when a file was modified.
@@ -87,6 +97,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, root):
         self.root, self.faults, self.seen, self.ranges = root, {}, [], True
         self.missing, self.dated = 404, False
+        self.asked, self.tagged = [], False
         super().__init__(("127.0.0.1", 0), Handler)
 
     def handle_error(self, *_):
@@ -99,6 +110,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         """Say how large a file is."""
         path = self.path.partition("?")[0].lstrip("/")
+        self.server.asked.append(path)
         file = self.server.root / path
         faults = self.server.faults.get(f"HEAD {path}", [])
         fault = faults.pop(0) if faults else None
@@ -106,6 +118,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
         if self.server.dated and file.is_file():
             self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
+        if self.server.tagged and file.is_file():
+            self.send_header("ETag", hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest())
         self.end_headers()
         self.close_connection = True
 
@@ -608,6 +622,111 @@ def test_shards_of_a_pattern_that_are_replaced_are_read_anew(server, tmp_path):
         assert [first + number for number in ALL] == read_all(found)
         for path in (server.root / "other").glob("*.tar"):
             shutil.copy2(path, data)
+
+
+@pytest.fixture
+def replaced(server, tmp_path):
+    """Return what puts shards without a manifest on a server whose files have versions, and returns their pattern."""
+    server.tagged = True
+
+    def put(first):
+        made = tmp_path / f"made-{first}"
+        if not made.exists():
+            write_set(made, first=first)
+        for path in made.glob("*.tar"):
+            (server.root / "data").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, server.root / "data" / f".{path.name}")
+            (server.root / "data" / f".{path.name}").replace(server.root / "data" / path.name)
+        return f"{server.url}/data/t-{{000000..000002}}.tar"
+
+    return put
+
+
+def _tag(path):
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize("first", [100, 100_000], ids=["the same layout", "longer fields"])
+def test_shards_without_a_manifest_that_are_replaced_are_named(server, replaced, tmp_path, first):
+    """Bytes of another version are neither read nor kept, and a new module reads what is there by then."""
+    pattern, cache = replaced(0), tmp_path / "cache"
+    before = ShardSet.open(pattern, "t", split="train", cache_dir=str(cache))
+    shard = server.root / "data" / "t-000001.tar"
+    old = _tag(shard)
+    assert pattern == replaced(first)
+    url = f"{server.url}/data/t-000001.tar"
+    server.asked.clear()
+    with pytest.raises(ChangedDataError) as caught:
+        ShardReader([before], ["x.pyd"], split="train").read(np.array([3]))
+    assert (
+        f"{url} was replaced since the data were set up: its version is {_tag(shard)!r} and was {old!r}; "
+        "start again, or write a manifest with `webdatamodule index`, whose checksums are compared instead"
+    ) == caught.value.message
+    assert {"split": "train", "shard": url} == {name: caught.value.where[name] for name in ("split", "shard")}
+    assert ["data/t-000001.tar"] == server.asked
+    with pytest.raises(ChangedDataError, match="was replaced since"):
+        read_all(before)
+    wait_for_background()
+    assert not [path for path in cache.rglob("*.piece") if any(path.read_bytes())]
+    assert [first + number for number in ALL] == read_all(ShardSet.open(pattern, "t", cache_dir=str(cache)))
+    replaced(0)
+    assert ALL == read_all(ShardSet.open(pattern, "t", cache_dir=str(cache)))
+
+
+def test_a_shard_that_is_replaced_while_it_is_fetched_is_named(replaced, tmp_path, monkeypatch):
+    """The walk over headers, a piece and a whole shard are of one version, or an error that leaves nothing."""
+    cache = tmp_path / "cache"
+    read, then = RemoteDirectory.read, []
+
+    def read_and_replace(self, *args):
+        read(self, *args)
+        if then:
+            replaced(then.pop())
+
+    monkeypatch.setattr(RemoteDirectory, "read", read_and_replace)
+    then.append(100)
+    with pytest.raises(ChangedDataError, match="was replaced since the data were set up"):
+        ShardSet.open(replaced(0), "t", cache_dir=str(cache))
+    found = ShardSet.open(replaced(0), "t", cache_dir=str(cache))
+    then.append(200)
+    with pytest.raises(ChangedDataError, match="was replaced since the data were set up"):
+        ShardReader([found], ["x.pyd"]).read(np.array([3]))
+    replaced(0)
+    then.append(300)
+    with pytest.raises(ChangedDataError, match="was replaced since the data were set up"):
+        found.remote.whole(1)
+    wait_for_background()
+    assert not [path for path in cache.rglob("*.piece") if any(path.read_bytes())]
+    assert not list(cache.rglob("*.tar"))
+
+
+def test_versions_are_asked_for_only_where_there_are_no_checksums(server, replaced, tmp_path):
+    """Each piece of a shard without a manifest costs two requests for its version; checksums need none."""
+    found = ShardSet.open(replaced(0), "t", cache_dir=str(tmp_path / "cache"))
+    server.asked.clear()
+    assert ALL == read_all(found)
+    assert sorted([f"data/t-00000{number}.tar" for number in range(3)] * 2) == sorted(server.asked)
+    assert ALL == read_all(found)
+    assert 6 == len(server.asked)
+    write_set(server.root / "listed")
+    server.asked.clear()
+    assert ALL == read_all(ShardSet.open(f"{server.url}/listed", "t"))
+    assert [] == server.asked
+
+
+def test_a_shard_without_a_version_that_was_replaced_gets_a_manifest(server, replaced):
+    """Where the server has no versions, a member of another size is named with a remedy that works for a URL."""
+    server.tagged = False
+    found = ShardSet.open(replaced(0), "t")
+    replaced(100_000)
+    with pytest.raises(CorruptShardError) as caught:
+        read_all(found)
+    assert (
+        "the header at byte 0 is not what it was when the shard was indexed; "
+        "restore the shard, or write a manifest with `webdatamodule index`"
+    ) == caught.value.message
+    adopt_remote(f"{server.url}/data/t-{{000000..000002}}.tar", "t", output=str(server.root / "data"))
+    assert [100_000 + number for number in ALL] == read_all(ShardSet.open(f"{server.url}/data", "t"))
 
 
 def test_the_signature_of_a_pattern_is_used_and_not_shown(server, caplog):

@@ -113,7 +113,8 @@ class Client:
 
 
 def _stored(entry: Any) -> tuple[str, int, str]:
-    version = entry.get("version") or entry.get("e_tag") or str(entry.get("last_modified") or "")
+    # listings lack the version of a bucket with versioning, and one file must have the same in both
+    version = entry.get("e_tag") or str(entry.get("last_modified") or "")
     return entry["path"].rpartition("/")[2], int(entry["size"]), version
 
 

@@ -21,6 +21,7 @@ from bionemo.webdatamodule._engine.format.tar_headers import (
     sound_headers,
 )
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShard
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.errors import CorruptShardError, MissingFieldError
 from bionemo.webdatamodule.names import decode_key, split_member
 
@@ -232,7 +233,7 @@ def _check_size(shard: OpenShard, row: int, header: int, size: int) -> None:
             return
         position += BLOCK + padded(written)
         records = Records()
+    other = "write a manifest with `webdatamodule index`" if is_url(shard.path) else "touch it to have it indexed again"
     raise CorruptShardError(
-        f"the header at byte {header} is not what it was when the shard was indexed; "
-        "restore the shard, or touch it to have it indexed again"
+        f"the header at byte {header} is not what it was when the shard was indexed; restore the shard, or {other}"
     )

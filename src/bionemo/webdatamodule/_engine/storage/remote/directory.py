@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from bionemo.webdatamodule._engine.storage.remote.retry import notice_exit, retried
 from bionemo.webdatamodule._engine.storage.remote.urls import join, scheme_of, shown
 from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
-from bionemo.webdatamodule.errors import ConfigError, PluginError, RemoteError
+from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, CorruptShardError, PluginError, RemoteError
 from bionemo.webdatamodule.plugins import Plugins, Registered, installed_plugins
 
 _T = TypeVar("_T")
@@ -120,6 +121,36 @@ class RemoteDirectory:
                 f"{shown(url)}: the server does not send parts of files, by which shards are read; "
                 "serve them by one that answers range requests, such as nginx, or copy them to a local disk"
             ) from error
+
+    @contextlib.contextmanager
+    def unchanged(self, name: str, version: str) -> Iterator[None]:
+        """Check that a file that is read meanwhile is the one that was there before.
+
+        It is asked for its version before and after: bytes that came between two changes are of neither.
+
+        Args:
+            name: The file.
+            version: What :meth:`stat` gave as its version; where that is empty, nothing is asked.
+
+        Raises:
+            ChangedDataError: If it has another version.
+        """
+        self._check_version(name, version)
+        try:
+            yield
+        except CorruptShardError:  # of two versions
+            self._check_version(name, version)
+            raise
+        self._check_version(name, version)
+
+    def _check_version(self, name: str, version: str) -> None:
+        if version and (found := self.stat(name).version) != version:
+            url = f"{self}/{name}"
+            raise ChangedDataError(
+                f"{url} was replaced since the data were set up: its version is {found!r} and was {version!r}; "
+                "start again, or write a manifest with `webdatamodule index`, whose checksums are compared instead",
+                shard=url,
+            )
 
     def put(self, data: bytes | str, name: str) -> None:
         """Write a file: bytes, or a local file by its path."""

@@ -50,6 +50,7 @@ def open_remote(
         NoShardsError: If there are none.
         ManifestError: If the manifest cannot be used, or a conversion is being published.
         CorruptShardError: If a shard without a manifest is not a valid tar.
+        ChangedDataError: If one was replaced while it was indexed.
         RemoteError: If it cannot be fetched.
         ConfigError: If no store serves the URL, or it cannot list.
     """
@@ -152,11 +153,15 @@ def _shards(entries: Iterable[ShardEntry]) -> tuple[RemoteShard, ...]:
 def _unmentioned(directory: RemoteDirectory, names: Sequence[str], prefix: str) -> list[StoredFile]:
     """Return the shards of a directory that has no manifest."""
     try:
-        return find_remote_shards(directory, names, prefix)
+        found = find_remote_shards(directory, names, prefix)
     except ConfigError as error:
         raise NoShardsError(
             f"there is no manifest at {directory}/{manifest_path('', prefix)}, and {error.message}"
         ) from error
+    if names or directory.stat(found[0].name).version == found[0].version:
+        return found
+    # listings of this store write versions in another way than what is asked for when shards are read
+    return find_remote_shards(directory, [file.name for file in found], prefix)
 
 
 def _unlisted(
@@ -168,7 +173,7 @@ def _unlisted(
     decided("%s has no manifest; an index of %s is kept in %s", directory, count(len(files), "shard"), cache.root)
 
     def index_of(file: StoredFile) -> ShardIndex:
-        return walked_index(directory, cache, file.name, file.size)
+        return walked_index(directory, cache, file.name, file.size, file.version)
 
     with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         indexes = list(pool.map(index_of, files))
@@ -177,7 +182,7 @@ def _unlisted(
         content = hashlib.sha256(replace(index, crcs=None).to_bytes()).hexdigest()
         digest.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
     shards = tuple(
-        RemoteShard(name=file.name, bytes=file.size, samples=index.n_samples)
+        RemoteShard(name=file.name, bytes=file.size, samples=index.n_samples, version=file.version)
         for file, index in zip(files, indexes, strict=True)
     )
     suffixes = tuple(sorted({suffix for index in indexes for suffix in index.suffixes}))

@@ -18,7 +18,7 @@ _SMALL, _LARGE = 1 << 16, 1 << 22  # bytes of a request where payloads are passe
 _FAR = 1 << 21  # bytes to pass over for which a request of its own is cheaper
 
 
-def walked_index(directory: RemoteDirectory, cache: Cache, name: str, size: int) -> ShardIndex:
+def walked_index(directory: RemoteDirectory, cache: Cache, name: str, size: int, version: str) -> ShardIndex:
     """Return the index of a remote tar, after walking over its headers and keeping the index in the cache.
 
     Args:
@@ -26,12 +26,19 @@ def walked_index(directory: RemoteDirectory, cache: Cache, name: str, size: int)
         cache: Where to keep the index.
         name: The shard's file name.
         size: The shard's size in bytes.
+        version: The shard's version; empty if the store has none.
 
     Raises:
         CorruptShardError: If it is not a valid tar.
+        ChangedDataError: If it has another version by then.
         RemoteError: If it cannot be read.
     """
-    data = fetched(cache, index_name(name), lambda: _walked(directory, name, size), is_index)
+
+    def make() -> bytes:
+        with directory.unchanged(name, version):
+            return _walked(directory, name, size)
+
+    data = fetched(cache, index_name(name), make, is_index)
     return ShardIndex.from_buffer(data)
 
 

@@ -38,12 +38,14 @@ class RemoteShard:
         bytes: Size of the tar.
         samples: Number of samples in it.
         listed: What the manifest says of it; ``None`` without a manifest.
+        version: The version that its bytes must be of, without a manifest; empty if the store has none.
     """
 
     name: str
     bytes: int
     samples: int
     listed: ShardEntry | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,11 @@ class Remote:
         Raises:
             RemoteError: If it cannot be fetched.
             CorruptShardError: If it does not fit the shard.
+            ChangedDataError: If it must be made and the shard was replaced.
         """
         shard = self.shards[number]
         if shard.listed is None:
-            index = walked_index(self.directory, self.cache, shard.name, shard.bytes)
+            index = walked_index(self.directory, self.cache, shard.name, shard.bytes, shard.version)
         else:
             index = self._listed(number, shard.listed)
         if index.n_samples != shard.samples or not is_within(index, shard.bytes):
@@ -153,7 +156,7 @@ class Remote:
     def _download(self, shard: RemoteShard, path: str) -> None:
         for attempt in range(2):
             digest = hashlib.sha256()
-            with open(path, "wb") as file:
+            with open(path, "wb") as file, self.directory.unchanged(shard.name, shard.version):
                 for begin in range(0, shard.bytes, _BLOCK):
                     block = bytearray(min(_BLOCK, shard.bytes - begin))
                     self.directory.read(shard.name, [(begin, begin + len(block))], [memoryview(block)])

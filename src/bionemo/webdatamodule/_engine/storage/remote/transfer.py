@@ -75,6 +75,7 @@ class Transfer:
 
         Raises:
             RemoteError: If they cannot be fetched, or are damaged there.
+            ChangedDataError: If the shard has no checksums and was replaced.
         """
         with self._locked(piece, wait=wait) as descriptor:
             if descriptor is not None:
@@ -114,7 +115,7 @@ class Transfer:
 
     def _fill(self, descriptor: int, piece: Piece, rows: range | NDArray[np.int64], *, again: bool) -> None:
         """Fetch samples of a piece that are not in its file."""
-        remote, _ = self._remote(piece.shard)
+        remote, number = self._remote(piece.shard)
         with self.busy:
             states = read_states(descriptor, piece)
             wanted = np.asarray(rows, np.int64)
@@ -125,7 +126,8 @@ class Transfer:
             begin, end = found[0][0], found[-1][1]
             for attempt in range(2):
                 with self._memory.of(end - begin) as data:
-                    self._read(piece, found, data)
+                    with remote.directory.unchanged(piece.name, remote.shards[number].version):
+                        self._read(piece, found, data)
                     with self.busy:
                         sound = are_sound(piece, first, last, data, begin)
                         if sound:
