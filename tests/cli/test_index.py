@@ -291,6 +291,11 @@ def test_shards_behind_a_url_are_indexed_beside_them_or_elsewhere(foreign, capsy
     try:
         assert 0 == main(["index", beside, "--output", str(foreign / "elsewhere")])
         assert ["/foreign/wdshards-000000.tar", "/foreign/wdshards-000001.tar"] == sorted(memory.find("/foreign"))
+        memory.put(f"{foreign}/elsewhere/*", "/foreign/")  # as --help says
+        assert 0 == main(["verify", beside])
+        assert here.digest == ShardSet.open(beside, "wdshards").digest
+        memory.rm("/foreign/*.idx")
+        memory.rm("/foreign/*.json")
         assert 0 == main(["index", beside, "--json"])
         assert 0 == main(["verify", beside])
         assert 2 == main(["index", beside])

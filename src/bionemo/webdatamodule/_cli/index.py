@@ -11,9 +11,20 @@ from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule._engine.writing.adopt import adopt, adopt_remote
 from bionemo.webdatamodule.errors import ConfigError, count
 
+_EPILOG = """\
+With --output, the URL is only read. Put the files of DIR beside the shards, with whatever may write there, or beside
+a copy of the shards; nothing reads them anywhere else:
+
+  webdatamodule index s3://bucket/train --output train-index
+  aws s3 cp --recursive train-index s3://bucket/train
+  webdatamodule verify s3://bucket/train
+"""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
     parser.add_argument("directory", metavar="DIR", nargs="+", help="directory of a split, or its URL")
     parser.add_argument("--prefix", default=USUAL_PREFIX, help="prefix of the shards' names (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="replace an existing manifest")
