@@ -89,6 +89,13 @@ def test_examples_do_what_the_page_says(place, page):
     assert "python" in pages.run_page(page, text_of(page))
 
 
+@pytest.mark.parametrize("page", [*MARKDOWN, *READMES])
+def test_examples_import_public_modules_only(page):
+    """What a page shows can be done with names that stay."""
+    private = re.compile(r"^\s*(?:from|import) bionemo\.webdatamodule\.(?:\w+\.)*_", re.MULTILINE)
+    assert [] == [block.text for block in pages.blocks_of(text_of(page)) if private.search(block.text)]
+
+
 @pytest.mark.parametrize("page", ELSEWHERE)
 def test_other_examples_are_run_by_other_tests(page):
     """A page that this module does not run is run by a test that names it."""
