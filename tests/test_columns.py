@@ -121,7 +121,7 @@ def test_masked_arrays_are_refused_until_a_stage_removes_the_masks(tmp_path, col
         (tmp_path / f"{name}.x.pyd").write_bytes(pickle.dumps(1))
         (tmp_path / f"{name}.y.pyd").write_bytes(pickle.dumps({"m": masked}))
 
-    with pytest.raises((TypeError, DecodeError), match=r"the arrays at sample\[1\]\['m'\] are masked.*array\.filled"):
+    with pytest.raises((TypeError, DecodeError), match=r"the values at sample\[1\]\['m'\] are masked.*array\.filled"):
         batch()
     assert [[1.0, -1.0]] * 2 == batch(lambda samples: (y["m"].filled() for _, y in samples)).tolist()
     values, masks = batch(lambda samples: ((y["m"].data, y["m"].mask) for _, y in samples))
@@ -200,5 +200,5 @@ def test_masked_arrays_are_found_in_any_sample():
     plain, masked = np.ones(1), np.ma.masked_array([1.0], mask=[True])
 
     for join in (collate_values, fill):
-        with pytest.raises(TypeError, match=r"^the arrays at sample\[0\]\['x'\] are masked"):
+        with pytest.raises(TypeError, match=r"^the values at sample\[0\]\['x'\] are masked"):
             join([({"x": plain}, 1), ({"x": masked}, 2)])

@@ -199,6 +199,47 @@ def test_samples_that_a_stage_made_unlike_are_named(base):
     assert "and 1 more" in caught.value.where["samples"]
 
 
+UNJOINED = {
+    "gradients": (
+        lambda x: x.float().requires_grad_(),
+        torch.Tensor.detach,
+        "require gradients, and torch joins such tensors in no worker; in a stage, pass on tensor.detach()",
+    ),
+    "conjugate": (
+        lambda x: torch.complex(x.float(), x.float()).conj(),
+        torch.Tensor.resolve_conj,
+        "are conjugate views, and torch joins those in no worker; in a stage, pass on tensor.resolve_conj()",
+    ),
+    "quantized": (
+        lambda x: torch.quantize_per_tensor(x.float(), 1.0, 0, torch.qint8),
+        torch.Tensor.dequantize,
+        "are quantized, and torch joins those in no worker; in a stage, pass on tensor.dequantize()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "remedy", "words"), UNJOINED.values(), ids=UNJOINED)
+@pytest.mark.filterwarnings("ignore:.*torch.quantize_per_tensor.*", "ignore::DeprecationWarning")
+def test_tensors_that_only_the_main_process_joins_are_named_in_a_worker(base, make, remedy, words):
+    """The message has their place and a remedy, which works; without workers there is nothing to mend."""
+    workers = {"num_workers": 1}
+    made, mended = {"a": make}, {"a": lambda x: remedy(make(x))}
+
+    def stage(parts):
+        return lambda samples: ({name: part(x) for name, part in parts.items()} for (x,) in samples)
+
+    with pytest.raises(DecodeError) as caught:
+        batches(base, stage(made), kwargs_wld=workers)
+    assert f"these 4 samples do not fit into one batch: the values at sample['a'] {words}" == caught.value.message
+    assert 4 == len(batches(base, stage(made))) == len(batches(base, stage(mended), kwargs_wld=workers))
+
+
+def test_tensors_of_other_shapes_are_not_blamed_on_gradients(base):
+    """Without workers torch says what does not fit."""
+    with pytest.raises(DecodeError, match=r"one batch: stack expects each tensor to be equal size.*make them alike"):
+        batches(base, lambda samples: (x[: int(x[0])].float().requires_grad_() for (x,) in samples))
+
+
 def test_a_size_that_fails_is_named(base):
     """The function's error is the cause, and the sample's key is said."""
     with pytest.raises(PlanError, match="for the size of a sample fails with ZeroDivisionError") as caught:

@@ -227,7 +227,12 @@ def _collated(values: Any) -> Any:
         return [_joined(number, lambda column=column: _collated(column)) for number, column in columns]  # type: ignore[misc]
     from torch.utils.data._utils.collate import collate, default_collate_fn_map  # which torch documents for extension
 
-    batch = collate(values, collate_fn_map={Counter: _counts, **default_collate_fn_map})
+    try:
+        batch = collate(values, collate_fn_map={Counter: _counts, **default_collate_fn_map})
+    except RuntimeError as error:
+        if kind is torch.Tensor and (why := _not_in_workers(values)):
+            raise _PlacedError(why) from error
+        raise
     if kind is not torch.Tensor:
         _refuse_masks(values)
     return batch
@@ -237,6 +242,21 @@ def _counts(values: Sequence[Counter[Any]], **_: Any) -> Counter[Any]:
     """Return the counts of each key that any counter has; torch would add to those of the first."""
     keys = dict.fromkeys(chain.from_iterable(values))
     return Counter({key: _collated([value[key] for value in values]) for key in keys})
+
+
+def _not_in_workers(values: Sequence[Any]) -> str:
+    """Return why torch joins tensors in the main process and not in this worker; empty where that is not why."""
+    import torch
+
+    if torch.utils.data.get_worker_info() is None:
+        return ""
+    if any(value.requires_grad for value in values):
+        return "require gradients, and torch joins such tensors in no worker; in a stage, pass on tensor.detach()"
+    if any(value.is_conj() for value in values):
+        return "are conjugate views, and torch joins those in no worker; in a stage, pass on tensor.resolve_conj()"
+    if any(value.is_quantized for value in values):
+        return "are quantized, and torch joins those in no worker; in a stage, pass on tensor.dequantize()"
+    return ""
 
 
 def _padded(values: Sequence[Any]) -> Any:
@@ -255,15 +275,13 @@ def _padded(values: Sequence[Any]) -> Any:
     return _collated(list(values))
 
 
-class _MaskedError(TypeError):
-    """Masked arrays at a place in the samples, such as ``[0]['x']``."""
+class _PlacedError(TypeError):
+    """Values that cannot be joined, by why and by their place in the samples, such as ``[0]['x']``."""
 
     def __str__(self) -> str:
-        place = "".join(f"[{part!r}]" for part in self.args)
-        return (
-            f"the arrays{' at sample' * bool(place)}{place} are masked, and tensors have no masks; "
-            "in a stage, fill them with array.filled(), or pass on array.data and array.mask"
-        )
+        why, *parts = self.args
+        place = "".join(f"[{part!r}]" for part in parts)
+        return f"the values{' at sample' * bool(place)}{place} {why}"
 
 
 def _refuse_masks(values: Sequence[Any]) -> None:
@@ -278,20 +296,24 @@ def _refuse_masks(values: Sequence[Any]) -> None:
         for number, column in enumerate(zip(*values, strict=False)):
             _joined(number, lambda column=column: _refuse_masks(column))  # type: ignore[misc]
     elif any(issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, values))):
-        raise _MaskedError
+        raise _PlacedError(
+            "are masked, and tensors have no masks; "
+            "in a stage, fill them with array.filled(), or pass on array.data and array.mask"
+        )
 
 
 def unlike(n_samples: int, error: Exception) -> DecodeError:
     """Return the error of samples that cannot be joined into one batch, for the reason in another error."""
-    return DecodeError(
-        f"these {count(n_samples, 'sample')} do not fit into one batch: {error}; "
-        "make them alike in a stage, or batch them with a function of your own"
-    )
+    remedy = "; make them alike in a stage, or batch them with a function of your own"
+    if isinstance(error, _PlacedError):  # which has one
+        remedy = ""
+    return DecodeError(f"these {count(n_samples, 'sample')} do not fit into one batch: {error}{remedy}")
 
 
 def _joined(name: Any, join: Callable[[], Any]) -> Any:
     """Return what a function of one field returns; an error says which field it is."""
     try:
         return join()
-    except _MaskedError as error:
-        raise _MaskedError(name, *error.args) from None
+    except _PlacedError as error:
+        why, *parts = error.args
+        raise _PlacedError(why, name, *parts) from error.__cause__
