@@ -215,7 +215,9 @@ class WebDataModule(L.LightningDataModule):
             self._splits[split] = SplitSettings(
                 split=name,
                 sources=assembly.with_stores(
-                    pinned(f"expect[{name}]", sources(f"dirs_tars_wds[{name}]", given), digests.get(split)), plugins
+                    f"dirs_tars_wds[{name}]",
+                    pinned(f"expect[{name}]", sources(f"dirs_tars_wds[{name}]", given), digests.get(split)),
+                    plugins,
                 ),
                 n_samples=None if count is None else whole_number(f"n_samples[{name}]", count, least=1),
                 order=chosen,
@@ -229,7 +231,9 @@ class WebDataModule(L.LightningDataModule):
                 loader_calls=calls(f"invoke_wld[{name}]", loader_calls.get(split)),
                 errors=error_policy(options, errors),
                 joins=behind is None and chosen_loader.batch_size is None,
-                joined=assembly.with_stores(joined_sources(f"join[{name}]", joins.get(split)), plugins),
+                joined=assembly.with_stores(
+                    f"join[{name}]", joined_sources(f"join[{name}]", joins.get(split)), plugins
+                ),
                 where=subset(f"where[{name}]", subsets.get(split)),
             )
             assembly.check_order(self._splits[split])
@@ -492,13 +496,17 @@ def _directories(given: Any, splits: Iterable[Split]) -> dict[Split, str]:
     """Return where the shards of each split go."""
     argument = "prefix_dir_tars_wds"
     if isinstance(given, str | os.PathLike):
-        return {split: directory(argument, f"{os.fspath(given)}{split.name}") for split in splits}
+        return {split: _output(argument, f"{os.fspath(given)}{split.name}") for split in splits}
     if not isinstance(given, Mapping):
         raise ConfigError(f"{argument} is the beginning of a path or URL, or maps splits to them, not {given!r:.80}")
     named = by_split(argument, given)
     if missing := [split.name for split in splits if split not in named]:
         raise ConfigError(f"{argument} has no directory for the split {missing[0]}")
-    return {split: directory(f"{argument}[{split.name}]", named[split]) for split in splits}
+    return {split: _output(f"{argument}[{split.name}]", named[split]) for split in splits}
+
+
+def _output(argument: str, given: object) -> str:
+    return assembly.check_url(argument, directory(argument, given))
 
 
 def _stages(argument: str, given: object, plugins: Plugins | None) -> tuple[Any, ...] | None:

@@ -196,6 +196,8 @@ def sources(argument: str, given: object) -> tuple[Source, ...]:
         try:
             path, weight = entry
             source = Source(directory(argument, path), float(weight))
+        except ConfigError:
+            raise
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{argument} holds {entry!r:.80}, which is no (directory, weight)") from error
         if not 0 < float(weight) < float("inf"):
@@ -226,6 +228,8 @@ def _changing(argument: str, given: Mapping[Any, Any]) -> tuple[Source, ...]:
         points = sorted(
             (int(step), [(directory(argument, d), float(w)) for d, w in pairs]) for step, pairs in given.items()
         )
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{argument} is a directory, a list of (directory, weight), or for a mixture that changes "

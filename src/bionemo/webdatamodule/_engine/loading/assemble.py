@@ -18,6 +18,7 @@ from bionemo.webdatamodule._engine.loading.records import (
     LoaderChoice,
     Settings,
     SplitSettings,
+    check_url,
     resolve_loader,
     with_stores,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Settings",
     "SplitSettings",
     "add_resume",
+    "check_url",
     "make_dataset",
     "make_loader",
     "resolve_loader",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from bionemo.webdatamodule._engine.ranks import DataRanks
 from bionemo.webdatamodule._engine.reading.subset import Subset
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule._engine.storage.remote.directory import find_store
-from bionemo.webdatamodule._engine.storage.remote.urls import is_url
+from bionemo.webdatamodule._engine.storage.remote.urls import is_url, shown, without_host
 from bionemo.webdatamodule.components import ItemLoader, Loader
 from bionemo.webdatamodule.errors import ConfigError, WebDataModuleError
 from bionemo.webdatamodule.options import Check, checked, flag, function, optional, whole_number
@@ -86,16 +86,30 @@ class SplitSettings:
     joins: bool = False
 
 
-def with_stores(sources: Iterable[Source], plugins: Plugins | None) -> tuple[Source, ...]:
+def check_url(argument: str, directory: str) -> str:
+    """Return a directory that is a path, or a URL that can be one.
+
+    Raises:
+        ConfigError: If it is a URL that names no bucket or server.
+    """
+    if wrong := without_host(directory):
+        raise ConfigError(f"{argument} holds {shown(directory)!r}, which {wrong}")
+    return directory
+
+
+def with_stores(argument: str, sources: Sequence[Source], plugins: Plugins | None) -> tuple[Source, ...]:
     """Return the directories of a split with the stores that a user's own set of plugins has for their URLs.
 
     Args:
+        argument: Name of the argument and the split, for messages.
         sources: The directories.
         plugins: The set; ``None`` for the installed plugins, which are looked up where a URL is opened.
 
     Raises:
-        ConfigError: If no store of the set serves a URL.
+        ConfigError: If a URL names no bucket or server, or no store of the set serves it.
     """
+    for source in sources:
+        check_url(argument, source.directory)
     return tuple(
         source._replace(store=find_store(source.directory, plugins))
         if plugins is not None and is_url(source.directory)

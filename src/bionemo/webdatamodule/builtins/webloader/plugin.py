@@ -79,7 +79,7 @@ class WebLoader:
 
 
 def _start_method(argument: str, given: Any) -> Any:  # noqa: ARG001 - as all checks
-    """Return how workers start."""
+    """Return the same way to start workers, if there is one of this name."""
     from bionemo.webdatamodule.builtins.webloader.start_method import start_context
 
     start_context(given)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from bionemo.webdatamodule._engine.storage.remote.retry import notice_exit, retried
-from bionemo.webdatamodule._engine.storage.remote.urls import join, scheme_of, shown
+from bionemo.webdatamodule._engine.storage.remote.urls import join, scheme_of, shown, without_host
 from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
 from bionemo.webdatamodule.errors import ChangedDataError, ConfigError, CorruptShardError, PluginError, RemoteError
 from bionemo.webdatamodule.plugins import Plugins, Registered, installed_plugins
@@ -232,9 +232,11 @@ def find_store(url: str, plugins: Plugins | None = None) -> Registered:
         plugins: Where to look; by default among the installed plugins.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is none, or the URL names no bucket or server.
         PluginError: If several serve it equally.
     """
+    if wrong := without_host(url):
+        raise ConfigError(f"{shown(url)} {wrong}")
     scheme = scheme_of(url)
     stores = [r for r in (plugins or installed_plugins()).registered if isinstance(r.component, Store)]
     for served in (scheme, "*"):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from urllib.parse import quote
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _HTTP = ("http://", "https://")
+_HOSTS: Mapping[str, str] = {
+    **dict.fromkeys(("s3", "s3a", "gs", "gcs"), "bucket"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "container"),
+    **dict.fromkeys(("http", "https"), "server"),
+}
+"""What comes first in the URLs of some schemes. Stores of others take what they like."""
 
 
 def is_url(path: str) -> bool:
@@ -18,6 +25,15 @@ def scheme_of(url: str) -> str:
     """Return the scheme of a URL in lower-case letters."""
     found = _URL.match(url)
     return "" if found is None else found[1].lower()
+
+
+def without_host(url: str) -> str:
+    """Return what is wrong with a URL that has no bucket, container or server, and an example; else an empty text."""
+    scheme = scheme_of(url)
+    host = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")[2].partition(":")[0]
+    if scheme not in _HOSTS or host.strip():
+        return ""
+    return f"names no {_HOSTS[scheme]}; write {scheme}://{_HOSTS[scheme]}/directory"
 
 
 def is_web(url: str) -> bool:
