@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.plan import Source as PlanSource
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Planner
-from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError, count
+from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError, WebDataModuleError, count
 from bionemo.webdatamodule.planning import EpochPlan, Ids, PlanRequest
 
 
@@ -109,6 +110,114 @@ class Repeated:
 
     def check(self, world_size: int) -> None:
         """Accept any number of ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """The plan of a planner, whose faults are errors that name it.
+
+    Args:
+        plan: The plan.
+        stage: The planner, for messages.
+        split: The split's name, for messages.
+        available: The samples that there are.
+    """
+
+    plan: EpochPlan
+    stage: str
+    split: str
+    available: int
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of an epoch."""
+        return self.plan.n_samples
+
+    @property
+    def seed(self) -> int:
+        """The seed of the request."""
+        return self.plan.seed
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a global batch; 0 where it varies."""
+        return self.plan.global_batch_size
+
+    @property
+    def digest(self) -> str:
+        """What identifies the order."""
+        return self.plan.digest
+
+    def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
+        """Return the number of steps after ``start``."""
+        with blaming("n_batches(…) of the plan", stage=self.stage, split=self.split):
+            return self.plan.n_batches(world_size, start=start, epoch=epoch)
+
+    def shares(self, epoch: int, batches: Sequence[int], rank: int, world_size: int, *, start: int = 0) -> list[Ids]:
+        """Return the samples that a rank takes at each of some steps.
+
+        Raises:
+            PluginError: If the planner's plan fails, or gives something else.
+        """
+        with blaming("shares(…) of the plan", stage=self.stage, split=self.split):
+            shares = self.plan.shares(epoch, batches, rank, world_size, start=start)
+            if problem := shares_problem(shares, len(batches), self.available):
+                raise PluginError(f"the plan {problem}; correct the planner", rank=rank)
+            return shares
+
+    def consumed(self, batches: int, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
+        """Return the samples of the epoch that are consumed after so many steps."""
+        with blaming("consumed(…) of the plan", stage=self.stage, split=self.split):
+            return self.plan.consumed(batches, world_size, start=start, epoch=epoch)
+
+    def unserved(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
+        """Return the samples at the end of the epoch that no step takes."""
+        with blaming("unserved(…) of the plan", stage=self.stage, split=self.split):
+            return self.plan.unserved(world_size, start=start, epoch=epoch)
+
+    def check(self, world_size: int) -> None:
+        """Check that the plan can serve this number of ranks."""
+        with blaming("check(…) of the plan", stage=self.stage, split=self.split):
+            self.plan.check(world_size)
+
+
+def shares_problem(shares: Sequence[Ids], n_batches: int, available: int) -> str:
+    """Return what is wrong with the shares of some steps; empty if nothing is.
+
+    Args:
+        shares: For each step the numbers of samples.
+        n_batches: How many steps were asked for.
+        available: The samples that there are.
+    """
+    if len(shares) != n_batches:
+        return f"gives {len(shares)} shares for {n_batches} steps"
+    if not all(map(len, shares)):
+        return "has a batch without a sample, and every rank must take a sample at each step"
+    ids = np.concatenate(shares)
+    if ids.dtype.kind not in "iu":
+        return f"numbers samples by values of the type {ids.dtype}, which must be whole numbers, such as int64"
+    if not 0 <= ids.min() <= ids.max() < available:
+        return f"has the samples {ids.min()} to {ids.max()}, and there are {available}, numbered from 0"
+    return ""
+
+
+@contextlib.contextmanager
+def blaming(what: str, *, stage: str, split: str) -> Iterator[None]:
+    """Name a planner and its split in the errors of its code.
+
+    Raises:
+        PluginError: If it raises none of this package's errors.
+    """
+    try:
+        yield
+    except WebDataModuleError as error:
+        raise error.located(split=split, stage=stage) from error.__cause__
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{what} fails with {type(error).__name__}: {error}; correct the planner", split=split, stage=stage
+        ) from error
 
 
 def plan_of(
@@ -214,6 +323,11 @@ def check_planner(split: SplitSettings) -> None:
     planner = planner_of(split)
     if planner is None:
         return
+    if not callable(planner.size) and not (isinstance(planner.size, str) and planner.size):
+        raise ConfigError(
+            f"the size of {describe(planner)} is {planner.size!r:.40}; it must be a suffix, or a function of a sample",
+            split=split.split,
+        )
     if any(source.weight is not None for source in split.sources):
         raise ConfigError(f"{describe(planner)} plans one data set, so directories have no weights", split=split.split)
     if split.loader.batch_size is not None:
@@ -238,10 +352,9 @@ def _planned_by(
         tail=settings.tail if training else "share",
     )
     sizes = measure(stage, reader, codecs=settings.codecs)
-    try:
+    named = describe(stage)
+    with blaming("plan(…)", stage=named, split=split.split):
         plan = stage.plan(sizes, request)
-    except PlanError as error:
-        raise error.located(split=split.split) from error.__cause__
-    if not isinstance(plan, EpochPlan):
-        raise PluginError(f"plan(…) of {describe(stage)} gives {plan!r:.60}, which is no EpochPlan", split=split.split)
-    return plan
+        if not isinstance(plan, EpochPlan):
+            raise PluginError(f"plan(…) gives {plan!r:.60}, which is no EpochPlan; return one, such as a ListedPlan")
+    return Checked(plan=plan, stage=named, split=split.split, available=reader.n_samples)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from importlib import metadata
 from typing import Any
@@ -28,6 +29,7 @@ from bionemo.webdatamodule.planning import Ids, size_of
 from bionemo.webdatamodule.plugins import resolve
 
 _TOGETHER = 1024  # samples that are read at a time
+_LARGEST = (1 << 63) - 1
 _APART = 20_000  # samples from which on several processes read them; they start in some tens of milliseconds
 
 
@@ -80,13 +82,14 @@ def _part(stage: Planner, fields: ShardReader, first: int, stop: int) -> Ids:
     if fields.is_remote:
         fields.follow(runs)
     number = first
-    try:
-        for run in runs:
-            for sample in fields.read(run):
+    for run in runs:
+        for sample in fields.read(run):
+            try:
                 sizes[number - first] = _size(stage, sample if len(fields.suffixes) > 1 else sample[0])
-                number += 1
-    except PlanError as error:
-        raise error.located(split=fields.split, key=_key(fields, number)) from error.__cause__
+            except WebDataModuleError as error:
+                key = _key(fields, number)
+                raise error.located(split=fields.split, stage=describe(stage), key=key) from error.__cause__
+            number += 1
     return sizes
 
 
@@ -125,8 +128,8 @@ def _is_ours(pickled: bytes | None) -> bool:
     """Return whether all classes and functions that a pickle names are this package's."""
     if pickled is None:
         return False
-    named = [argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name == "GLOBAL"]
-    return all(str(name).startswith("bionemo.webdatamodule.") for name in named)
+    named = [str(argument) for opcode, argument, _ in pickletools.genops(pickled) if opcode.name == "GLOBAL"]
+    return all(name.startswith("bionemo.webdatamodule.") for name in named)
 
 
 def _cached(path: str, n_samples: int) -> Ids | None:
@@ -138,28 +141,39 @@ def _cached(path: str, n_samples: int) -> Ids | None:
 
 
 def _size(stage: Planner, sample: Any) -> int:
+    """Return the size of a sample: what the planner's functions make of it, or its length where there are none."""
     measure = getattr(stage, "measure", None)
-    if not callable(stage.size):
-        return size_of(sample, f"the field {stage.size!r}") if measure is None else int(measure(sample))
-    try:
-        given = stage.size(sample)
-    except WebDataModuleError:
-        raise
-    except Exception as error:
-        raise PlanError(
-            f"the function {describe(stage.size)} for the size of a sample fails with {type(error).__name__}: {error}"
-        ) from error
-    given = given if measure is None else measure(given)
+    given = _called(stage.size, sample) if callable(stage.size) else sample
+    if measure is not None:
+        given = _called(measure, given)
+    elif not callable(stage.size):
+        given = size_of(given, _named(stage.size))
     try:
         size = operator.index(given)
     except TypeError:
+        size = -1
+    if not 0 <= size <= _LARGEST:
+        what = _named(stage.size if measure is None else measure)
         raise PlanError(
-            f"the function {describe(stage.size)} gives {given!r:.40} as the size of a sample; it must return a "
-            "whole number from 0 on"
-        ) from None
-    if size < 0:
-        raise PlanError(f"the function {describe(stage.size)} gives {size} as the size of a sample; sizes begin at 0")
+            f"{what} gives {given!r:.40} as the size of a sample; it must be a whole number from 0 to 2**63 - 1"
+        )
     return size
+
+
+def _called(function: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return function(value)
+    except (MemoryError, WebDataModuleError):
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"{_named(function)} for the size of a sample fails with {type(error).__name__}: {error}; correct it, or "
+            "leave out the sample with where="
+        ) from error
+
+
+def _named(size: str | Callable[[Any], Any]) -> str:
+    return f"the function {describe(size)}" if callable(size) else f"the field {size!r}"
 
 
 def _key(fields: ShardReader, number: int) -> str:
