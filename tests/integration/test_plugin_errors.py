@@ -185,14 +185,19 @@ def convert(target="made-", **options):
 @pytest.mark.parametrize(
     ("factory", "error", "cause", "message"),
     [
-        (raising(TypeError("no")), ConfigError, TypeError, f"the loader 'bad' refuses its options {{}}: no ({ACME})"),
+        (
+            raising(TypeError("no")),
+            ConfigError,
+            TypeError,
+            f"the loader 'bad' refuses its options {{}}: no (split=train, {ACME})",
+        ),
         (
             lambda: 7,
             PluginError,
             NOTHING,
             (
                 "the factory of the loader 'bad' returns 7, not a function from a dataset to an iterable of its items "
-                f"({ACME})"
+                f"(split=train, {ACME})"
             ),
         ),
         (
