@@ -326,7 +326,8 @@ class ItemLoader(Protocol):
     If an iterator of the result has ``close()``, as generators do, it is called when an iteration ends early, and
     stops its workers unless the loader keeps them. ``close()`` of the result stops those.
     ``kwargs_wld`` are the options of the factory. If it takes ``batch_size``, ``collate_fn`` or ``drop_last``, they are
-    passed to it; otherwise they define how the worker makes batches.
+    passed to it; otherwise they define how the worker makes batches. The data module's constructor calls the factory,
+    so that is where wrong values are refused, with a ``ConfigError``.
     Optional, for ``webdatamodule bench``: ``transported(value: Any) -> Any`` returns a value after what it passes
     through on its way from a worker to the main process.
     """
