@@ -3,6 +3,7 @@ import fcntl
 import hashlib
 import http.server
 import logging
+import multiprocessing
 import os
 import pathlib
 import pickle
@@ -20,9 +21,12 @@ import numpy as np
 import pytest
 from tests.helpers.fetching import wait_for_background
 
+from bionemo.webdatamodule import WebDataModule
 from bionemo.webdatamodule._engine.format.index import index_name
 from bionemo.webdatamodule._engine.format.manifest import Manifest, ShardEntry, journal_path, manifest_path
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
+from bionemo.webdatamodule._engine.loading import dataset
+from bionemo.webdatamodule._engine.reading import open_shards
 from bionemo.webdatamodule._engine.reading.open_pieces import OpenPieces
 from bionemo.webdatamodule._engine.reading.reader import ShardReader, ShardSet
 from bionemo.webdatamodule._engine.storage.remote import retry
@@ -46,8 +50,8 @@ def _no_waiting(monkeypatch):
     monkeypatch.setattr(retry, "BUDGET", retry.Budget(first_wait=0.001, attempts=5))
 
 
-def write_set(directory, first=0, n=9, n_shards=3):
-    """Write numbers as samples to a directory, as a conversion does."""
+def write_set(directory, first=0, n=9, n_shards=3, value=lambda number: number):
+    """Write numbers as samples to a directory, as a conversion does, or what a function makes of them."""
     directory.mkdir(parents=True)
     entries = []
     for number in range(n_shards):
@@ -55,7 +59,7 @@ def write_set(directory, first=0, n=9, n_shards=3):
         with path.open("wb") as file:
             writer = ShardWriter(file.fileno(), path=str(path))
             for sample in range(number, n, n_shards):
-                writer.add(f"s{sample}", [("x.pyd", dumps(first + sample))])
+                writer.add(f"s{sample}", [("x.pyd", dumps(value(first + sample)))])
             written = writer.finish()
         pathlib.Path(index_name(str(path))).write_bytes(written.index)
         entries.append(
@@ -426,6 +430,74 @@ def test_the_store_is_bounded(server, tmp_path):
             used = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
             assert used <= room + shard.stat().st_size
     assert sorted(range(90)) == sorted(read_all(found))
+
+
+def removed_pieces(pid="self"):
+    """Return the pieces that a process has mapped although they were removed, so that they take space on the disk."""
+    lines = pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if line.endswith(".piece (deleted)")}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_disk_is_bounded(server, tmp_path, monkeypatch, workers):
+    """No process keeps pieces on the disk that were removed from the cache, but for a few that it is reading."""
+    monkeypatch.setattr(open_shards, "KEPT", 200_000)  # four pieces of two samples
+    monkeypatch.setattr(dataset, "CHUNK_BYTES", 1)  # one batch is read at a time
+    write_set(server.root / "data", n=512, n_shards=32, value=lambda number: (number, bytes(20_000)))
+    where = {"cache_dir": str(tmp_path / "cache"), "cache_size": 1_000_000}
+    module = WebDataModule(
+        {"train": f"{server.url}/data"},
+        None,
+        "x.pyd",
+        8,
+        prefix_tars_wds="t",
+        kwargs_wds={"train": where},
+        kwargs_wld={"train": {"num_workers": workers}},
+    )
+    module.setup("fit")
+    for _ in range(2):
+        seen, peak = [], 0
+        for numbers, _ in module.train_dataloader():
+            seen += numbers.tolist()
+            pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            peak = max(peak, *(len(removed_pieces(pid)) for pid in pids))
+        assert list(range(512)) == sorted(seen)
+        assert peak <= 4 + 2 * 8 + 4  # kept, of this batch and the next, and a part of the cache just removed
+        wait_for_background()
+        assert len(removed_pieces()) <= 4
+
+
+def test_removed_pieces_are_closed_but_for_those_that_are_read(server, tmp_path, monkeypatch):
+    """What was read to its end is closed first, then what was opened first; on a full disk everything is."""
+    write_set(server.root / "data", n=40, n_shards=4)
+    found = ShardSet.open(f"{server.url}/data", "t", cache_dir=str(tmp_path / "cache"))
+    reader = ShardReader([found], ["x.pyd"])
+    reader.follow([range(40)], 0)
+    reader.read(np.arange(10))
+    for first in (10, 20, 30):
+        reader.read(np.arange(first, first + 5))
+    wait_for_background()
+    pieces = sorted((tmp_path / "cache").rglob("*.piece"))
+    before = removed_pieces()
+    cache = found.remote.cache
+
+    def left(**options):
+        open_shards.close_removed([cache.root], **options)
+        return len(removed_pieces() - before)
+
+    cache.free(1 << 30)
+    assert not any(map(os.path.exists, pieces))
+    assert 4 == len(removed_pieces() - before)
+    assert 3 == left()
+    monkeypatch.setattr(open_shards, "KEPT", 20_000)
+    assert 3 == left()  # nothing was removed since
+    pieces[0].write_bytes(b"a piece that takes the place of one that was removed")
+    cache.free(1)
+    assert 1 == left()
+    assert list(range(40)) == sorted(value for (value,) in reader.read(np.arange(40)))
+    cache.free(1 << 30)
+    assert 0 == left(is_full=True)
+    assert list(range(40)) == sorted(value for (value,) in reader.read(np.arange(40)))
 
 
 def test_files_removed_from_the_store_are_fetched_again(server, tmp_path):

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bionemo.webdatamodule import context
 from bionemo.webdatamodule._engine.format.mapping import mapped
-from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, opened
+from bionemo.webdatamodule._engine.reading.open_shards import OpenShard, OpenShards, close_removed, opened
 from bionemo.webdatamodule._engine.storage.remote.fetch import Fetcher, Need
 from bionemo.webdatamodule._engine.storage.remote.pieces import Cut, Piece
 from bionemo.webdatamodule.errors import ChangedDataError, RemoteError, count
@@ -40,7 +41,10 @@ class OpenPieces:
     ) -> None:
         found = [None if held.remote is None else (held.remote, number) for held, number in shards]
         worker = context.worker()
-        self.fetcher = Fetcher(found, suffixes=suffixes, worker=worker.number, workers=worker.count, **more)
+        self._let_go = partial(close_removed, sorted({each[0].cache.root for each in found if each is not None}))
+        self.fetcher = Fetcher(
+            found, suffixes=suffixes, worker=worker.number, workers=worker.count, let_go=self._let_go, **more
+        )
         self.pid = os.getpid()
         self._suffixes = suffixes
         self._open = opened
@@ -68,10 +72,12 @@ class OpenPieces:
                 missing[key] = rows
             if not missing:
                 break
+            self._let_go()
             self.fetcher.load({shard for shard, _ in missing})
             self.fetcher.fetch(list(missing.items()), again=attempt > 0)
             pieces = {key: self.fetcher.piece(*key) for key in missing}
             for key, piece in pieces.items():
+                self._open.close(key)
                 with contextlib.suppress(FileNotFoundError, ValueError):  # removed by another process
                     ready_one = self._open.open(key, lambda _, piece=piece: self._map(piece))  # type: ignore[misc]
                     if ready_one.has(missing[key]):
@@ -91,7 +97,8 @@ class OpenPieces:
     def _map(self, piece: Piece) -> OpenShard:
         descriptor, writable = _opened(piece.path)
         try:
-            if os.fstat(descriptor).st_size != piece.file_bytes:
+            found = os.fstat(descriptor)
+            if found.st_size != piece.file_bytes:
                 raise FileNotFoundError(piece.path)
             data = mapped(descriptor)  # without a descriptor to ask for its size: that costs a call for each batch
             states = data[piece.states_at :]
@@ -113,6 +120,7 @@ class OpenPieces:
             index=piece.index,
             suffixes=self._suffixes,
             states=np.frombuffer(states, np.uint8),
+            inode=found.st_ino,
             restore=restore,
         )
 

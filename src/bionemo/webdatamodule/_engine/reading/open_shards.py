@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.format.mapping import expect, mapped, release
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, check_stamp
+from bionemo.webdatamodule._engine.storage.remote.pieces import PRESENT
+from bionemo.webdatamodule._engine.storage.shard_cache import last_eviction
 from bionemo.webdatamodule.errors import ChangedDataError, CorruptShardError
 
 Column: TypeAlias = tuple[memoryview, memoryview, "memoryview | None"]
@@ -30,6 +32,9 @@ MOST_OPEN = 100_000
 
 MAPS = "/proc/sys/vm/max_map_count"
 """What says how many maps the kernel allows a process."""
+
+KEPT = 256 << 20
+"""Bytes of pieces that were removed from their cache while they are read, and stay open all the same, at most."""
 
 LARGE = 1 << 24
 """Bytes of a field whose memory is not kept beside its value."""
@@ -45,6 +50,9 @@ _recent: OrderedDict[OpenShard, tuple[dict[Hashable, OpenShard], Hashable]] = Or
 
 A forked process has what its parent had open, descriptors included, and so it has the parent's list as well.
 """
+
+_evictions: dict[str, int] = {}
+"""For the root of each cache what :func:`.last_eviction` returned when removed pieces were last closed."""
 
 _held: dict[object, int] = {}
 """How many shards each reader holds that is in the middle of its batches."""
@@ -64,6 +72,7 @@ class OpenShard:
         index: Where its members lie.
         columns: For each suffix asked for its part of the index, ``None`` where no sample of the shard has it.
         states: Of a piece, uint8 for each sample: 0 where it is not there, see the module ``pieces``.
+        inode: Of a piece, the number of its file.
         restore: Of a piece, fetches a sample again whose bytes are damaged, by its number.
         checked: When the size was last looked up by the path.
         used: Whether it was used since it was opened or last spared, see :meth:`OpenShards.open`.
@@ -76,6 +85,7 @@ class OpenShard:
     index: ShardIndex
     columns: tuple[Column | None, ...]
     states: NDArray[np.uint8] | None = None
+    inode: int = 0
     restore: Callable[[int], None] | None = None
     checked: float = 0.0
     used: bool = True
@@ -83,6 +93,19 @@ class OpenShard:
     def has(self, rows: NDArray[np.int64]) -> bool:
         """Return whether samples are there."""
         return self.states is None or bool(self.states[rows].all())
+
+    def is_read(self) -> bool:
+        """Return whether it is a piece all of whose samples were read in one epoch."""
+        return self.states is not None and PRESENT < self.states.min() == self.states.max()
+
+    def is_removed(self) -> bool:
+        """Return whether it is a piece whose file was removed or replaced, so that only maps keep it on the disk."""
+        if self.states is None:
+            return False
+        try:
+            return os.stat(self.place).st_ino != self.inode
+        except OSError:
+            return True
 
     def mark(self, rows: NDArray[np.int64], state: int) -> None:
         """Note in which epoch samples were read, where that can be noted."""
@@ -231,11 +254,17 @@ class OpenShards:
             if oldest.used:
                 oldest.used = False
                 _recent[oldest] = shards, closed
-            else:
-                shards.pop(closed, None)
+            elif shards.get(closed) is oldest:
+                del shards[closed]
         shard = self._shards[number] = open_one(number)
         _recent[shard] = self._shards, number
         return shard
+
+    def close(self, number: Hashable) -> None:
+        """Close a shard, if it is open."""
+        shard = self._shards.pop(number, None)
+        if shard is not None:
+            _recent.pop(shard, None)
 
     def _check(self, number: Hashable, shard: OpenShard) -> None:
         try:
@@ -255,6 +284,33 @@ class OpenShards:
 def _close_all(shards: dict[Hashable, OpenShard]) -> None:
     for shard in list(shards.values()):
         _recent.pop(shard, None)
+
+
+def close_removed(roots: Iterable[str], *, is_full: bool = False) -> None:
+    """Close the pieces of this process that were removed from caches, since their bytes stay on the disk until then.
+
+    Where nothing was removed since the last call, that takes one system call for each cache. Pieces that are being
+    read stay open, or they would be fetched again for the next batch; of these, the ones that were opened last, up to
+    :data:`KEPT` bytes.
+
+    Args:
+        roots: Directories of the caches.
+        is_full: Whether a disk is full, so that all are closed at once.
+    """
+    now = {root: last_eviction(root) for root in roots}
+    if not is_full and now.items() <= _evictions.items():
+        return
+    _evictions.update(now)  # before they are looked at, so that what is removed meanwhile is seen by the next call
+    kept = 0
+    for shard in reversed(list(_recent)):  # other threads may open and close some
+        if not shard.is_removed():
+            continue
+        if not is_full and not shard.is_read() and kept + len(shard.data) <= KEPT:
+            kept += len(shard.data)
+            continue
+        shards, number = _recent.pop(shard, ({}, None))
+        if shards.get(number) is shard:
+            shards.pop(number, None)
 
 
 def most_open() -> int:

@@ -38,7 +38,8 @@ _known: dict[str, list[float]] = {}
 class Cache:
     """A directory of files that came from elsewhere.
 
-    Files may vanish at any time, also by hand; a process that has one open or mapped keeps it.
+    Files may vanish at any time, also by hand; a process that has one open or mapped keeps it, and its bytes on the
+    disk, until it lets go of it, see :func:`last_eviction`.
     A cache that cannot be written is used for what is in it.
 
     Attributes:
@@ -203,6 +204,8 @@ class Cache:
                 break
             remove(path)
             freed += size
+        if freed:
+            _note_eviction(self.root)
         return freed
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
@@ -214,6 +217,14 @@ class Cache:
                     with contextlib.suppress(OSError):
                         found = os.stat(path)
                         yield found.st_atime, min(found.st_size, found.st_blocks * 512), path
+
+
+def last_eviction(root: str) -> int:
+    """Return a number that changes when any process removes files below the root of a cache, and seldom else."""
+    try:
+        return os.stat(root).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def used(path: str, found: os.stat_result) -> None:
@@ -249,6 +260,14 @@ def remove(path: str) -> None:
     """Remove a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _note_eviction(root: str) -> None:
+    """Let other processes see that files were removed; this needs no space on a disk that is full."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):
+        os.utime(root)  # by the clock of the kernel, which has few digits, where the directory is another user's
+        os.utime(root, ns=(now, now))
 
 
 def _usual_root() -> str:

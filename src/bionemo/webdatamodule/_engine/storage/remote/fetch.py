@@ -97,6 +97,7 @@ class Fetcher:
         arrived: Is called when samples of a shard came and have their checksums: with the shard, the first, and the one
             behind the last.
         counters: Count what is fetched.
+        let_go: Closes what this process has open of what was removed from the cache; with ``is_full=True`` all of it.
 
     Attributes:
         transfer: Brings samples into the files of pieces.
@@ -112,8 +113,10 @@ class Fetcher:
         workers: int = 1,
         arrived: Callable[[int, int, int], None] | None = None,
         counters: Counters | None = None,
+        let_go: Callable[..., None] = lambda **_: None,
     ) -> None:
         self._shards = shards
+        self._let_go = let_go
         self._counters = Counters() if counters is None else counters
         self._suffixes = frozenset(suffixes)
         self._worker, self._workers = worker, max(1, workers)
@@ -400,12 +403,15 @@ class Fetcher:
             if is_there(piece, task.rows):
                 return True
         try:
-            return self.transfer.bring(piece, task.rows, wait=wait)
+            done = self.transfer.bring(piece, task.rows, wait=wait)
         except RemoteError as error:
             full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
             if not full or not self._remote(task.shard)[0].cache.free(piece.n_bytes, self.transfer.is_done):
                 raise
+            self._let_go(is_full=True)
             return self.transfer.bring(piece, task.rows, wait=wait)
+        self._let_go()
+        return done
 
     def _count(self, n_bytes: int, n_requests: int) -> None:
         with self._lock:
