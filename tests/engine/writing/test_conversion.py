@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule._engine.writing.conversion import resolve_subsets
+from bionemo.webdatamodule import KeyEncoder, Sample, Writer, hookimpl
+from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, resolve_subsets
+from bionemo.webdatamodule._engine.writing.convert import convert
+from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.errors import ConfigError, PluginError
+from bionemo.webdatamodule.plugins import Plugins
 from bionemo.webdatamodule.splits import Fold, Fraction, Hashed, name_hash
 from bionemo.webdatamodule.testing import in_fresh_process
 
@@ -159,3 +163,72 @@ def test_rules_check_their_options(wrong):
     """Intervals lie between 0 and 1, folds exist."""
     with pytest.raises(ConfigError):
         wrong()
+
+
+class Letters(Source):
+    """A source of three samples."""
+
+    def __init__(self):
+        super().__init__(["a", "b", "c"])
+
+    def __call__(self, names):
+        """Yield the samples."""
+        return (Sample(name, {"x": b"data"}) for name in names)
+
+
+def faulty(**methods):
+    """Return a source of which some methods are replaced."""
+    return type("Faulty", (Letters,), methods)
+
+
+def plugins_with(writer, encode):
+    """Return plugins of which one has a writer and a key encoder."""
+
+    class Plugin:
+        @hookimpl
+        def webdatamodule_writers(self):
+            yield Writer(name="w", summary="s", factory=writer)
+
+        @hookimpl
+        def webdatamodule_key_encoders(self):
+            yield KeyEncoder(name="enc", summary="s", factory=lambda: encode)
+
+    plugins = Plugins()
+    plugins.register(Plugin(), "mine", distribution="my-plugin", version="1.2")
+    return plugins
+
+
+PLUGIN = {"plugin": "mine", "distribution": "my-plugin 1.2"}
+
+
+@pytest.mark.parametrize(
+    ("writer", "encode", "said", "where"),
+    [
+        (faulty(names=lambda self: 1 / 0), str, r"names\(\) of Faulty fails with ZeroDivisionError", {}),
+        (faulty(names=lambda self: {"a"}), str, r"names\(\) of Faulty must give a list of names", {}),
+        (faulty(__call__=lambda self, names: 7), str, "the writer w fails with TypeError", {"writer": "w"}),
+        (faulty(fingerprints=lambda self, names: 1 / 0), str, r"fingerprints\(\) .* w fails with", {"writer": "w"}),
+        (faulty(fingerprints=lambda self, names: None), str, r"fingerprints\(\) .* w must give", {"writer": "w"}),
+        (faulty(codecs={"x": "zip"}), str, "the writer w declares the codec 'zip'", {"writer": "w"}),
+        (faulty(codecs=None), str, "codecs of the writer w must map", {"writer": "w"}),
+        (Letters, lambda name: 1 / 0, "the key encoder enc fails at the name 'a'", {"key_encoder": "enc"}),
+        (Letters, lambda name: None, "the key encoder enc makes None of the name 'a'", {"key_encoder": "enc"}),
+    ],
+)  # fmt: skip
+def test_errors_name_the_plugin_that_can_be_disabled(writer, encode, said, where, tmp_path):
+    """Plugin and distribution are those that are installed; the component is named beside them."""
+    plugins = plugins_with(writer, encode)
+    conversion = Conversion(
+        writer=choose(Writer, "w", plugins), names={"train": 1.0}, directories={"train": str(tmp_path / "out")},
+        prefix="p", n_shards=1, key_encoder=choose(KeyEncoder, "enc", plugins), executor=Serial(),
+    )  # fmt: skip
+    with pytest.raises(PluginError, match=f"^{said}") as caught:
+        convert(conversion)
+    found = caught.value.where
+    assert {**where, **PLUGIN} == {name: found[name] for name in found if name not in {"sample", "split"}}
+
+
+def test_a_default_is_no_plugin_to_blame():
+    """Nothing of it can be disabled with use; neither can an object that is given as it is."""
+    assert {} == choose(KeyEncoder, "escaped").where == choose(Writer, Letters()).where
+    assert PLUGIN == choose(Writer, "w", plugins_with(Letters, str)).where

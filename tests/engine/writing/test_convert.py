@@ -701,7 +701,7 @@ def test_a_writer_that_breaks_its_contract_is_named(kind, out):
     fault, said = BREACHES[kind]
     with pytest.raises(PluginError, match=rf"the writer faulty {said}") as caught:
         run(Faulty(fault), out, writer="faulty", n_shards=1)
-    assert "faulty" == caught.value.where["plugin"]
+    assert "faulty" == caught.value.where["writer"]
     assert caught.value.where["sample"] in {"s04", "s05"}
     assert None is read_manifest(str(out), "p")
 
@@ -1799,7 +1799,7 @@ def test_fingerprints_that_fail_name_the_writer(prints, said, out):
     reader.fingerprints = prints
     with pytest.raises(PluginError, match=rf"fingerprints\(\) of the writer faulty {said}") as caught:
         run(reader, out, writer="faulty")
-    assert "faulty" == caught.value.where["plugin"]
+    assert "faulty" == caught.value.where["writer"]
 
 
 @pytest.mark.parametrize(
@@ -1826,7 +1826,7 @@ def test_a_key_encoder_that_breaks_its_contract_is_named(encode, said, source, o
     """[94] The error says which, and at which name."""
     with pytest.raises(PluginError, match=f"the key encoder odd {said}") as caught:
         run(source, out, encode=encode, key_encoder_name="odd")
-    assert "odd" == caught.value.where["plugin"]
+    assert "odd" == caught.value.where["key_encoder"]
 
 
 class Broken(contextlib.AbstractContextManager):

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     manifests = convert(
         Conversion(
             writer=writer,
-            names=choose_names(subsets, writer.object, use.options),
+            names=choose_names(subsets, writer.object, use.options, **writer.where),
             directories={split: f"{args.out}{split}" for split in subsets},
             prefix=args.prefix,
             n_shards=args.shards,
@@ -163,7 +163,7 @@ def parse_splits(words: Sequence[str]) -> Mapping[str, Share | list[str]]:
 
 
 def choose_names(
-    subsets: Mapping[str, Share | list[str]], reader: SampleReader, options: Mapping[str, Any]
+    subsets: Mapping[str, Share | list[str]], reader: SampleReader, options: Mapping[str, Any], **where: str
 ) -> Mapping[str, Any]:
     """Return the names of each split; the source lists itself once, and only where a split gets a part of it.
 
@@ -171,6 +171,7 @@ def choose_names(
         subsets: What :func:`parse_splits` gives.
         reader: The source.
         options: The writer's options, for messages.
+        where: The writer's plugin, for messages.
 
     Raises:
         ConfigError: If the source cannot list itself, a part is also the name of a sample, or a part is out of range.
@@ -179,7 +180,7 @@ def choose_names(
     parts = {split: what for split, what in subsets.items() if isinstance(what, Share)}
     if not parts:
         return subsets
-    names = list_names(reader)
+    names = list_names(reader, **where)
     if not names:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
         raise InputError(f"the source has no samples: nothing in it matches {given}; correct --option")

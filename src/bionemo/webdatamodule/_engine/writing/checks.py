@@ -111,7 +111,7 @@ def directory_problems(splits: Sequence[str], directories: Mapping[str, str]) ->
 
 
 def name_problems(
-    names: Mapping[str, Sequence[str]], encode: Callable[[str], str], *, encoder: str = "custom"
+    names: Mapping[str, Sequence[str]], encode: Callable[[str], str], *, encoder: str = "custom", **where: str
 ) -> Iterator[str]:
     """Yield what is wrong with the names of some splits and their keys.
 
@@ -122,6 +122,7 @@ def name_problems(
         names: Names by split, in which :func:`no_names` finds nothing.
         encode: The key encoder.
         encoder: What it is called.
+        where: Its plugin, for messages.
 
     Raises:
         PluginError: If the key encoder fails, or gives something else than a string.
@@ -142,13 +143,15 @@ def name_problems(
         except Exception as error:
             raise PluginError(
                 f"the key encoder {encoder} fails at the name {name!r} with {type(error).__name__}: {error}",
-                plugin=encoder,
+                key_encoder=encoder,
+                **where,
             ) from error
         if not isinstance(found, str):
             raise PluginError(
                 f"the key encoder {encoder} makes {found!r:.80} of the name {name!r}, which is not a string but "
                 f"{type(found).__name__}",
-                plugin=encoder,
+                key_encoder=encoder,
+                **where,
             )
         return found
 

@@ -126,7 +126,7 @@ def executor_context(executor: Any) -> contextlib.AbstractContextManager[futures
     return executor  # type: ignore[no-any-return]  # a protocol of two methods, of which one was looked for
 
 
-def resolve_subsets(subsets: Mapping[str, Any], reader: SampleReader) -> dict[str, Any]:
+def resolve_subsets(subsets: Mapping[str, Any], reader: SampleReader, **where: str) -> dict[str, Any]:
     """Return the names of each split, from what the user gave for it.
 
     Args:
@@ -134,6 +134,7 @@ def resolve_subsets(subsets: Mapping[str, Any], reader: SampleReader) -> dict[st
             a rule, which is any function from all names to some of them, such as :class:`Hashed`.
             Parts given as numbers follow each other in the order train, val, test and do not overlap.
         reader: The source, whose ``names()`` is called if a number or a rule asks for it.
+        where: Its plugin, for messages.
 
     Raises:
         ConfigError: If the source cannot list itself, or the numbers add up to more than 1.
@@ -156,12 +157,16 @@ def resolve_subsets(subsets: Mapping[str, Any], reader: SampleReader) -> dict[st
             rules[split] = value
     if not rules:
         return dict(subsets)
-    names = list_names(reader)
+    names = list_names(reader, **where)
     return {split: rules[split](names) if split in rules else value for split, value in subsets.items()}
 
 
-def list_names(reader: SampleReader) -> Sequence[str]:
+def list_names(reader: SampleReader, **where: str) -> Sequence[str]:
     """Return all names of a source that lists itself.
+
+    Args:
+        reader: The source.
+        where: Its plugin, for messages.
 
     Raises:
         ConfigError: If it cannot.
@@ -176,9 +181,8 @@ def list_names(reader: SampleReader) -> Sequence[str]:
         raise
     except Exception as error:
         raise PluginError(
-            f"names() of {type(reader).__name__} fails with {type(error).__name__}: {error}",
-            plugin=type(reader).__module__,
+            f"names() of {type(reader).__name__} fails with {type(error).__name__}: {error}", **where
         ) from error
     if isinstance(names, (str, bytes)) or not isinstance(names, Sequence):
-        raise PluginError(f"names() of {type(reader).__name__} must give a list of names, not {names!r:.80}")
+        raise PluginError(f"names() of {type(reader).__name__} must give a list of names, not {names!r:.80}", **where)
     return names

@@ -53,7 +53,7 @@ def convert(conversion: Conversion, *, check: bool = False, progress: bool | Non
         PluginError: If the reader, key encoder or executor breaks its contract.
     """
     progress = _is_watched() if progress is None else progress
-    given = resolve_subsets(conversion.names, conversion.writer.object)
+    given = resolve_subsets(conversion.names, conversion.writer.object, **conversion.writer.where)
     names = {split: checks.check_names(members, split=split) for split, members in given.items()}
     checks.check_request(list(names), conversion.directories, conversion.prefix)
     check_n_shards(conversion.n_shards)
@@ -140,7 +140,8 @@ def _plan(
         problems += found
         if not found:
             sound[split] = members
-    problems += checks.name_problems(sound, recipe.encode, encoder=conversion.key_encoder.name)
+    encoder = conversion.key_encoder
+    problems += checks.name_problems(sound, recipe.encode, encoder=encoder.name, **encoder.where)
     total = sum(len(members) for members in sound.values())
     with tqdm(total=total, unit=" samples", desc="checking", disable=not progress, leave=False) as bar:
         plans = [

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from bionemo.webdatamodule._engine.codecs import PLAIN, Codecs
@@ -34,6 +34,7 @@ class Recipe:
         encode: The key encoder.
         codecs: The codecs of fields.
         writer: Name of the writer.
+        where: Its plugin for an error's ``where``.
         declared: Name of the codec by suffix, as far as the reader declares them.
         text: All that determines a shard's bytes beside its samples.
     """
@@ -42,6 +43,7 @@ class Recipe:
     encode: KeyFunction
     codecs: Codecs
     writer: str
+    where: Mapping[str, str] = field(default_factory=dict)
     declared: Mapping[str, str]
     text: str
 
@@ -79,7 +81,8 @@ class Recipe:
         except Exception as error:
             raise PluginError(
                 f"fingerprints() of the writer {self.writer} fails with {type(error).__name__}: {error}",
-                plugin=self.writer,
+                writer=self.writer,
+                **self.where,
             ) from error
         if (
             not isinstance(found, Sequence)
@@ -89,7 +92,8 @@ class Recipe:
         ):
             raise PluginError(
                 f"fingerprints() of the writer {self.writer} must give one string a sample, not {found!r:.80}",
-                plugin=self.writer,
+                writer=self.writer,
+                **self.where,
             )
         return found
 
@@ -125,23 +129,24 @@ def recipe_of(conversion: Conversion) -> Recipe:
         PluginError: If the reader declares a codec that does not exist.
     """
     writer = conversion.writer
-    declared = _declared(writer.object, conversion.codecs, writer=writer.name)
+    declared = _declared(writer.object, conversion.codecs, writer=writer.name, **writer.where)
     about = [_VERSION, writer.name, identity(writer.object, writer.options), as_json(declared)]
     return Recipe(
         reader=writer.object,
         encode=conversion.key_encoder.object,
         codecs=conversion.codecs,
         writer=writer.name,
+        where=writer.where,
         declared=declared,
         text=json.dumps(about),
     )
 
 
-def _declared(reader: SampleReader, codecs: Codecs, *, writer: str) -> Mapping[str, str]:
+def _declared(reader: SampleReader, codecs: Codecs, *, writer: str, **where: str) -> Mapping[str, str]:
     found = getattr(reader, "codecs", {})
     if not isinstance(found, Mapping):
         raise PluginError(
-            f"codecs of the writer {writer} must map suffixes to codecs, not {found!r:.80}", plugin=writer
+            f"codecs of the writer {writer} must map suffixes to codecs, not {found!r:.80}", writer=writer, **where
         )
     for suffix, codec in found.items():
         by_suffix = codecs.of(suffix).name
@@ -157,7 +162,8 @@ def _declared(reader: SampleReader, codecs: Codecs, *, writer: str) -> Mapping[s
             raise PluginError(
                 f"the writer {writer} declares the codec {codec!r} for the suffix {suffix!r}, "
                 "and no installed codec has this name; install the plugin that has it",
-                plugin=writer,
+                writer=writer,
+                **where,
             ) from error
     return dict(found)
 

@@ -187,7 +187,8 @@ class ShardTask:
     def _breach(self, what: str, sample: str | None, suffix: str | None = None) -> PluginError:
         return PluginError(
             f"the writer {self.recipe.writer} {what}",
-            plugin=self.recipe.writer,
+            writer=self.recipe.writer,
+            **self.recipe.where,
             sample=sample,
             suffix=suffix,
             split=self.split,
