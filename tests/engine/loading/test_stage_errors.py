@@ -1,15 +1,18 @@
 """Errors of stages say which stage it was, and at which sample."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import webdataset as wds
 from tests.helpers.convert import convert
 
-from bionemo.webdatamodule import Sample, Use, WebDataModule
+from bionemo.webdatamodule import Codec, Sample, Use, WebDataModule, hookimpl
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.columns import ValueColumn, stack_fields
 from bionemo.webdatamodule.errors import ConfigError, CorruptShardError, DecodeError, PluginError
+from bionemo.webdatamodule.plugins import Plugins
 
 SHARDS = {"kwargs_wds": {"train": {"shardshuffle": False}}}  # shards order
 ORDERS = pytest.mark.parametrize("options", [{}, SHARDS], ids=["global", "shards"])
@@ -276,3 +279,106 @@ def test_damage_is_not_blamed_on_a_stage(directory):
     with pytest.raises(CorruptShardError) as caught:
         epoch(directory, fails_at_17, **SHARDS)
     assert "stage" not in caught.value.where
+
+
+class Importing:
+    """A codec that imports a package when it is used."""
+
+    def decode(self, view):
+        """Import it."""
+        import not_installed_codec  # noqa: F401
+
+
+class Opening:
+    """A codec that opens a file."""
+
+    def decode(self, view):
+        """Open it."""
+        return Path("/nowhere/file").read_bytes()
+
+
+class Dividing:
+    """A codec that fails."""
+
+    def decode(self, view):
+        """Fail."""
+        return 1 / 0
+
+
+def with_codec(factory):
+    """Return plugins of which one has a codec."""
+
+    class Plugin:
+        @hookimpl
+        def webdatamodule_codecs(self):
+            yield Codec(name="odd", summary="s", suffixes=("n.cls",), factory=factory)
+
+    plugins = Plugins()
+    plugins.register(Plugin(), "mine", distribution="my-plugin", version="1.2")
+    return plugins
+
+
+@ORDERS
+@WORKERS
+@pytest.mark.parametrize(
+    ("codec", "kind", "cause", "message"),
+    [
+        (Importing, PluginError, ImportError, "'not_installed_codec'; install what provides the module not_installed_"),
+        (Opening, DecodeError, FileNotFoundError, "No such file or directory: '/nowhere/file'; correct this and start"),
+        (Dividing, DecodeError, ZeroDivisionError, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_errors_of_a_codec_are_blamed_on_it_and_not_on_a_stage(
+    directory, options, workers, codec, kind, cause, message
+):
+    """Suffix, codec, plugin and key are named, and the cause is kept; no stage is at fault."""
+    data = WebDataModule(
+        {"train": directory}, None, "n.cls", 4, plugins=with_codec(codec),
+        kwargs_wld={"train": {"num_workers": workers}}, **options,
+    )  # fmt: skip
+    data.setup("fit")
+    with pytest.raises(kind, match=f"^the field cannot be decoded: .*{message}") as caught:
+        list(data.train_dataloader())
+    expected = {"suffix": "n.cls", "codec": "odd", "plugin": "mine", "distribution": "my-plugin 1.2", "split": "train"}
+    assert expected.items() <= caught.value.where.items()
+    assert {"key", "shard"} <= set(caught.value.where)
+    assert "stage" not in caught.value.where
+    assert not hasattr(caught.value, "__notes__")
+    if not workers:
+        assert isinstance(caught.value.__cause__, cause)
+        assert not hasattr(caught.value.__cause__, "__notes__")
+
+
+def test_a_codec_that_is_given_as_an_object_has_no_plugin(directory):
+    """It is named by its class."""
+    data = WebDataModule({"train": directory}, None, "n.cls", 4, codecs={"n.cls": Dividing()})
+    data.setup("fit")
+    with pytest.raises(DecodeError, match=r"suffix=n.cls, codec=Dividing") as caught:
+        list(data.train_dataloader())
+    assert "plugin" not in caught.value.where
+
+
+class Lacking:
+    """A columnar stage that imports a package when it is used."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __repr__(self):
+        return "Lacking()"
+
+    def columns(self, fields):
+        """Raise the error."""
+        raise self.error
+
+    def __call__(self, samples):
+        """Raise the error."""
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("no package"), OSError("no file")])
+def test_a_stage_that_lacks_a_package_or_a_file_is_still_blamed(directory, error):
+    """Where all fields can be decoded, it is the stage's own error, which keeps its type."""
+    with pytest.raises(type(error)) as caught:
+        epoch(directory, Lacking(error))
+    assert any("raised by a stage (stage=Lacking()" in note for note in caught.value.__notes__)

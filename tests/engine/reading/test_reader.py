@@ -49,6 +49,7 @@ from bionemo.webdatamodule.errors import (
     ManifestError,
     MissingFieldError,
     NoShardsError,
+    PluginError,
     RefusedPickleError,
 )
 from bionemo.webdatamodule.pickles import Policy, dumps
@@ -599,7 +600,10 @@ def test_a_field_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(DecodeError, match="JSONDecodeError: Expecting property name") as caught:
         reader(damaged(tmp_path), ["json"]).read(np.arange(10))
-    where = {"shard": str(tmp_path / "t-000000.tar"), "key": "s3", "suffix": "json", "split": "train", "rank": "2"}
+    where = {
+        "shard": str(tmp_path / "t-000000.tar"), "key": "s3", "suffix": "json", "codec": "json", "split": "train",
+        "rank": "2",
+    }  # fmt: skip
     assert where == caught.value.where
     assert isinstance(caught.value.__cause__, json.JSONDecodeError)
     assert str(caught.value) == str(pickle.loads(pickle.dumps(caught.value)))
@@ -628,16 +632,24 @@ def test_leaving_out_has_a_bound(tmp_path):
     assert 4 == found.skipped
 
 
-@pytest.mark.parametrize("error", [MemoryError, ImportError, KeyboardInterrupt])
-def test_errors_that_are_no_samples_fault_are_never_skipped(tmp_path, monkeypatch, error):
-    """Memory, missing modules and the user's interrupt go through."""
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (MemoryError, MemoryError),
+        (KeyboardInterrupt, KeyboardInterrupt),
+        (ImportError, PluginError),
+        (OSError, DecodeError),
+    ],
+)
+def test_errors_that_are_no_samples_fault_are_never_skipped(tmp_path, monkeypatch, error, seen):
+    """Memory, missing modules, files and the user's interrupt end the reading."""
 
     def fail(data):
         raise error
 
     found = reader(damaged(tmp_path, bad=()), ["json"], on_error="skip")
     found._fields[0] = replace(found._fields[0], codecs=(SimpleNamespace(decode=fail),))
-    with pytest.raises(error):
+    with pytest.raises(seen):
         found.read(np.arange(10))
     assert 0 == found.skipped
 
