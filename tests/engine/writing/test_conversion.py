@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bionemo.webdatamodule import KeyEncoder, Sample, Writer, hookimpl
+from bionemo.webdatamodule import Executor, KeyEncoder, Sample, Writer, hookimpl
 from bionemo.webdatamodule._engine.writing.conversion import Conversion, choose, resolve_subsets
 from bionemo.webdatamodule._engine.writing.convert import convert
-from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.errors import ConfigError, PluginError
 from bionemo.webdatamodule.plugins import Plugins
 from bionemo.webdatamodule.splits import Fold, Fraction, Hashed, name_hash
@@ -220,7 +219,8 @@ def test_errors_name_the_plugin_that_can_be_disabled(writer, encode, said, where
     plugins = plugins_with(writer, encode)
     conversion = Conversion(
         writer=choose(Writer, "w", plugins), names={"train": 1.0}, directories={"train": str(tmp_path / "out")},
-        prefix="p", n_shards=1, key_encoder=choose(KeyEncoder, "enc", plugins), executor=Serial(),
+        prefix="p", n_shards=1, key_encoder=choose(KeyEncoder, "enc", plugins),
+        executor=choose(Executor, "serial"),
     )  # fmt: skip
     with pytest.raises(PluginError, match=f"^{said}") as caught:
         convert(conversion)

@@ -25,10 +25,22 @@ PLAIN = "bytes"
 
 
 class NamedCodec(NamedTuple):
-    """A codec that is ready for use, and its name for messages, such as ``npy`` or ``gz(json)``."""
+    """A codec that is ready for use.
+
+    Attributes:
+        name: Its name for messages, such as ``npy`` or ``gz(json)``.
+        codec: The codec.
+        where: Its plugin, for errors; empty for a default and for an object of the user's.
+    """
 
     name: str
     codec: FieldCodec
+    where: Mapping[str, str] = {}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Its name and plugin, for errors."""
+        return {"codec": self.name, **self.where}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +145,14 @@ class Codecs:
 
     def _made(self, found: Registered, suffix: str, options: Mapping[str, Any]) -> NamedCodec:
         component = _codec(found)
-        given, name = dict(options), component.name
+        given, name, where = dict(options), component.name, found.where
         if "policy" in inspect.signature(component.factory).parameters:
             given.setdefault("policy", self.policy)
         if component.wraps and "inner" not in given:
             inner = self._made(self.registered_for(_within(suffix)), _within(suffix), {})
-            given["inner"], name = inner.codec, f"{name}({inner.name})"
+            given["inner"], name, where = inner.codec, f"{name}({inner.name})", where or inner.where
         try:
-            return NamedCodec(name, found.build(given))
+            return NamedCodec(name, found.build(given), where)
         except WebDataModuleError as error:
             raise error.located(suffix=suffix) from error.__cause__
 

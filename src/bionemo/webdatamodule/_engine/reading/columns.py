@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,14 +27,14 @@ class Field:
         side: Number of the sets that have it, see :meth:`.Places.sides`.
         columns: For each of them its number among those that shards were opened for.
         codecs: For each of them what decodes it.
-        names: For each of them the name of its codec, for messages.
+        origins: For each of them the codec's name and plugin, for errors.
     """
 
     selected: Selected
     side: int
     columns: tuple[int, ...]
     codecs: tuple[FieldCodec, ...]
-    names: tuple[str, ...] = ()
+    origins: tuple[Mapping[str, str], ...] = ()
 
     def column(self, places: Sequence[Place], views: Views = field_views) -> Column:
         """Return the column of samples, not decoded yet.
@@ -53,11 +53,11 @@ class Field:
             return column_of(self.codecs[0], views(places, self.columns[0]))
         return self._mixed(places, views)
 
-    def stored(self, place: Place) -> tuple[str, str | None]:
-        """Return the suffix that a sample has, and its codec's name; what the user wrote where it has none."""
-        named = zip(self.selected.suffixes, self.names, self.columns, strict=False)  # the key has no column
-        found = ((suffix, name) for suffix, name, column in named if has_field(place, column))
-        return next(found, (self.selected.asked, None))
+    def stored(self, place: Place) -> tuple[str, Mapping[str, str]]:
+        """Return the suffix that a sample has, and its codec for errors; what the user wrote where it has none."""
+        named = zip(self.selected.suffixes, self.origins, self.columns, strict=False)  # the key has no column
+        found = ((suffix, origin) for suffix, origin, column in named if has_field(place, column))
+        return next(found, (self.selected.asked, {}))
 
     def _mixed(self, places: Sequence[Place], views: Views) -> Column:
         """Return the column of samples that have it under several suffixes, or lack it."""

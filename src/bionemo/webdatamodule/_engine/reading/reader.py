@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec, codecs_in
+from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
 from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
 from bionemo.webdatamodule._engine.reading.fields import (
     Place,
@@ -42,7 +42,6 @@ from bionemo.webdatamodule.errors import (
     WebDataModuleError,
     count,
 )
-from bionemo.webdatamodule.plugins import as_use, installed_plugins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -444,12 +443,12 @@ class ShardReader:
         """Read one sample step by step: raise what is wrong with it, or note that it is left out."""
         (own,) = self._places.locate(np.array([sample]))
         where: dict[str, Any] = {"shard": own[0].path}
-        suffix, codec = "", None
+        origin: Mapping[str, str] = {}
         try:
             where["key"] = key_of(own)
             for field in self._fields:
                 place = places[field.side]
-                suffix, codec = field.stored(place)
+                suffix, origin = field.stored(place)
                 where |= {"shard": place[0].path, "suffix": suffix}
                 column = field.column([place])
                 if self.check == "always" or (self.check == "first" and self._ledger.states[sample] != SOUND):
@@ -462,31 +461,19 @@ class ShardReader:
         except (ImportError, OSError) as error:  # not the sample's fault, so it is never left out
             kind = PluginError if isinstance(error, ImportError) else DecodeError
             what = f"the field cannot be decoded: {type(error).__name__}: {error}; {_remedy(error)}"
-            raise kind(what, split=self.split, **where, **self._origin(suffix, codec), **process()) from error
+            raise kind(what, split=self.split, **where, **origin, **process()) from error
         except Exception as error:  # noqa: BLE001 - codecs raise what they like
             named = DecodeError(f"the field cannot be decoded: {type(error).__name__}: {error}")
             named.__cause__ = error
         else:
             return True
         if isinstance(named, DecodeError):
-            where |= self._origin(suffix, codec)
+            where |= origin
         named = named.located(split=self.split, **where, **process())
         if self.on_error == "raise":
             raise named
         self._leave_out(sample, named)
         return False
-
-    def _origin(self, suffix: str, codec: str | None) -> dict[str, str]:
-        """Return the codec of a field, and its plugin unless it is a default or an object of the user's."""
-        if codec is None:
-            return {}
-        if suffix in self.codecs.chosen and as_use(self.codecs.chosen[suffix]) is None:
-            return {"codec": codec}
-        registered = self.codecs.registered
-        names = codec.rstrip(")").split("(")  # gz(json) is made of two
-        found = codecs_in(installed_plugins()) if registered is None else registered
-        plugins = [each.where for each in found if each.component.name in names and each.where]
-        return {"codec": codec, **(plugins[-1] if plugins else {})}
 
     def _leave_out(self, sample: int, error: WebDataModuleError) -> None:
         if self.skipped >= self.max_skipped and self._ledger.states[sample] < BAD:
@@ -556,7 +543,7 @@ def _field(
         side=side,
         columns=tuple(map(opened.index, selected.suffixes)),
         codecs=tuple(each.codec for each in named),
-        names=tuple(each.name for each in named),
+        origins=tuple(each.origin for each in named),
     )
 
 
