@@ -2,9 +2,12 @@
 
 import bz2
 import dataclasses
+import datetime as dt
+import enum
 import gzip
 import io
 import lzma
+import operator
 import pickle
 import re
 import shutil
@@ -12,6 +15,7 @@ import sys
 import types
 from decimal import Decimal
 
+import dateutil.tz
 import numpy as np
 import pytest
 import torch
@@ -32,6 +36,12 @@ class Thing:
     size: int = 1
 
 
+class Colour(enum.Enum):
+    """An enumeration of a user's."""
+
+    red = 1
+
+
 class Held:
     """Two classes of a user's, one of which is a value."""
 
@@ -43,7 +53,7 @@ class Held:
 def importable(monkeypatch):
     """Make the classes of this file importable as ``things.…``."""
     module = types.ModuleType("things")
-    for cls in (Thing, Held):
+    for cls in (Thing, Held, Colour):
         monkeypatch.setattr(cls, "__module__", "things")
         setattr(module, cls.__name__, cls)
     monkeypatch.setitem(sys.modules, "things", module)
@@ -62,6 +72,9 @@ def allow_all(message):
 
 
 EXPANDED = torch.zeros(1).expand(1 << 23)
+RECORDS = np.rec.array([(1, 2.0), (3, 4.0)], names="a,b")
+TEXTS = np.array(["a", "bc"], np.dtypes.StringDType()) if hasattr(np.dtypes, "StringDType") else np.array(["a"])
+ELSEWHERE = dt.datetime(2020, 1, 1, tzinfo=dateutil.tz.tzoffset("X", 3600))
 TWICE = {key * ((1 << 61) - 1): key for key in range(8000)}
 
 REMEDIES = {
@@ -89,6 +102,66 @@ REMEDIES = {
         r"pass allow_pickle=\[\"numpy.dtype\"\]",
         allow_all,
         np.dtype([("a", "O")]),
+    ),
+    "allow a matrix": (
+        lambda: pickle.dumps(np.array([[1, 2]]).view(np.matrix)),
+        r"pass allow_pickle=\[\"numpy.matrix\"\]",
+        allow_all,
+        lambda found: type(found) is np.matrix and found.tolist() == [[1, 2]],
+    ),
+    "allow a recarray": (
+        lambda: pickle.dumps(RECORDS),
+        r"pass allow_pickle=\[\"numpy.rec.recarray\", \"numpy.record\"\]",
+        allow_all,
+        lambda found: type(found) is np.recarray and found.dtype == RECORDS.dtype and found[1].b == 4.0,
+    ),
+    "allow an enumeration by the names of its members": (
+        lambda: b"cbuiltins\ngetattr\n(cthings\nColour\nVred\ntR.",
+        r"pass allow_pickle=\[\"things.Colour\"\]",
+        allow_all,
+        lambda found: found is Colour.red,
+    ),
+    "allow an exception of protocol 2": (
+        lambda: pickle.dumps(KeyError("x"), 2),
+        r"pass allow_pickle=\[\"builtins.KeyError\"\]",
+        allow_all,
+        lambda found: repr(found) == "KeyError('x')",
+    ),
+    "allow a time zone of another package": (
+        lambda: pickle.dumps(ELSEWHERE),
+        r"pass allow_pickle=\[\"dateutil.tz.tz.tzoffset\"\]",
+        allow_all,
+        ELSEWHERE,
+    ),
+    "save text without a width as text of a width": (
+        lambda: pickle.dumps(TEXTS),
+        r"StringDType, .* save it as numpy.array\(array.tolist\(\)\), or",
+        lambda _: pickle.dumps(np.array(TEXTS.tolist())),
+        np.array(["a", "bc"]),
+    ),
+    "trust text without a width": (
+        lambda: pickle.dumps(TEXTS),
+        r"pickles=\"trusted\"",
+        lambda _: TRUSTED,
+        lambda found: found.dtype == TEXTS.dtype and found.tolist() == ["a", "bc"],
+    ),
+    "trust a function that can run code": (
+        lambda: pickle.dumps([Thing(1), operator.attrgetter("size")]),
+        r"names operator.attrgetter, which can run any code; if you trust .* pickles=\"trusted\"",
+        lambda _: TRUSTED,
+        lambda found: found[1](found[0]) == 1,
+    ),
+    "trust a method": (
+        lambda: pickle.dumps([1, 2].count),
+        r"takes the attribute 'count' of an object, .* pickles=\"trusted\"",
+        lambda _: TRUSTED,
+        lambda found: found(2) == 1,
+    ),
+    "trust a function that is a value": (
+        lambda: pickle.dumps([getattr]),
+        r"holds builtins.getattr as a value .* pickles=\"trusted\"",
+        lambda _: TRUSTED,
+        [getattr],
     ),
     "trust what uses other opcodes": (
         lambda: b"(ithings\nThing\nb.".replace(b"b.", b"."),

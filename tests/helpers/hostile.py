@@ -29,7 +29,7 @@ def name(module, attribute):
 
 def value(item):
     """Any plain value, without the opcodes around it."""
-    return pickle.dumps(item, 2)[2:-1]
+    return pickle.dumps(item, 3)[2:-1]
 
 
 def call(module, attribute, *args):

@@ -29,8 +29,8 @@ class Policy:
     """What pickles may do; one object for conversion, reading and the command line.
 
     Attributes:
-        pickles: ``"safe"`` builds known types only: Python's containers and scalars, times, Decimal, Fraction,
-            UUID, pure paths, numpy arrays, masked arrays and scalars, and dense tensors, on the CPU.
+        pickles: ``"safe"`` builds known types only: Python's containers and scalars, times with zones, Decimal,
+            Fraction, UUID, pure paths, numpy arrays, masked arrays and scalars, and dense tensors, on the CPU.
             ``"trusted"`` runs the pickle with Python's unpickler.
         allow: Further classes and functions (``allow_pickle`` of the data modules): the class, its name such as
             ``"pkg.mod.Class"``, or ``"pkg.*"`` for everything below a package or module. Stored as names.

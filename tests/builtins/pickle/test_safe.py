@@ -1,11 +1,14 @@
 """What people really bring: classes of a package, tensors of a GPU, pickles of Python 2, other numpy arrays."""
 
+import collections
 import datetime as dt
+import enum
 import io
 import pickle
 import struct
 import sys
 import types
+import zoneinfo
 
 import numpy as np
 import pytest
@@ -125,6 +128,118 @@ def test_pandas_frames_can_be_allowed_after_one_message():
         loads(data)
     allow = eval(caught.value.message.split("allow_pickle=")[1].partition(", or ")[0])
     assert frame.equals(loads(data, policy=Policy(allow=allow)))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_times_of_a_zone_are_built(protocol):
+    """With the zone that its key names, through a conversion as well."""
+    zone = zoneinfo.ZoneInfo("Europe/Berlin")
+    values = [dt.datetime(2020, 1, 1, tzinfo=zone), dt.time(3, tzinfo=zone), zone]
+    data = pickle.dumps(values, protocol)
+    for found in (loads(data), loads(recode(data, policy=Policy())), loads(data, policy=Policy(allow=["zoneinfo.*"]))):
+        assert values == found
+        assert zone is found[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("Europe/Atlantis", "the time zone Europe/Atlantis, which this machine does not know; install the package"),
+        ("Europe", "the time zone Europe, which this machine does not know; install the package tzdata"),
+        ("../../etc/passwd", "a time zone without a name"),
+        ("/etc/localtime", "a time zone without a name"),
+        (1, "a time zone without a name"),
+    ],
+)
+def test_a_zone_is_a_key_of_the_database(key, message):
+    """Other keys are refused, and other files are not read."""
+    maker = raw_call(name("builtins", "getattr"), name("zoneinfo", "ZoneInfo"), value("_unpickle"))
+    with pytest.raises(DecodeError, match=message):
+        loads(P + raw_call(maker, value(key), value(True)) + b".")
+
+
+@pytest.mark.parametrize("attribute", ["no_cache", "from_file", "__init__", "_unpickle.__func__"])
+def test_a_zone_has_no_other_attribute(attribute):
+    """The constructor of pickles is all that a pickle may take of it."""
+    taken = raw_call(name("builtins", "getattr"), name("zoneinfo", "ZoneInfo"), value(attribute))
+    with pytest.raises(RefusedPickleError, match="takes the attribute"):
+        loads(P + taken + b".")
+
+
+def test_an_enumeration_gives_its_members_only(package, monkeypatch):
+    """Not its methods, or what else it has."""
+    monkeypatch.setattr(sys.modules["shapes"], "Kind", enum.Enum("Kind", "ROUND", module="shapes"), raising=False)
+    taken = raw_call(name("builtins", "getattr"), name("shapes", "Kind"), value("mro"))
+    with pytest.raises(RefusedPickleError, match=r'takes the attribute .mro. of an object, .* pickles="trusted"'):
+        loads(P + taken + b".", policy=Policy(allow=["shapes.Kind"]))
+
+
+class Marked(np.ndarray):
+    """An array of a user's, with a state of its own."""
+
+    def __reduce__(self):
+        function, args, state = super().__reduce__()
+        return function, args, (state, "note")
+
+    def __setstate__(self, state):
+        super().__setstate__(state[0])
+        self.note = state[1]
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_an_allowed_class_of_arrays_is_built(protocol):
+    """By its own state if it has one, and through a codec that has read plain arrays before."""
+    made = np.arange(3).view(Marked)
+    policy = Policy(allow=[Marked, np.matrix])
+    codec = PickleCodec(policy)
+    for data in (np.arange(3), np.array([[1, 2]]).view(np.matrix), np.array([[3, 4]]).view(np.matrix), np.arange(3)):
+        assert type(data) is type(codec.decode(memoryview(pickle.dumps(data, protocol))))
+    found = loads(pickle.dumps(made, protocol), policy=policy)
+    assert (Marked, "note", [0, 1, 2]) == (type(found), found.note, found.tolist())
+
+
+def test_the_data_of_an_allowed_class_of_arrays_are_checked():
+    """As those of a plain array: they fit the shape, and hold no objects."""
+    data = pickle.dumps(np.array([[1, 2]]).view(np.matrix), 4)
+    policy = Policy(allow=["numpy.matrix"])
+    with pytest.raises(DecodeError, match="an array and data of two sizes"):
+        loads(data.replace(b"K\x01K\x02\x86", b"K\x01K\x03\x86"), policy=policy)
+
+
+@pytest.mark.parametrize("made", [KeyError("x"), OSError("x"), collections.UserList([1]), collections.Counter("ab")])
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4])
+def test_names_of_python_2_are_those_of_python_3(made, protocol):
+    """Protocols 0 to 2 write them; the message has the name to allow, and it works."""
+    data = pickle.dumps(made, protocol)
+    cls = f"{type(made).__module__}.{type(made).__name__}"
+    if type(made) is not collections.Counter:
+        with pytest.raises(RefusedPickleError, match=rf'pass allow_pickle=\["{cls}"\]'):
+            loads(data)
+    assert repr(made) == repr(loads(data, policy=Policy(allow=[cls])))
+
+
+def test_a_module_named_as_one_of_python_2_is_itself(monkeypatch):
+    """From protocol 3 on, a name is what it says."""
+    module = types.ModuleType("commands")
+    module.Order = type("Order", (), {"__module__": "commands"})
+    monkeypatch.setitem(sys.modules, "commands", module)
+    for protocol in (3, 4, 5):
+        data = pickle.dumps(module.Order(), protocol)
+        with pytest.raises(RefusedPickleError, match=r'allow_pickle=\["commands.Order"\]'):
+            loads(data)
+        assert module.Order is type(loads(data, policy=Policy(allow=["commands.Order"])))
+
+
+@pytest.mark.parametrize("function", ["os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load"])
+def test_what_runs_code_is_not_offered(function):
+    """The only remedy is to trust the data."""
+    module, _, last = function.rpartition(".")
+    with pytest.raises(RefusedPickleError) as caught:
+        loads(P + raw_call(name(module, last), name("shapes", "Any")) + b".")
+    assert (
+        f"the pickle names {function}, which can run any code; "
+        'if you trust where the data come from, read them with pickles="trusted"'
+    ) == caught.value.message
 
 
 # -- tensors of other devices

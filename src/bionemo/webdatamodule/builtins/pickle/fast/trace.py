@@ -263,6 +263,7 @@ class _Tracer:
                 raise NotTraceableError("another order")
             return self.block(shape, _the(_Unbuilt, dtype).value, data)
         if last == "_reconstruct":
+            _the(_Name, args[0])  # not a class that the user allowed
             return _Unbuilt("array")
         if last == "scalar":
             dtype, data = args

@@ -12,10 +12,6 @@ from bionemo.webdatamodule.errors import RefusedPickleError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Protocols 0 to 2 spell a few names as Python 2 did.
-_MODULES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_NAMES: Final = {("builtins", "xrange"): "range", ("builtins", "unicode"): "str", ("builtins", "long"): "int"}
-
 _TABLE: Final = {**python_types.TABLE, **numpy_types.TABLE}
 
 
@@ -46,8 +42,6 @@ def finder(allow: tuple[str, ...]) -> Callable[[str, str], Any]:
     allowed = frozenset(allow)
 
     def find(module: str, name: str) -> Any:
-        module = _MODULES.get(module, module)
-        name = _NAMES.get((module, name), name)
         full = f"{module}.{name}"
         if full in allowed:
             return _allowed(module, name)

@@ -15,8 +15,10 @@ from typing import Any, Final
 import numpy as np
 
 from bionemo.webdatamodule.builtins.pickle.safe.tokens import (
+    TRUST,
     Fresh,
     Global,
+    Owned,
     as_bytes,
     expect,
     is_named,
@@ -29,6 +31,12 @@ MAX_EMPTY: Final = 1 << 26  # product of the other sizes of an empty array: a su
 MAX_FIELDS: Final = 1000  # of a structured dtype, those of its fields included
 MAX_RECORD: Final = 1 << 28  # bytes of an element of a structured dtype
 
+STRINGS: Final = (
+    "the pickle has an array of numpy's StringDType, which the safe codec does not build; "
+    f"save it as numpy.array(array.tolist()), or {TRUST}"
+)
+"""What is said of text without a width, whose pickles hold it as objects."""
+
 _ALIGNED: Final = 0x80  # NPY_ALIGNED_STRUCT among the flags of a dtype
 _SPEC: Final = re.compile(r"[<>=|]?([biufcSUmMO?]\d{0,9}|V\d{1,9}|[mM]8\[\d{0,9}[a-zA-Zμ]{1,7}\])")
 _UNITS: Final = frozenset(b"Y M W D h m s ms us ns ps fs as generic".split())
@@ -37,6 +45,8 @@ _UNITS: Final = frozenset(b"Y M W D h m s ms us ns ps fs as generic".split())
 def check_dtype(dtype: Any, *, objects: bool = False) -> np.dtype[Any]:
     """Return the argument if it is a dtype of plain numbers, text or times, or a record of them."""
     expect(isinstance(dtype, np.dtype), "an array without a dtype")
+    if dtype.kind == "T":
+        raise RefusedPickleError(STRINGS)
     if dtype.hasobject and not (objects and dtype.kind == "O"):
         raise RefusedPickleError("the pickle has bytes where an array of objects must have a list")
     return dtype  # type: ignore[no-any-return]
@@ -57,7 +67,9 @@ def _check_extent(shape: Any, dtype: np.dtype[Any], data: Any) -> None:
     expect(dtype.itemsize > 0 or count <= MAX_EMPTY, "an empty array of absurd shape")
 
 
-def _dtype(spec: str, align: Any = False, copy: Any = True) -> Fresh:
+def _dtype(spec: Any, align: Any = False, copy: Any = True) -> Fresh:
+    if spec is np.record:  # the user allowed it; the dtype of a recarray, whose size is in its state
+        return Fresh(np.dtype(np.record, copy=True), _dtype_state)
     if type(spec) is not str or not _SPEC.fullmatch(spec):
         shown = repr(spec[:40]) if type(spec) is str else type(spec).__name__
         raise RefusedPickleError(
@@ -99,10 +111,11 @@ def _dtype_state(made: np.dtype[Any], state: Any) -> int:
 def _record_state(made: np.dtype[Any], state: tuple[Any, ...]) -> int:
     """Make a structured dtype, or a sub-array, by numpy's constructor; then numpy's own state of it is the state."""
     _, _, inner, names, fields, size, align, flags, *more = state
-    expect(all(part is None for part in more) and type(size) is int and size == made.itemsize, "a record with metadata")
+    expect(all(part is None for part in more) and type(size) is int, "a record with metadata")
+    expect(size == made.itemsize or made.type is np.record, "a record of another size")
     expect(size <= MAX_RECORD and type(align) is type(flags) is int, "a record of absurd size")
     if inner is not None:
-        expect(names is None and fields is None, "a record that is a sub-array")
+        expect(names is None and fields is None and made.type is np.void, "a record that is a sub-array")
         expect(type(inner) is tuple and len(inner) == 2, "a sub-array without a dtype")
         _check_field(inner[0])
         expect(check_shape(inner[1]) * inner[0].itemsize == size and 0 not in inner[1], "a sub-array of another size")
@@ -150,12 +163,17 @@ def _count_fields(dtype: np.dtype[Any], most: int, depth: int = 0) -> int:
     return count
 
 
-def _reconstruct(cls: Any, shape: Any, code: Any) -> Fresh:
+def _reconstruct(cls: Any, shape: Any, code: Any) -> Fresh | Owned:
     # numpy up to protocol 4: an empty array first, then its state
-    if not is_named(cls, "numpy.ndarray"):
-        name = cls.name if type(cls) is Global else type(cls).__name__
-        raise RefusedPickleError(f"the pickle has a numpy array of the class {name}, which is not built here")
     _check_beginning(shape, code)
+    if isinstance(cls, type) and issubclass(cls, np.ndarray):  # the user allowed it
+        made = np.ndarray.__new__(cls, (0,), np.int8)
+        return Fresh(made, _array_state) if cls.__setstate__ is np.ndarray.__setstate__ else Owned(made)
+    if not is_named(cls, "numpy.ndarray"):
+        name = cls.name if type(cls) is Global else getattr(cls, "__name__", type(cls).__name__)
+        raise RefusedPickleError(
+            f"the pickle has a numpy array of the class {name}, which is no class of arrays; {TRUST}"
+        )
     return Fresh(np.ndarray((0,), np.int8), _array_state)
 
 

@@ -14,8 +14,8 @@ import struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from bionemo.webdatamodule.builtins.pickle.safe.budget import EXPANSION, MAX_DEPTH, MAX_SHARED, weigh
-from bionemo.webdatamodule.builtins.pickle.safe.refusal import refusal
-from bionemo.webdatamodule.builtins.pickle.safe.tokens import UnknownNameError
+from bionemo.webdatamodule.builtins.pickle.safe.refusal import held, refusal
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import TRUST, UnknownNameError
 from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def _proto(unpickler: Unpickler, position: int) -> int:
     protocol = unpickler.data[position]
     if protocol > pickle.HIGHEST_PROTOCOL:
         raise DecodeError(f"pickle protocol {protocol} is unknown to this Python")
+    unpickler.protocol = protocol
     return position + 1
 
 
@@ -394,11 +395,7 @@ def _run(unpickler: Unpickler, start: int) -> tuple[Any, int]:
         raise DecodeError("the pickle leaves more than its value behind")
     unused = unpickler.unused()
     if unused:
-        quoted = ", ".join(f'"{name}"' for name in unused)
-        raise RefusedPickleError(
-            f"the pickle holds {', '.join(unused)} as a value and not what it makes; "
-            f"if you know and trust it, pass allow_pickle=[{quoted}]"
-        )
+        raise held(unused)
     (value,) = unpickler.stack
     if unpickler.shared or unpickler.made > MAX_DEPTH:
         weigh(value, EXPANSION * len(data) + MAX_SHARED, shared=unpickler.shared)
@@ -411,6 +408,5 @@ def _refused_opcode(code: int, position: int) -> DecodeError:
     if code not in known:
         return DecodeError(f"no pickle: byte {code:#04x} at {position} is not an opcode")
     return RefusedPickleError(
-        f"the pickle uses {known[code]} at {position}, which the safe codec does not follow; "
-        'if you trust where the data come from, read them with pickles="trusted"'
+        f"the pickle uses {known[code]} at {position}, which the safe codec does not follow; {TRUST}"
     )

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import array
 import datetime as dt
+import enum
 import pathlib
 import re
 import uuid
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bionemo.webdatamodule.builtins.pickle.safe.tokens import (
     MAX_INTEGER,
+    TRUST,
     Fresh,
     Global,
     Owned,
@@ -29,7 +32,7 @@ from bionemo.webdatamodule.builtins.pickle.safe.tokens import (
     real,
     table,
 )
-from bionemo.webdatamodule.errors import RefusedPickleError
+from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,7 +184,7 @@ def _state(data: Any, size: int, what: str) -> bytes:
 
 
 def _timezone_or_none(zone: Any) -> dt.tzinfo | None:
-    expect(zone is None or type(zone) is dt.timezone, "a time zone of an unknown type")
+    expect(zone is None or isinstance(zone, dt.tzinfo), "a time zone that is none")  # the user may allow others
     return zone  # type: ignore[no-any-return]
 
 
@@ -211,6 +214,37 @@ def _timedelta(days: int, seconds: int, microseconds: int) -> dt.timedelta:
 def _timezone(offset: dt.timedelta, *name: str) -> dt.timezone:
     expect(type(offset) is dt.timedelta and all(type(part) is str for part in name), "a bad time zone")
     return dt.timezone(offset, *name)
+
+
+_ZONE: Final = re.compile(r"[\w+-]{1,32}(/[\w+-]{1,32}){0,3}", re.ASCII)
+
+
+def _zone(budget: Budget, key: str, from_cache: Any) -> zoneinfo.ZoneInfo:
+    # always that of the cache: a file of the database for a few bytes is not read more than once
+    expect(type(key) is str and bool(_ZONE.fullmatch(key)), "a time zone without a name")
+    expect(type(from_cache) in (bool, int), "a time zone without a name")
+    budget.take(1 << 13)
+    try:
+        return zoneinfo.ZoneInfo(key)
+    except (KeyError, ValueError, OSError):
+        raise DecodeError(
+            f"the pickle has the time zone {key}, which this machine does not know; install the package tzdata"
+        ) from None
+
+
+_MAKE_ZONE: Final = Global(name="zoneinfo.ZoneInfo._unpickle", call=_zone, real=zoneinfo.ZoneInfo, charged=True)
+
+
+def _getattr(owner: Any, name: str) -> Any:
+    # how a ZoneInfo names its constructor, and some versions of Python the member of an enumeration
+    expect(type(name) is str, "an attribute without a name")
+    if name == "_unpickle" and (owner is zoneinfo.ZoneInfo or is_named(owner, "zoneinfo.ZoneInfo")):
+        return _MAKE_ZONE
+    if isinstance(owner, enum.EnumMeta) and name in owner.__members__:  # the user allowed it
+        return owner.__members__[name]
+    raise RefusedPickleError(
+        f"the pickle takes the attribute {name[:40]!r} of an object, which the safe codec does not do; {TRUST}"
+    )
 
 
 def _uuid() -> Fresh:
@@ -308,6 +342,9 @@ for _type, _call in (
     _charged = _type in (set, frozenset)
     TABLE[_module, _name] = Global(name=f"{_module}.{_name}", call=_call, real=_type, charged=_charged)
 
+# What an allowed class gets for the name is the function of this module, too.
+TABLE["builtins", "getattr"] = Global(name="builtins.getattr", call=_getattr, real=_getattr)
+TABLE["zoneinfo", "ZoneInfo"] = Global(name="zoneinfo.ZoneInfo", real=zoneinfo.ZoneInfo)
 TABLE["uuid", "UUID"] = Global(name="uuid.UUID", new=_uuid)
 TABLE["builtins", "Ellipsis"] = Ellipsis
 TABLE["builtins", "NotImplemented"] = NotImplemented

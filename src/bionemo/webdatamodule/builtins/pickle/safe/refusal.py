@@ -1,4 +1,7 @@
-"""The error for a pickle that names what is neither known nor allowed: it lists all such names at once."""
+"""The error for a pickle that names what is neither known nor allowed: it lists all such names at once.
+
+A name is offered for ``allow_pickle`` only if allowing it can help and does not hand the process to the pickle.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import contextlib
 import io
 import itertools
 import pickletools
+import re
 from typing import TYPE_CHECKING, Any, Final
 
-from bionemo.webdatamodule.builtins.pickle.safe.tokens import UnknownNameError
+from bionemo.webdatamodule.builtins.pickle.safe.numpy_types import STRINGS
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import TRUST, UnknownNameError, python3_name
 from bionemo.webdatamodule.errors import RefusedPickleError
 
 if TYPE_CHECKING:
@@ -18,6 +23,16 @@ _MOST_SCANNED: Final = 1_000_000  # opcodes of a refused pickle that are searche
 _TEXT: Final = frozenset(
     ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING")
 )
+
+_CODE: Final = re.compile(
+    r"(cloudpickle|code|ctypes|dill|importlib|nt|operator|os|pdb|pickle|posix|pty|runpy|shutil|subprocess)\..*"
+    r"|builtins\.(__import__|breakpoint|compile|delattr|eval|exec|getattr|input|open|setattr|type|vars)"
+    r"|torch\.(hub\..*|(serialization\.)?load)|numpy\.load"
+)
+"""Names that run code or commands which a pickle brings, or read files and attributes for it."""
+
+_USELESS: Final = {"numpy._core._internal._convert_to_stringdtype_kwargs": STRINGS}
+"""Names that are of no use to the safe codec, and what to say of the pickle instead."""
 
 
 def refusal(data: memoryview, find: Callable[[str, str], Any], first: str) -> RefusedPickleError:
@@ -29,6 +44,10 @@ def refusal(data: memoryview, find: Callable[[str, str], Any], first: str) -> Re
         first: The first unknown name.
     """
     names = list(dict.fromkeys([first, *filter(None, (_unknown(find, *named) for named in _named(data)))]))
+    for useless in filter(_USELESS.get, names):
+        return RefusedPickleError(_USELESS[useless])
+    if unsafe := list(filter(_runs_code, names)):
+        return RefusedPickleError(f"the pickle names {', '.join(unsafe)}, which can run any code; {TRUST}")
     quoted = ", ".join(f'"{name}"' for name in names)
     named = f"the pickle names {', '.join(names)}, which the safe codec does not build; if "
     if len(names) == 1:
@@ -38,6 +57,17 @@ def refusal(data: memoryview, find: Callable[[str, str], Any], first: str) -> Re
     if len(packages) == 1:
         message += f', or allow_pickle=["{packages.pop()}.*"] for all of the package'
     return RefusedPickleError(message)
+
+
+def held(names: list[str]) -> RefusedPickleError:
+    """Return the error for a pickle whose value holds what it names, and not what that makes."""
+    quoted = ", ".join(f'"{name}"' for name in names)
+    remedy = TRUST if any(map(_runs_code, names)) else f"if you know and trust it, pass allow_pickle=[{quoted}]"
+    return RefusedPickleError(f"the pickle holds {', '.join(names)} as a value and not what it makes; {remedy}")
+
+
+def _runs_code(name: str) -> bool:
+    return _CODE.fullmatch(name) is not None
 
 
 def _unknown(find: Callable[[str, str], Any], module: str, name: str) -> str | None:
@@ -54,6 +84,7 @@ def _named(data: memoryview) -> Iterator[tuple[str, str]]:
     """Yield all that a pickle names, as far as it is well-formed; nothing is built."""
     memo: dict[int, Any] = {}
     texts: list[str] = ["", ""]  # the last two that were pushed
+    protocol = 0
     top: Any = None  # the text on top of the stack, if there is one
     try:
         arg: Any
@@ -68,10 +99,12 @@ def _named(data: memoryview) -> Iterator[tuple[str, str]]:
                 texts = [texts[1], top] if top is not None else texts
             else:
                 top = None
-                if opcode.name == "STACK_GLOBAL":
+                if opcode.name == "PROTO":
+                    protocol = arg
+                elif opcode.name == "STACK_GLOBAL":
                     yield texts[0], texts[1]
                 elif opcode.name in ("GLOBAL", "INST"):
                     module, _, name = arg.partition(" ")
-                    yield module, name
+                    yield python3_name(module, name) if protocol < 3 else (module, name)
     except ValueError:  # it is cut short, or damaged
         return

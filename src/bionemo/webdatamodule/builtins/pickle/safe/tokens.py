@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import importlib
 import operator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 MAX_INTEGER: Final = 1 << 16
 """Bits of an integer that is an argument or a key: arithmetic and comparisons with larger ones are slow."""
+
+TRUST: Final = 'if you trust where the data come from, read them with pickles="trusted"'
+"""The remedy where allowing names is none."""
 
 
 class UnknownNameError(Exception):
@@ -96,6 +100,13 @@ def resolve(module: str, name: str) -> Any:
         ImportError, AttributeError: If it is not there.
     """
     return operator.attrgetter(name)(importlib.import_module(module))
+
+
+def python3_name(module: str, name: str) -> tuple[str, str]:
+    """Return what Python 3 calls a name of Python 2, which protocols 0 to 2 write, as :mod:`pickle` does."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        return _compat_pickle.NAME_MAPPING[module, name]
+    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
 
 
 def table(functions: Iterable[tuple[str, Callable[..., Any]]], **options: Any) -> dict[tuple[str, str], Any]:

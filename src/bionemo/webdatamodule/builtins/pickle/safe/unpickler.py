@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from bionemo.webdatamodule.builtins.pickle.safe.budget import MAPPINGS, Budget, is_container
-from bionemo.webdatamodule.builtins.pickle.safe.tokens import Fresh, Global, Owned, real
+from bionemo.webdatamodule.builtins.pickle.safe.tokens import TRUST, Fresh, Global, Owned, python3_name, real
 from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Unpickler:
 
     def clear(self) -> None:
         """Forget the last pickle."""
+        self.protocol = 0  # until it says another
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # stacks below the MARKs
         self.memo: list[Any] = []
@@ -101,6 +102,8 @@ class Unpickler:
 
     def push_global(self, module: str, name: str) -> None:
         """Push what a name stands for."""
+        if self.protocol < 3:
+            module, name = python3_name(module, name)
         found = self.find(module, name)
         if type(found) is not Global:
             self.stack.append(found)
@@ -155,7 +158,7 @@ class Unpickler:
         maker = None if token is None else token.new if new else token.call
         if token is None or maker is None:
             name = f"an object of type {type(function).__name__}" if token is None else token.name
-            raise RefusedPickleError(f"the pickle calls {name}, which cannot be called that way")
+            raise RefusedPickleError(f"the pickle calls {name}, which the safe codec does not do; {TRUST}")
         if type(args) is not tuple:
             raise DecodeError("the pickle calls something with arguments that are not a tuple")
         for used in (function, *args):
@@ -172,6 +175,9 @@ class Unpickler:
         else:
             made = maker(*args)
         self.made += 1
+        if type(made) is Global:
+            self._push_token(made)
+            return
         if type(made) is Owned:
             made = made.value
             self._own[id(made)] = made
