@@ -294,6 +294,45 @@ def test_a_worker_that_leaves_is_an_error_that_says_how():
         list(loader(Numbers(10, leave_at_five)))
 
 
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from tests.builtins.webloader.test_loader import Numbers, loader
+list(loader(Numbers(10), multiprocessing_context={context!r}))
+"""
+
+
+@pytest.mark.parametrize(("context", "source"), [("spawn", "file"), ("spawn", "stdin"), ("forkserver", "file")])
+def test_a_worker_that_cannot_import_the_program_is_an_error_that_says_so(context, source, tmp_path):
+    """The program has no guard, or no file; no stage is to blame."""
+    program = PROGRAM.format(tests=str(Path(__file__).parents[3]), context=context)
+    file = tmp_path / "train.py"
+    file.write_text(program)
+    run = subprocess.run(
+        [sys.executable, file] if source == "file" else [sys.executable, "-"],
+        check=False,
+        input=program,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert 1 == run.returncode
+    assert (
+        "WorkerError: a worker process ended with exit code 1 before it began: its own error is in the log above; "
+        "with spawn and forkserver a worker imports the main program again, so put what trains below "
+        '`if __name__ == "__main__":` in a file, and the stages into a module; '
+        "a program from stdin or a notebook cannot be imported (worker="
+    ) in run.stderr
+
+
+def test_a_program_with_a_guard_is_imported_by_its_workers(tmp_path):
+    """What the message says helps."""
+    program = PROGRAM.format(tests=str(Path(__file__).parents[3]), context="spawn")
+    file = tmp_path / "train.py"
+    file.write_text(program.replace("list(loader", 'if __name__ == "__main__": list(loader'))
+    subprocess.run([sys.executable, file], check=True)
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_hung_worker_is_an_error_with_its_stack(persistent):
     """After the timeout the message says who hangs, in what, and how to wait longer; nobody is left."""

@@ -26,6 +26,12 @@ _HINTS = {
     "library cannot be forked",
 }
 
+_NOT_BEGUN = (
+    "its own error is in the log above; with spawn and forkserver a worker imports the main program again, so put what "
+    'trains below `if __name__ == "__main__":` in a file, and the stages into a module; '
+    "a program from stdin or a notebook cannot be imported"
+)
+
 
 class WorkerTraceback(Exception):  # noqa: N818 - it is the cause of an error, shown above it
     """The traceback of a worker process, as text."""
@@ -124,12 +130,14 @@ def wait_for(done: Callable[[], bool], seconds: float) -> None:
 
 
 def _dead(number: int, worker: Any, table: StatusTable, where: Mapping[str, object]) -> WorkerError:
-    if worker.exitcode > 0:
+    doing = _doing(number, table)
+    if worker.exitcode > 0 and not doing:
+        how = f"ended with exit code {worker.exitcode} before it began: {_NOT_BEGUN}"
+    elif worker.exitcode > 0:
         how = f"ended with exit code {worker.exitcode}: something called os._exit() or sys.exit() in a stage"
     else:
         killer = signal.Signals(-worker.exitcode)
         how = f"was killed by {killer.name}: {_HINTS.get(killer, 'see the log of the system')}"
-    doing = _doing(number, table)
     last = f"; at last it was {doing}" if doing else ""
     return WorkerError(f"a worker process {how}{last}", worker=number, pid=worker.pid, **where)
 
