@@ -21,7 +21,7 @@ import pytest
 import torch
 from tests.helpers.sameness import same
 
-from bionemo.webdatamodule import PickledDataWDS, Use, WebDataModule
+from bionemo.webdatamodule import PickledDataWDS, Sample, SourceDataWDS, Use, WebDataModule
 from bionemo.webdatamodule.errors import ConfigError, InputError, WebDataModuleError
 from bionemo.webdatamodule.pickles import Policy, dumps, loads
 
@@ -280,6 +280,26 @@ def test_other_formats_are_read_as_they_are_under_their_own_suffix(suffix, tmp_p
     codec = record.factory(policy=Policy()) if suffix == "pth" else record.factory()
     expected = {"npy": VALUE["x"], "npz": {"a": VALUE["x"]}, "pth": torch.arange(3)}[suffix]
     assert same(expected, codec.decode(memoryview(data)))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "expected"), [("json", b'{"n": 1}', {"n": 1}), ("txt", b"30 days", "30 days")]
+)
+def test_text_is_stored_as_it_is_by_a_writer_of_ones_own(suffix, data, expected, tmp_path):
+    """The codec of the suffix that the message names reads it."""
+    with pytest.raises(WebDataModuleError, match=rf"SourceDataWDS and a writer of your own, .* ends in \.{suffix}"):
+        loads(data)
+
+    def read(names):
+        yield from (Sample(name, {suffix: data}) for name in names)
+
+    module = SourceDataWDS(
+        read, {"train": ["a"]}, f"{tmp_path}/out-", suffix, 1, executor="serial",
+        pipeline_prebatch_wld={"train": Use("batch", collate="list")},
+    )  # fmt: skip
+    module.prepare_data()
+    module.setup("fit")
+    assert [expected] == next(iter(module.train_dataloader()))
 
 
 def test_a_conversion_names_each_file_that_is_no_pickle_and_works_without_them(tmp_path):

@@ -22,7 +22,7 @@ from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 from bionemo.webdatamodule.pickles import Policy, dumps, loads, recode
 
 TRUSTED = Policy(pickles="trusted")
-P, name, raw_call, value = hostile.P, hostile.name, hostile.raw_call, hostile.value
+P, name, raw_call, text, value = hostile.P, hostile.name, hostile.raw_call, hostile.text, hostile.value
 
 
 @pytest.fixture
@@ -249,6 +249,77 @@ def test_what_runs_code_is_not_offered(function):
         f"the pickle names {function}, which can run any code; "
         'if you trust where the data come from, read them with pickles="trusted"'
     ) == caught.value.message
+
+
+# -- what is no pickle
+
+IMAGES = (
+    'convert it with SourceDataWDS and the writer "images" of the package bionemo-webdatamodule-images, '
+    'and decode it with its stage "decode_image"'
+)
+TABLES = 'convert it with SourceDataWDS and the writer "parquet" of the package bionemo-webdatamodule-parquet'
+CELLS = (
+    'convert an h5ad file with SourceDataWDS and the writer "h5ad" of the package bionemo-webdatamodule-h5ad, '
+    "or pickle the arrays that you read from it"
+)
+AS_IT_IS = "store it as it is, with SourceDataWDS and a writer of your own, under a suffix that ends in "
+
+
+@pytest.mark.parametrize("policy", [Policy(), TRUSTED])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x89PNG", f"this looks like a PNG image and is no pickle; {IMAGES}"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", f"this looks like a JPEG image and is no pickle; {IMAGES}"),
+        (b"GIF89a\1\0\1\0", f"this looks like a GIF image and is no pickle; {IMAGES}"),
+        (b"II*\0\x08\0\0\0", f"this looks like a TIFF image and is no pickle; {IMAGES}"),
+        (b"MM\0*\0\0\0\x08", f"this looks like a TIFF image and is no pickle; {IMAGES}"),
+        (b"RIFF\n\0\0\0WEBPVP8 ", f"this looks like a WebP image and is no pickle; {IMAGES}"),
+        (b"RIFF\n\0\0\0WAVEfmt ", f"this looks like a WAV file and is no pickle; {AS_IT_IS}.wav"),
+        (b"%PDF-1.7\n\xe2\xe3", f"this looks like a PDF file and is no pickle; {AS_IT_IS}.pdf"),
+        (b'{"n": 1}', f"this looks like JSON and is no pickle; {AS_IT_IS}.json"),
+        (b"\n[1, 2]\n", f"this looks like JSON and is no pickle; {AS_IT_IS}.json"),
+        (b"<svg/>", f"this looks like text and is no pickle; {AS_IT_IS}.txt"),
+        (b">sp|P1\nMKV\n" * 9, f"this looks like text and is no pickle; {AS_IT_IS}.txt"),
+        (b"3\n", f"this looks like text and is no pickle; {AS_IT_IS}.txt"),
+        (
+            b"\x28\xb5\x2f\xfd\x04",
+            "this is compressed with zstd and is not a plain pickle; unpack it: zstandard.open(path).read()",
+        ),
+        (
+            b"PAR1\x15\x04",
+            f"this looks like a Parquet file and is no pickle; {TABLES}",
+        ),
+        (
+            b"\x89HDF\r\n\x1a\n",
+            f"this looks like an HDF5 file and is no pickle; {CELLS}",
+        ),
+    ],
+)
+def test_files_of_other_formats_are_named(policy, data, message):
+    """With what reads them, whatever the policy: to trust them would not help."""
+    with pytest.raises(DecodeError) as caught:
+        loads(data, policy=policy)
+    assert message == caught.value.message
+
+
+@pytest.mark.parametrize("made", [1, -1.5, "x" * 99, "", b"GIF89a", [], [1], (), (1,), {}, {"a": 1}, {1}, None, True])
+@pytest.mark.parametrize("protocol", range(6))
+def test_no_pickle_is_taken_for_another_format(made, protocol):
+    """Those of protocol 0 are text, too."""
+    assert made == loads(pickle.dumps(made, protocol))
+
+
+@pytest.mark.parametrize("data", [b"Pabc\n.", P + text("abc") + b"Q.", b"\x80\x05\x97."])
+def test_an_object_that_is_elsewhere_is_no_matter_of_trust(data):
+    """The stock unpickler cannot make it either, so the remedy is to write it again."""
+    with pytest.raises(
+        RefusedPickleError, match=r"means an object that is not in it; .* write it again with"
+    ) as caught:
+        loads(data)
+    assert "trusted" not in caught.value.message
+    with pytest.raises(DecodeError):
+        loads(data, policy=TRUSTED)
 
 
 # -- tensors of other devices

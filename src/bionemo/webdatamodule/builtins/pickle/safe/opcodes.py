@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Handler: TypeAlias = "Callable[[Unpickler, int], int]"
 
 STOPPED: Final = -1
+_ELSEWHERE: Final = (
+    "the pickle uses {}, which means an object that is not in it; if it is a pickle, write it again with pickle.dump"
+)
 _NEWLINE: Final = re.compile(rb"\n")
 
 # A run of numbers and constants, as in a pickled list of token ids. The regular expression proves that nothing
@@ -282,7 +285,7 @@ def _build(unpickler: Unpickler) -> None:
 
 def _binpersid(unpickler: Unpickler) -> None:
     if unpickler.persistent is None:
-        raise RefusedPickleError("the pickle uses BINPERSID, which the safe codec does not follow")
+        raise RefusedPickleError(_ELSEWHERE.format("BINPERSID"))
     unpickler.stack.append(unpickler.persistent(unpickler.stack.pop()))
 
 
@@ -407,6 +410,8 @@ def _refused_opcode(code: int, position: int) -> DecodeError:
     known = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
     if code not in known:
         return DecodeError(f"no pickle: byte {code:#04x} at {position} is not an opcode")
+    if known[code] in ("PERSID", "NEXT_BUFFER", "READONLY_BUFFER"):
+        return RefusedPickleError(_ELSEWHERE.format(known[code]))
     return RefusedPickleError(
         f"the pickle uses {known[code]} at {position}, which the safe codec does not follow; {TRUST}"
     )
