@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from bionemo.webdatamodule import SourceDataWDS, Use
 from bionemo.webdatamodule.errors import ConfigError, DecodeError, InputError
 from bionemo.webdatamodule.testing import same
 from bionemo_webdatamodule_images import DecodeImage, ImageReader
@@ -249,3 +250,32 @@ def test_images_of_16_bits_a_channel_are_refused_in_colour_too(colour, channels)
     """Pillow opens them as modes of 8 bits and drops the lower ones."""
     with pytest.raises(DecodeError, match="more than 8 bits a channel"):
         DecodeImage(mode="RGB").decode(deep_png(colour, channels))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_images_are_skipped_by_a_codec_and_not_by_a_stage(workers, tmp_path):
+    """What on_error says is about reading, which a codec is a part of."""
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(encoded(np.zeros((4, 5, 3), np.uint8)) if name != "b" else b"cut short")
+
+    def batches(**options):
+        module = SourceDataWDS(
+            Use("images", directory=str(tmp_path), label=None),
+            {"test": ["a", "b", "c"]},
+            f"{tmp_path}/out-",
+            "png",
+            global_batch_size=3,
+            executor="serial",
+            on_error="skip",
+            kwargs_wld={"test": {"num_workers": workers}},
+            **options,
+        )
+        module.prepare_data()
+        module.setup("test")
+        shapes = [tuple(batch.shape) for batch in module.test_dataloader()]
+        return shapes, module.skipped
+
+    decode = DecodeImage(output="tensor")
+    assert ([(2, 4, 5, 3)], {"test": 1}) == batches(codecs={"png": decode})
+    with pytest.raises(DecodeError, match="these 9 bytes are not a readable image"):
+        batches(pipeline_wds={"test": ["untuple", decode]})

@@ -105,7 +105,8 @@ class WebDataModule(L.LightningDataModule):
         codecs: The codec of some suffixes, which are written as in ``suffix_keys_wds``: a name, a ``Use``, or an object
             with ``decode(view)``. By default that of the manifest, otherwise the one that is registered for the suffix.
         check: When the checksums of fields are verified: at the ``"first"`` read, ``"always"`` or ``"never"``.
-        on_error: ``"raise"``, or ``"skip"`` to skip samples that cannot be read.
+        on_error: ``"raise"``, or ``"skip"`` to skip samples that cannot be read: a damaged or missing field, or
+            one that its codec cannot decode. An error of a stage is never skipped.
         max_skipped: The number of samples that each process may skip.
         where: A subset of each split: a rule on keys such as :class:`~bionemo.webdatamodule.splits.Fold`, a list of
             keys, or a pair of a suffix and a predicate of its value such as ``("cls", is_rare)``. It is evaluated in

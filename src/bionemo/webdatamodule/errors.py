@@ -214,7 +214,9 @@ class RemoteError(ShardError, OSError):
 class DecodeError(WebDataModuleError, ValueError):
     """A field could not be decoded; the message says which and why.
 
-    If the source was bad, fix it and convert again. ``on_error="skip"`` skips such samples.
+    If the source was bad, fix it and convert again. ``on_error="skip"`` skips samples with a field that its codec
+    cannot decode. What a stage raises always ends the run: decode such fields with a codec (``codecs={"jpg": ...}``),
+    or leave bad samples out in the stage.
     """
 
     code = "decode"

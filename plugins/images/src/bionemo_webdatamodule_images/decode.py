@@ -18,6 +18,8 @@ class DecodeImage:
     """Decodes one image of each sample to ``uint8`` of the shape (height, width, channels).
 
     A sample that is bytes becomes the image; in a tuple, one value does and the others stay.
+    As the codec of a suffix, ``codecs={"jpg": DecodeImage(...)}``, it decodes while samples are read, so that
+    ``on_error="skip"`` skips bad images, which it does not for a stage.
     Images of 16 or 32 bits a channel are refused, since 8 bits would change them.
     Rotation notes of cameras (EXIF) are not followed.
 
@@ -62,7 +64,7 @@ class DecodeImage:
             else:
                 yield self.decode(sample)
 
-    def decode(self, data: bytes) -> Any:
+    def decode(self, data: bytes | bytearray | memoryview) -> Any:
         """Return the pixels of one image.
 
         Raises:
