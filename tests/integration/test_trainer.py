@@ -167,7 +167,7 @@ def test_a_virtual_epoch_goes_on_where_the_last_one_stopped(make_data):
 def test_evaluation_of_a_part_is_the_first_samples_with_a_warning(make_data):
     """`n_samples` below what is there cuts evaluation, and says what is left out."""
     data = make_data(n_samples={"val": 5})
-    with pytest.warns(DataWarning, match="val: n_samples is 5, so 6 of 11 samples are left out"):
+    with pytest.warns(DataWarning, match="val: n_samples is 5, so evaluation leaves out 6 of 11 samples"):
         data.setup("validate")
 
     assert keys("val", range(5)) == sum(epochs_of(data.val_dataloader())[0], [])
@@ -393,7 +393,7 @@ def test_data_can_be_pinned_to_a_digest(tmp_path, shards):
         data("0" * 64).setup("validate")
     with pytest.raises(ConfigError, match="holds '12', which is not a digest"):
         data("12")
-    with pytest.raises(ConfigError, match="holds 1 digests for 2 directories"):
+    with pytest.raises(ConfigError, match="holds 1 digest for 2 directories"):
         data(digest, [f"{shards}val"] * 2)
 
 
@@ -428,8 +428,8 @@ def test_samples_left_out_are_counted_and_logged_once_an_epoch(tmp_path, caplog,
         list(loader)
 
     assert {"val": 2} == data.skipped
-    assert ["val: 2 of 8 samples are left out"] == [
-        record.getMessage() for record in caplog.records if "are left out" in record.getMessage()
+    assert ["val: 2 of 8 samples left out"] == [
+        record.getMessage() for record in caplog.records if "samples left out" in record.getMessage()
     ]
 
 

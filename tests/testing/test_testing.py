@@ -37,8 +37,16 @@ FAILURES = {
     ("writer", "everything", "test_reads_nothing_for_no_names"): "without a name it yields 4 samples; yield only",
     ("writer", "once", "test_reads_again"): "a second call gives something else; open the source in each call",
     ("writer", "a-list", "test_reads_one_sample_at_a_time"): "calling it returns a list; make __call__ a generator",
-    ("writer", "all-at-once", "test_reads_one_sample_at_a_time"): "its first sample, 4 samples exist; read each sample",
-    ("writer", "passes-over", "test_missing_sample_is_an_error"): "'no such sample' is passed over and 0 samples come",
+    (
+        "writer",
+        "all-at-once",
+        "test_reads_one_sample_at_a_time",
+    ): "its first sample, there are 4 samples; read each sample",
+    (
+        "writer",
+        "passes-over",
+        "test_missing_sample_is_an_error",
+    ): "'no such sample' is passed over and it yields 0 samples",
     ("writer", "key-error", "test_missing_sample_is_an_error"): "raises KeyError: 'no such sample'; raise FileNotFound",
     ("writer", "says-no-name", "test_missing_sample_is_an_error"): "does not name it: a file is missing; raise",
     (
@@ -137,7 +145,7 @@ FAILURES = {
         "loader",
         "miscounts",
         "test_says_how_many_workers_it_has[workers=2]",
-    ): "the dataset is iterated by 1 workers where num_workers says 2",
+    ): "the dataset is iterated by 1 worker where num_workers says 2",
     (
         "loader",
         "batches",
