@@ -14,7 +14,6 @@ import enum
 import pathlib
 import re
 import uuid
-import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
@@ -35,6 +34,7 @@ from bionemo.webdatamodule.builtins.pickle.safe.tokens import (
 from bionemo.webdatamodule.errors import DecodeError, RefusedPickleError
 
 if TYPE_CHECKING:
+    import zoneinfo
     from collections.abc import Callable
 
     from bionemo.webdatamodule.builtins.pickle.safe.budget import Budget
@@ -224,6 +224,8 @@ def _zone(budget: Budget, key: str, from_cache: Any) -> zoneinfo.ZoneInfo:
     expect(type(key) is str and bool(_ZONE.fullmatch(key)), "a time zone without a name")
     expect(type(from_cache) in (bool, int), "a time zone without a name")
     budget.take(1 << 13)
+    import zoneinfo  # which takes longer to import than all the rest
+
     try:
         return zoneinfo.ZoneInfo(key)
     except (KeyError, ValueError, OSError):
@@ -232,13 +234,17 @@ def _zone(budget: Budget, key: str, from_cache: Any) -> zoneinfo.ZoneInfo:
         ) from None
 
 
-_MAKE_ZONE: Final = Global(name="zoneinfo.ZoneInfo._unpickle", call=_zone, real=zoneinfo.ZoneInfo, charged=True)
+_MAKE_ZONE: Final = Global(name="zoneinfo.ZoneInfo._unpickle", call=_zone, real=_zone, charged=True)
+
+
+def _is_zone(owner: Any) -> bool:
+    return isinstance(owner, type) and (owner.__module__, owner.__qualname__) == ("zoneinfo", "ZoneInfo")
 
 
 def _getattr(owner: Any, name: str) -> Any:
     # how a ZoneInfo names its constructor, and some versions of Python the member of an enumeration
     expect(type(name) is str, "an attribute without a name")
-    if name == "_unpickle" and (owner is zoneinfo.ZoneInfo or is_named(owner, "zoneinfo.ZoneInfo")):
+    if name == "_unpickle" and (is_named(owner, "zoneinfo.ZoneInfo") or _is_zone(owner)):
         return _MAKE_ZONE
     if isinstance(owner, enum.EnumMeta) and name in owner.__members__:  # the user allowed it
         return owner.__members__[name]
@@ -344,7 +350,7 @@ for _type, _call in (
 
 # What an allowed class gets for the name is the function of this module, too.
 TABLE["builtins", "getattr"] = Global(name="builtins.getattr", call=_getattr, real=_getattr)
-TABLE["zoneinfo", "ZoneInfo"] = Global(name="zoneinfo.ZoneInfo", real=zoneinfo.ZoneInfo)
+TABLE["zoneinfo", "ZoneInfo"] = Global(name="zoneinfo.ZoneInfo")
 TABLE["uuid", "UUID"] = Global(name="uuid.UUID", new=_uuid)
 TABLE["builtins", "Ellipsis"] = Ellipsis
 TABLE["builtins", "NotImplemented"] = NotImplemented
