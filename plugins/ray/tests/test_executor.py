@@ -167,7 +167,7 @@ def test_a_conversion_whose_task_keeps_dying_leaves_nothing_behind(tmp_path):
     """There is no data set, and what was there before is untouched."""
     reader = Killer(parent=os.getpid())
 
-    with pytest.raises(ConversionError, match="keeps dying on Ray, 1 times now"):
+    with pytest.raises(ConversionError, match="keeps dying on Ray, 1 time now"):
         convert_samples(reader, ["a", "b"], str(tmp_path / "out"), executor=RayCluster(retries=0))
 
     assert [] == list((tmp_path / "out").glob("*.manifest.json"))
