@@ -221,9 +221,9 @@ UNJOINED = {
 @pytest.mark.parametrize(("make", "remedy", "words"), UNJOINED.values(), ids=UNJOINED)
 @pytest.mark.filterwarnings("ignore:.*torch.quantize_per_tensor.*", "ignore::DeprecationWarning")
 def test_tensors_that_only_the_main_process_joins_are_named_in_a_worker(base, make, remedy, words):
-    """The message has their place and a remedy, which works; without workers there is nothing to mend."""
+    """The message has their place and a remedy, which works; without workers there is nothing to correct."""
     workers = {"num_workers": 1}
-    made, mended = {"a": make}, {"a": lambda x: remedy(make(x))}
+    made, corrected = {"a": make}, {"a": lambda x: remedy(make(x))}
 
     def stage(parts):
         return lambda samples: ({name: part(x) for name, part in parts.items()} for (x,) in samples)
@@ -231,7 +231,7 @@ def test_tensors_that_only_the_main_process_joins_are_named_in_a_worker(base, ma
     with pytest.raises(DecodeError) as caught:
         batches(base, stage(made), kwargs_wld=workers)
     assert f"these 4 samples do not fit into one batch: the values at sample['a'] {words}" == caught.value.message
-    assert 4 == len(batches(base, stage(made))) == len(batches(base, stage(mended), kwargs_wld=workers))
+    assert 4 == len(batches(base, stage(made))) == len(batches(base, stage(corrected), kwargs_wld=workers))
 
 
 def test_tensors_of_other_shapes_are_not_blamed_on_gradients(base):

@@ -74,12 +74,12 @@ STRICT = "WEBDATAMODULE_STRICT_PLUGINS"
 """Environment variable: ``1`` raises an error for a plugin that fails to load, instead of a warning."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+SCHEME = re.compile(r"\*|[a-z][a-z0-9+.-]+")
+"""What a store may serve: URL schemes as in :rfc:`3986`, but for single letters, which are drives elsewhere."""
+
 _FORMS: Mapping[str, tuple[re.Pattern[str], str]] = {
     "suffixes": (re.compile(r"[^.].*", re.DOTALL), "texts without a dot in front"),
-    "schemes": (
-        re.compile(r"\*|[a-z][a-z0-9+.-]+"),  # RFC 3986, but for single letters, which are drives elsewhere
-        "URL schemes, a letter and then letters, digits, '+', '.' and '-', all in lower case",
-    ),
+    "schemes": (SCHEME, "URL schemes, a letter and then letters, digits, '+', '.' and '-', all in lower case"),
 }
 """What a record's texts must match, and what it is in words."""
 
@@ -276,6 +276,16 @@ class Plugins:
         replaced = {_identity(r.component) for r in self._registered if r.component.override and not r.default}
         return [r for r in self.registered if r.default and _identity(r.component) in replaced]
 
+    @property
+    def default_suffixes(self) -> Mapping[str, str]:
+        """The name of the default codec of each suffix that one decodes, by the suffix in lower case."""
+        return {
+            suffix.lower(): found.component.name
+            for found in self._registered
+            if found.default and isinstance(found.component, Codec)
+            for suffix in found.component.suffixes
+        }
+
     def find(self, kind: type[_C], name: str) -> _C:
         """Return the component of this kind and name.
 
@@ -355,12 +365,7 @@ class Plugins:
         """Refuse a codec that claims a suffix of a default: installing it must not change how fields are decoded."""
         if not isinstance(component, Codec) or component.override:
             return
-        taken = {
-            suffix.lower(): found.component.name
-            for found in self._registered
-            if found.default and isinstance(found.component, Codec)
-            for suffix in found.component.suffixes
-        }
+        taken = self.default_suffixes
         for suffix in component.suffixes:
             if suffix.lower() in taken:
                 raise PluginError(

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import http.server
 import os
-import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,15 +16,15 @@ from typing import ClassVar
 import pytest
 
 from bionemo.webdatamodule.components import ObjectStore, Store, StoredFile
+from bionemo.webdatamodule.plugins import SCHEME
 from bionemo.webdatamodule.testing.component import ComponentConformance, Subject
 
 _DATA = bytes(range(256)) * 300
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+")
 
 
 def _is_scheme(scheme: object) -> bool:
-    """Return whether URLs can have a scheme, as :rfc:`3986` has it; one letter is a drive of Windows."""
-    return isinstance(scheme, str) and (scheme == "*" or _SCHEME.fullmatch(scheme) is not None)
+    """Return whether the registry takes a scheme."""
+    return isinstance(scheme, str) and SCHEME.fullmatch(scheme) is not None
 
 
 class _WholeFiles(http.server.SimpleHTTPRequestHandler):

@@ -99,7 +99,7 @@ def _check_name(name: str, kind: str) -> None:
         raise ConfigError(f"{name!r} is the name of a default plugin; take another")
     if kind == "store" and len(name) == 1:
         raise ConfigError(f"the name {name!r} would be a URL scheme of one letter, which no URL has; take a longer one")
-    taken = _default_suffixes()
+    taken = default_plugins().default_suffixes
     if kind == "codec" and _extension(name) in taken:
         raise ConfigError(
             f"the codec {name!r} would decode the suffix {_extension(name)!r}, which the default codec "
@@ -110,12 +110,6 @@ def _check_name(name: str, kind: str) -> None:
 def _extension(name: str) -> str:
     """Return the suffix that a new codec of this name decodes."""
     return name.replace("-", "")
-
-
-def _default_suffixes() -> Mapping[str, str]:
-    """Return which default codec decodes a suffix, by suffix."""
-    codecs = [found.component for found in default_plugins().registered if isinstance(found.component, Codec)]
-    return {suffix.lower(): codec.name for codec in codecs for suffix in codec.suffixes}
 
 
 def _render(kind: str, words: Mapping[str, str]) -> dict[str, str]:

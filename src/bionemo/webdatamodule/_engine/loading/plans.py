@@ -63,12 +63,8 @@ def make_plan(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeated:
-    """The plan of evaluation on more ranks than there are samples: one step, in which some samples come twice.
-
-    Args:
-        plan: The plan of fewer ranks.
-    """
+class _OuterPlan:
+    """What plans over another plan have of it: the epochs' length, the seed, the batches' size and the identity."""
 
     plan: EpochPlan
 
@@ -84,13 +80,22 @@ class Repeated:
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of a global batch."""
+        """Samples of a global batch; 0 where it varies."""
         return self.plan.global_batch_size
 
     @property
     def digest(self) -> str:
         """What identifies the order."""
         return self.plan.digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated(_OuterPlan):
+    """The plan of evaluation on more ranks than there are samples: one step, in which some samples come twice.
+
+    Args:
+        plan: The plan of fewer ranks.
+    """
 
     def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:  # noqa: ARG002 - the protocol's
         """Return 1."""
@@ -113,7 +118,7 @@ class Repeated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class Checked(_OuterPlan):
     """The plan of a planner, whose faults are errors that name it.
 
     Args:
@@ -123,30 +128,9 @@ class Checked:
         available: The samples that there are.
     """
 
-    plan: EpochPlan
     stage: str
     split: str
     available: int
-
-    @property
-    def n_samples(self) -> int:
-        """Samples of an epoch."""
-        return self.plan.n_samples
-
-    @property
-    def seed(self) -> int:
-        """The seed of the request."""
-        return self.plan.seed
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples of a global batch; 0 where it varies."""
-        return self.plan.global_batch_size
-
-    @property
-    def digest(self) -> str:
-        """What identifies the order."""
-        return self.plan.digest
 
     def n_batches(self, world_size: int, *, start: int = 0, epoch: int = 0) -> int:
         """Return the number of steps after ``start``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bionemo.webdatamodule._engine.codecs import names_in
 from bionemo.webdatamodule.errors import ConfigError, MissingFieldError
 
 KEY = "__key__"
@@ -48,8 +49,7 @@ def select(asked: str, stored: Iterable[str], *, split: str | None = None) -> Se
     there = sorted(set(stored))
     if asked in there:  # whatever characters it has; other letter cases of it are for the samples without it
         return Selected(asked=asked, suffixes=_named(asked, there, split), optional=False)
-    names = asked.removesuffix("?").split(";")
-    found = [suffix for name in names if name for suffix in _named(name, there, split)]
+    found = [suffix for name in names_in(asked) for suffix in _named(name, there, split)]
     optional = asked.endswith("?")
     if not found and not optional:
         raise MissingFieldError(
