@@ -6,13 +6,10 @@ import contextlib
 import difflib
 import functools
 import importlib
-import inspect
 import os
-import re
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, TypeVar
@@ -20,18 +17,20 @@ from typing import Any, TypeVar
 import pluggy
 
 from bionemo.webdatamodule import hookspecs
-from bionemo.webdatamodule.components import (
-    Codec,
-    Component,
-    Executor,
-    KeyEncoder,
-    Loader,
-    ObjectStore,
-    Stage,
-    Store,
-    Use,
-    Writer,
+from bionemo.webdatamodule._engine.contract import (
+    HOOKS,
+    PRODUCTS,
+    SCHEME,
+    brief,
+    build,
+    check_options,
+    kind_name,
+    kind_of,
+    option_names,
+    said,
+    yielded,
 )
+from bionemo.webdatamodule.components import Codec, Component, Executor, Use
 from bionemo.webdatamodule.errors import (
     ConfigError,
     PluginError,
@@ -40,16 +39,29 @@ from bionemo.webdatamodule.errors import (
     WebDataModuleError,
 )
 
-HOOKS: Mapping[str, type[Component]] = {
-    "webdatamodule_writers": Writer,
-    "webdatamodule_key_encoders": KeyEncoder,
-    "webdatamodule_codecs": Codec,
-    "webdatamodule_stages": Stage,
-    "webdatamodule_loaders": Loader,
-    "webdatamodule_executors": Executor,
-    "webdatamodule_stores": Store,
-}
-"""The record that each hook yields."""
+__all__ = [
+    "DEFAULT_PLUGINS",
+    "DISABLED",
+    "HOOKS",
+    "SCHEME",
+    "STRICT",
+    "LeftOut",
+    "Plugins",
+    "Registered",
+    "as_use",
+    "build",
+    "check_options",
+    "default_plugins",
+    "find",
+    "installed_entry_points",
+    "installed_plugins",
+    "kind_name",
+    "kind_of",
+    "named",
+    "option_names",
+    "provider",
+    "resolve",
+]
 
 DEFAULT_PLUGINS: Mapping[str, str] = {
     "batching": "bionemo.webdatamodule.builtins.batching",
@@ -72,16 +84,6 @@ plugin, but no default."""
 
 STRICT = "WEBDATAMODULE_STRICT_PLUGINS"
 """Environment variable: ``1`` raises an error for a plugin that fails to load, instead of a warning."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-SCHEME = re.compile(r"\*|[a-z][a-z0-9+.-]+")
-"""What a store may serve: URL schemes as in :rfc:`3986`, but for single letters, which are drives elsewhere."""
-
-_FORMS: Mapping[str, tuple[re.Pattern[str], str]] = {
-    "suffixes": (re.compile(r"[^.].*", re.DOTALL), "texts without a dot in front"),
-    "schemes": (SCHEME, "URL schemes, a letter and then letters, digits, '+', '.' and '-', all in lower case"),
-}
-"""What a record's texts must match, and what it is in words."""
 
 _C = TypeVar("_C", bound=Component)
 
@@ -226,7 +228,7 @@ class Plugins:
                 raise
             if isinstance(error, WebDataModuleError):
                 raise error.located(plugin=name) from error.__cause__
-            raise PluginError(f"it raises {_said(error)}", plugin=name) from error
+            raise PluginError(f"it raises {said(error)}", plugin=name) from error
         self._registered += [
             Registered(component=component, plugin=name, distribution=distribution, version=version)
             for component in components
@@ -254,7 +256,7 @@ class Plugins:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # as in register
-                reason = error.message if isinstance(error, WebDataModuleError) else _said(error)
+                reason = error.message if isinstance(error, WebDataModuleError) else said(error)
                 left = self._leave_out(entry.name, distribution, version, reason, _remedy(entry, distribution, error))
                 if os.environ.get(STRICT) == "1":
                     raise PluginError(str(left)) from error
@@ -325,41 +327,20 @@ class Plugins:
         return f"no {kind_name(kind)} is named {name!r}{hint} Registered: {', '.join(names) or 'none'}.{out}"
 
     def _components(self, plugin: object) -> Iterable[Component]:
-        """Call a plugin's hooks and check what they yield."""
+        """Call a plugin's hooks, and refuse what clashes with another component of its own or with a default."""
         seen: set[tuple[type[Component], str]] = set()
-        callers = self._manager.get_hookcallers(plugin) or []
-        if not callers:
-            raise PluginError("it implements no hook; mark its hook functions with @hookimpl")
-        for caller in callers:
-            implementation = next(i for i in caller.get_hookimpls() if i.plugin is plugin)
-            if not caller.has_spec():
-                if implementation.optionalhook:
-                    continue
-                near = difflib.get_close_matches(caller.name, HOOKS, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; hooks are {', '.join(HOOKS)}"
-                raise PluginError(f"it implements {caller.name}, which is not a hook of this version{hint}")
-            if implementation.kwargnames:
-                raise PluginError(f"{caller.name} takes {', '.join(implementation.kwargnames)}, which no caller passes")
-            if implementation.hookwrapper or implementation.wrapper:
-                raise PluginError(f"{caller.name} is a wrapper; hooks here only register")
-            yielded = implementation.function()
-            if yielded is None or isinstance(yielded, Component) or not isinstance(yielded, Iterable):
+        for hook, component in yielded(self._manager, plugin):
+            identity = _identity(component)
+            if identity in seen:
+                raise PluginError(f"{hook} registers {component.name!r} twice")
+            if not component.override and identity in self._reserved():
                 raise PluginError(
-                    f"{caller.name} returns {_brief(yielded)}, not an iterable of {HOOKS[caller.name].__name__}"
+                    f"{hook} registers {component.name!r}, which is the name of a default; "
+                    "choose another name, or set override=True to replace the default"
                 )
-            for component in yielded:
-                self._check(caller.name, component)
-                identity = _identity(component)
-                if identity in seen:
-                    raise PluginError(f"{caller.name} registers {component.name!r} twice")
-                if not component.override and identity in self._reserved():
-                    raise PluginError(
-                        f"{caller.name} registers {component.name!r}, which is the name of a default; "
-                        "choose another name, or set override=True to replace the default"
-                    )
-                self._check_suffixes(caller.name, component)
-                seen.add(identity)
-                yield component
+            self._check_suffixes(hook, component)
+            seen.add(identity)
+            yield component
 
     def _check_suffixes(self, hook: str, component: Component) -> None:
         """Refuse a codec that claims a suffix of a default: installing it must not change how fields are decoded."""
@@ -375,37 +356,6 @@ class Plugins:
 
     def _reserved(self) -> set[tuple[type[Component], str]]:
         return {_identity(r.component) for r in self._registered if r.default}
-
-    @staticmethod
-    def _check(hook: str, component: Any) -> None:
-        """Refuse what is not a well-formed component of this hook."""
-        kind = HOOKS[hook]
-        if not isinstance(component, kind):
-            raise PluginError(f"{hook} yields {_brief(component)}, which is no {kind.__name__}")
-        if not isinstance(component.name, str) or not _NAME.fullmatch(component.name):
-            raise PluginError(
-                f"{hook} yields the name {component.name!r}; names are lower-case letters, digits, '-' and '_'"
-            )
-        if not isinstance(component.summary, str) or not component.summary or "\n" in component.summary:
-            raise PluginError(f"{hook} yields {component.name!r} without a summary of one line")
-        if not callable(component.factory):
-            raise PluginError(f"{hook} yields {component.name!r}, whose factory cannot be called")
-        for attribute, (form, words) in _FORMS.items():
-            given = getattr(component, attribute, ())
-            if not isinstance(given, tuple) or not all(isinstance(one, str) and form.fullmatch(one) for one in given):
-                raise PluginError(
-                    f"{hook} yields {component.name!r} with {attribute}={_brief(given)}, which is not a tuple of "
-                    f"{words}"
-                )
-        if isinstance(component, Store) and (missing := _required(component.factory)):
-            raise PluginError(
-                f"{hook} yields {component.name!r}, whose factory needs {' and '.join(missing)}; stores are made "
-                "without options, so give them defaults"
-            )
-        if not isinstance(component.override, bool):
-            raise PluginError(
-                f"{hook} yields {component.name!r} with override={component.override!r}, which is not a bool"
-            )
 
 
 def named(registered: Iterable[Registered], kind: type[Component], name: str) -> Registered | None:
@@ -500,126 +450,8 @@ def resolve(kind: type[Component], ref: object, plugins: Plugins | None = None) 
     if use is None:
         if callable(ref) or kind is Executor or (PRODUCTS[kind].is_met_by(ref) and not isinstance(ref, type)):
             return ref
-        raise ConfigError(f"a {kind_name(kind)} is a name, a Use or a callable, not {_brief(ref)}")
+        raise ConfigError(f"a {kind_name(kind)} is a name, a Use or a callable, not {brief(ref)}")
     return (plugins or installed_plugins()).lookup(kind, use.name).build(use.options)
-
-
-def build(component: Component, options: Mapping[str, Any]) -> Any:
-    """Call a component's factory with a user's options.
-
-    Raises:
-        ConfigError: If the factory does not take these options, or refuses their values.
-        PluginError: If it fails in another way, or returns something else than its kind has to.
-    """
-    kind = kind_of(component)
-    what = f"{kind_name(kind)} {component.name!r}"
-    check_options(component, options)
-    try:
-        product = component.factory(**options)
-    except WebDataModuleError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the {what} refuses its options {dict(options)}: {error}") from error
-    except (Exception, SystemExit) as error:
-        remedy = "; install what it needs" if isinstance(error, ImportError) else ""
-        raise PluginError(f"the {what} cannot be made: {_said(error)}{remedy}") from error
-    if not PRODUCTS[kind].is_met_by(product):
-        raise PluginError(f"the factory of the {what} returns {_brief(product)}, not {PRODUCTS[kind].text}")
-    return product
-
-
-@dataclass(frozen=True, kw_only=True)
-class Product:
-    """What the factory of a kind of component returns.
-
-    Attributes:
-        text: In words.
-        attributes: What it has, all of them callable.
-        or_attributes: What it may have instead.
-    """
-
-    text: str
-    attributes: tuple[str, ...] = ("__call__",)
-    or_attributes: tuple[str, ...] = ("__call__",)
-
-    def is_met_by(self, product: object) -> bool:
-        """Return whether an object is one."""
-        return any(
-            all(callable(getattr(product, name, None)) for name in names)
-            for names in (self.attributes, self.or_attributes)
-        )
-
-
-_CONTEXT = ("__enter__", "__exit__")
-_STORE = tuple(name for name in vars(ObjectStore) if not name.startswith("_"))
-PRODUCTS: Mapping[type[Component], Product] = {
-    Writer: Product(text="a function from names to samples"),
-    KeyEncoder: Product(text="a function from a name to a key"),
-    Codec: Product(text="an object with decode()", attributes=("decode",), or_attributes=("decode",)),
-    Stage: Product(text="a function from an iterator to an iterator", or_attributes=("run",)),  # run: webdataset's
-    Loader: Product(text="a function from a dataset to an iterable of its items"),
-    Executor: Product(text="a context manager", attributes=_CONTEXT, or_attributes=_CONTEXT),
-    Store: Product(text=f"an object with {', '.join(_STORE)}", attributes=_STORE, or_attributes=_STORE),
-}
-"""What the factories of each kind return."""
-
-
-def kind_of(component: Component) -> type[Component]:
-    """Return the kind of a component, which may be of a subclass: :class:`Stage`, :class:`Writer` and so on."""
-    return next(kind for kind in HOOKS.values() if isinstance(component, kind))
-
-
-def option_names(factory: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the options that a factory declares."""
-    signature = _signature(factory)
-    return () if signature is None else tuple(signature.parameters)
-
-
-def kind_name(kind: type[Component]) -> str:
-    """Return a component class's name in words: ``KeyEncoder`` is ``key encoder``."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
-
-
-def check_options(component: Component, options: Mapping[str, Any], *, form: str = "the option {!r}") -> None:
-    """Check the names of a user's options against the signature of a component's factory.
-
-    Args:
-        component: The component.
-        options: The options.
-        form: How the user writes an option, for the message about a missing one.
-
-    Raises:
-        ConfigError: If an option is unknown, or a required one is missing.
-    """
-    signature = _signature(component.factory)
-    if signature is None:
-        return
-    what = f"the {kind_name(kind_of(component))} {component.name!r}"
-    remedy = f"`webdatamodule plugins {component.name}` describes its options"
-    taken = [p for p in signature.parameters.values() if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
-    names = [parameter.name for parameter in taken]
-    unknown = [name for name in options if name not in names]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        near = difflib.get_close_matches(unknown[0], names, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(names)}" if names else ""
-        raise ConfigError(f"{what} has no option {unknown[0]!r}; {known or 'it has no options'}")
-    missing = [name for name in _required(component.factory) if name not in options]
-    if missing:
-        raise ConfigError(f"{what} needs {' and '.join(map(form.format, missing))}; {remedy}")
-
-
-def _required(factory: Callable[..., Any]) -> list[str]:
-    """Return the names of the options that have no default."""
-    signature = _signature(factory)
-    given = () if signature is None else signature.parameters.values()
-    return [p.name for p in given if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
-
-
-def _signature(factory: Callable[..., Any]) -> inspect.Signature | None:
-    try:
-        return inspect.signature(factory)
-    except (TypeError, ValueError):  # some built-in callables have none
-        return None
 
 
 def _version(distribution: str) -> str:
@@ -642,15 +474,6 @@ def _origin(plugin: str, distribution: str, version: str) -> str:
     return f"plugin {plugin!r}" + (f" of the distribution {distribution} {version}".rstrip() if distribution else "")
 
 
-def _said(error: BaseException) -> str:
-    """Return an error's type and message, and the file and line that it comes from."""
-    internal = ("<frozen ", os.path.dirname(importlib.__file__), __file__)  # noqa: PTH120 - compared with text
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(internal)]
-    known = frames and not isinstance(error, SyntaxError)  # which says where by itself
-    place = f" (at {frames[-1].filename}:{frames[-1].lineno})" if known else ""
-    return f"{type(error).__name__}: {error}".rstrip(": ") + place
-
-
 def _remedy(entry: metadata.EntryPoint, distribution: str, error: BaseException) -> str:
     """Return what to do about a plugin that does not load."""
     gone = isinstance(error, ModuleNotFoundError) and f"{entry.module}.".startswith(f"{error.name}.")
@@ -666,8 +489,3 @@ def _remedy(entry: metadata.EntryPoint, distribution: str, error: BaseException)
         return f"or run `pip uninstall {distribution}`"
     wanting = "install what it needs, or " if isinstance(error, ImportError) else ""
     return f"{wanting}disable it with {DISABLED}={entry.name}"
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
