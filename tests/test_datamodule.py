@@ -28,6 +28,7 @@ def test_paths_of_a_numpy_array_are_paths(tmp_path):
         ("workersplitter", 5, "is a function or its import path, not 5"),
         ("cache_size", "x", "is a number, not 'x'"),
         ("cache_dir", 5, "holds 5, which is not a path"),
+        ("cache_dir", "s3://bucket/c", "is a path on a disk, not the URL s3://bucket/c"),
         ("mode", "x", "is one of 'resampled', None, not 'x'"),
         ("resampled", "yes", "is one of True, False, not 'yes'"),
         ("repeat", "yes", "is one of True, False, not 'yes'"),
@@ -87,6 +88,7 @@ def test_plugins_are_a_set_of_plugins():
     [
         (None, "out-", "dir_pickles holds None, which is not a path"),
         (b"data", "out-", "dir_pickles holds b'data', which is not a path"),
+        ("s3://bucket/p", "out-", "dir_pickles is a path on a disk, not the URL s3://bucket/p"),
         (
             "data",
             5,

@@ -1,13 +1,15 @@
 """Checks of options that factories of components share."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bionemo.webdatamodule.errors import ConfigError
-from bionemo.webdatamodule.options import checked, flag, number, one_of, optional, whole_number
+from bionemo.webdatamodule.options import checked, flag, local_path, number, one_of, optional, whole_number
 
 
 @pytest.mark.parametrize("given", ["2", None, True, 1j, float("nan"), [1]])
@@ -31,6 +33,30 @@ def test_what_is_no_boolean_is_refused(given):
     with pytest.raises(ConfigError) as caught:
         flag("f", given)
     assert f"f is one of True, False, not {given!r}" == caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (5, "d holds 5, which is not a path"),
+        ("", "d holds '', which is not a path"),
+        (b"data", "d holds b'data', which is not a path"),
+        ("s3://bucket/data", "d is a path on a disk, not the URL s3://bucket/data"),
+    ],
+)
+def test_what_is_not_a_path_on_a_disk_is_refused(given, message):
+    """URLs as well, since ``Path`` would make the name of a folder of them."""
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)} "):
+        local_path("d", given)
+
+
+def test_paths_become_plain_text(monkeypatch):
+    """Objects, texts of NumPy and the user's own folder are paths."""
+    monkeypatch.setenv("HOME", "/home/me")
+    found = [local_path("d", given) for given in (Path("a"), np.str_("b"), "~/c")]
+
+    assert ["a", "b", "/home/me/c"] == found
+    assert {str} == set(map(type, found))
 
 
 def test_options_are_checked_by_name():

@@ -211,5 +211,5 @@ def test_shards_order_leaves_receipts_too(make_data, make_trainer, recorder, sha
 
 def test_receipts_need_a_disk(make_data):
     """A URL cannot be appended to."""
-    with pytest.raises(ConfigError, match="a file on a disk"):
+    with pytest.raises(ConfigError, match="receipt is a path on a disk"):
         make_data(receipt="s3://bucket/r.jsonl")

@@ -21,7 +21,6 @@ from bionemo.webdatamodule._engine.config import (
     order_of,
     pinned,
     plugin_set,
-    receipt_path,
     sources,
     suffix_tuple,
     wds_options,
@@ -42,7 +41,7 @@ from bionemo.webdatamodule._engine.writing.convert import convert
 from bionemo.webdatamodule.components import Executor, KeyEncoder, Ref, Use, Writer
 from bionemo.webdatamodule.errors import ConfigError, UsageError
 from bionemo.webdatamodule.names import check_prefix
-from bionemo.webdatamodule.options import one_of, whole_number
+from bionemo.webdatamodule.options import local_path, one_of, whole_number
 from bionemo.webdatamodule.pickles import Policy
 from bionemo.webdatamodule.plugins import Plugins
 from bionemo.webdatamodule.splits import Split, by_split
@@ -197,6 +196,7 @@ class WebDataModule(L.LightningDataModule):
             check=one_of("check", check, ("first", "always", "never")),
             shuffle_shards=None if shuffle_shards is None else whole_number("shuffle_shards", shuffle_shards, least=0),
             resume=one_of("resume", resume, ("exact", "next_epoch")),
+            receipt=None if receipt is None else str(Path(local_path("receipt", receipt)).absolute()),
             data_ranks=data_ranks,
         )
         self._splits: dict[Split, SplitSettings] = {}
@@ -240,8 +240,6 @@ class WebDataModule(L.LightningDataModule):
             assembly.check_order(self._splits[split])
         asked = [each.where.field for each in self._splits.values() if each.where]
         warn_of_unused(codecs, (*self._settings.suffixes, *asked))
-        path = receipt_path(receipt)
-        self._settings = replace(self._settings, receipt=path)
         self._dataset: dict[Split, Any] = {}
         self._train_loader: Any = None
         self._resume: dict[str, Any] | None = None
@@ -473,7 +471,7 @@ class PickledDataWDS(SourceDataWDS):
             raise ConfigError(f"{', '.join(twice)} is given both by position and by name")
         suffixes = suffix_tuple("suffix_pickles", suffix_pickles)
         super().__init__(
-            Use("pickles", directory=str(Path(directory("dir_pickles", dir_pickles))), suffixes=suffixes),
+            Use("pickles", directory=str(Path(local_path("dir_pickles", dir_pickles))), suffixes=suffixes),
             names_subset,
             prefix_dir_tars_wds,
             kwargs.pop("suffix_keys_wds", suffixes),

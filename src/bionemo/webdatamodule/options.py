@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -76,6 +77,21 @@ def function(argument: str, given: Callable[..., Any] | str) -> Callable[..., An
     if not callable(found):
         raise ConfigError(f"{argument} names {given!r}, which cannot be called")
     return found  # type: ignore[no-any-return]  # that it can be called is all that is known of it
+
+
+def local_path(argument: str, given: object) -> str:
+    """Return a path on a disk as text, with its ``~`` replaced.
+
+    Raises:
+        ConfigError: If it is not a path, or is a URL.
+    """
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(path, str) or not path:
+        raise ConfigError(f"{argument} holds {given!r}, which is not a path")
+    if "://" in path:
+        raise ConfigError(f"{argument} is a path on a disk, not the URL {path}")
+    text = str(path)  # an array of NumPy holds texts of a class of its own
+    return os.path.expanduser(text)  # noqa: PTH111 - Path would change more than that
 
 
 def flag(argument: str, given: object) -> bool:

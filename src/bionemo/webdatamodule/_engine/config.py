@@ -10,7 +10,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bionemo.webdatamodule.errors import ConfigError, count
-from bionemo.webdatamodule.options import Check, checked, flag, function, number, one_of, optional, whole_number
+from bionemo.webdatamodule.options import (
+    Check,
+    checked,
+    flag,
+    function,
+    local_path,
+    number,
+    one_of,
+    optional,
+    whole_number,
+)
 from bionemo.webdatamodule.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -135,23 +145,6 @@ def plugin_set(argument: str, given: object) -> Plugins | None:
     if given is not None and not isinstance(given, Plugins):
         raise ConfigError(f"{argument} is a Plugins, or None for the installed plugins, not {given!r:.80}")
     return given
-
-
-def receipt_path(given: str | os.PathLike[str] | None) -> str | None:
-    """Return the absolute path of the file for receipts, if there is one.
-
-    Args:
-        given: What the user gave.
-
-    Raises:
-        ConfigError: If it is not a path on a disk.
-    """
-    if given is None:
-        return None
-    path = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
-    if not path or "://" in path:
-        raise ConfigError(f"receipt is the path of a file on a disk, such as 'receipt.jsonl', not {given!r}")
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def suffix_tuple(argument: str, given: object) -> tuple[str, ...]:
@@ -341,10 +334,9 @@ def directory(argument: str, given: object) -> str:
         ConfigError: If it is neither.
     """
     path = os.fspath(given) if isinstance(given, str | os.PathLike) else given
-    if not isinstance(path, str) or not path:
-        raise ConfigError(f"{argument} holds {given!r}, which is not a path")
-    path = str(path)  # of a subclass, such as those that an array of NumPy holds
-    return path if "://" in path else os.path.expanduser(path)
+    if isinstance(path, str) and "://" in path:
+        return str(path)  # as local_path
+    return local_path(argument, path)
 
 
 def _shards(argument: str, given: Any) -> bool | int:
@@ -359,7 +351,7 @@ def _room(argument: str, given: Any) -> int | None:
 
 
 _WDS_CHECKS: Mapping[str, Check] = {
-    "cache_dir": optional(directory),
+    "cache_dir": optional(local_path),
     "cache_size": optional(_room),
     "detshuffle": optional(flag),
     "empty_check": optional(flag),

@@ -15,6 +15,7 @@ from bionemo.webdatamodule.files import walk_files
 from bionemo.webdatamodule.hookspecs import hookimpl
 from bionemo.webdatamodule.names import check_suffixes
 from bionemo.webdatamodule.options import function as imported
+from bionemo.webdatamodule.options import local_path
 from bionemo.webdatamodule.pickles import Policy, dumps
 
 _log = logging.getLogger("bionemo.webdatamodule")
@@ -31,14 +32,14 @@ class PickleReader:
         suffixes: One suffix or several; each file's suffix is also its field in the shards.
 
     Raises:
-        ConfigError: If a suffix cannot be stored.
+        ConfigError: If the directory is not on a disk, or a suffix cannot be stored.
     """
 
     directory: str
     suffixes: tuple[str, ...]
 
     def __init__(self, *, directory: str | os.PathLike[str], suffixes: str | Iterable[str]) -> None:
-        object.__setattr__(self, "directory", os.fspath(directory))
+        object.__setattr__(self, "directory", local_path("directory", directory))
         object.__setattr__(self, "suffixes", check_suffixes(suffixes))
 
     @property
