@@ -223,7 +223,7 @@ def test_a_full_disk_is_told_and_old_data_stay(seen, source, tmp_path, monkeypat
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1e6}))
     else:
         monkeypatch.setattr("os.write", full_after(2**20))
-    said = "GB free, and the shards need about 0.002" if seen else "No space left on device"
+    said = "has 1 MB free, and the shards need about 2" if seen else "No space left on device"
     with pytest.raises(ConversionError, match=said):
         run(source, tmp_path)
     assert first == read_manifest(f"{tmp_path}/train", "p")

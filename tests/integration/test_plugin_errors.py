@@ -428,6 +428,27 @@ def test_a_codec_of_a_plugin_that_cannot_be_made_is_named():
 
 
 @pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("method", "use", "where"),
+    [
+        ("recode", convert, {"sample": "s0", "suffix": "txt", "split": "train"}),
+        ("decode", load, {"key": "s0", "suffix": "txt", "split": "train"}),
+    ],
+)
+def test_a_codec_of_a_plugin_that_lacks_a_module_is_named(method, use, where):
+    """No sample is to blame, so it ends the work, with what to install."""
+    lacking = raising(ModuleNotFoundError("No module named 'tape'", name="tape"))
+    codec = SimpleNamespace(**{"decode": bytes, method: lacking})
+    with pytest.raises(PluginError) as caught:
+        use(plugins=plugins(Codec, lambda: codec, suffixes=("txt",), override=True), codecs={})
+    assert caught.value.message == (
+        "the field cannot be decoded: ModuleNotFoundError: No module named 'tape'; "
+        "install what provides the module tape"
+    )
+    assert {**where, "codec": "bad", "plugin": "acme"}.items() <= caught.value.where.items()
+
+
+@pytest.mark.usefixtures("place")
 def test_two_codecs_of_one_suffix_are_refused_at_setup():
     """Nothing is read before, and a choice of one of them is enough."""
     both = plugins(Codec, lambda: SimpleNamespace(decode=bytes), suffixes=("txt",), override=True)

@@ -133,5 +133,6 @@ def test_a_failed_write_names_the_file():
     """An error of the disk says which file and how far it came."""
     writer = ShardWriter(os.open("/dev/full", os.O_WRONLY), path="/dev/full")
     writer.add("a", [("x", b"1")])
-    with pytest.raises(ConversionError, match=r"failed: No space left on device \(file=/dev/full\)"):
+    said = r"failed: No space left on device; correct this and run it again \(file=/dev/full\)"
+    with pytest.raises(ConversionError, match=said):
         writer.finish()

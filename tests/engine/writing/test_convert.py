@@ -798,7 +798,7 @@ def test_finished_shards_survive_a_kill(source, out):
 def test_a_small_disk_is_refused_before_work_starts(source, out, monkeypatch):
     """[12] The message has both numbers."""
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(ConversionError, match=r"has 1e-06 GB free, and the shards need about 1.02e-05 GB"):
+    with pytest.raises(ConversionError, match=r"has 1 kB free, and the shards need about 10.2 kB"):
         run(source, out)
 
 
@@ -825,7 +825,7 @@ def test_splits_on_one_disk_share_its_room(source, tmp_path, monkeypatch):
     with pytest.raises(ConversionError) as caught:
         convert_two(source, NAMES[:5], NAMES[5:], (out / "train", out / "val"), n_shards=1)
     assert (
-        f"{out}/train and {out}/val together have 6e-06 GB free, and the shards need about 1.02e-05 GB; "
+        f"{out}/train and {out}/val together have 6 kB free, and the shards need about 10.2 kB; "
         "finished shards are kept: make room and run it again"
     ) == caught.value.message
     assert 5 == convert_two(source, NAMES[:5], NAMES[5:5] or ["s06"], (out / "train", out / "val"))["train"].n_samples
@@ -842,7 +842,8 @@ def test_a_full_disk_raises_an_error_that_says_how_much_is_needed(source, out, m
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(
-        ConversionError, match=r"No space left .*needed about 1.02e-05 GB .* finished shards are kept: make room"
+        ConversionError,
+        match=r"No space left .*; correct this and run it again; .*needed about 10.2 kB .* finished shards are kept",
     ) as caught:
         run(source, out, n_shards=1, executor=Processes(workers=1))
     assert caught.value.where["file"].endswith(".part")

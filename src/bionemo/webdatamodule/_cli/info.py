@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bionemo.webdatamodule._cli.arguments import look_at_each, print_outcomes
-from bionemo.webdatamodule._cli.humanize import counts
 from bionemo.webdatamodule._engine.format.manifest import read_manifest
+from bionemo.webdatamodule._engine.humanize import counts
 from bionemo.webdatamodule._engine.storage.remote.urls import is_url
 from bionemo.webdatamodule.errors import ManifestError
 

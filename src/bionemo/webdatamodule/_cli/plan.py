@@ -8,8 +8,8 @@ from typing import Any
 
 from bionemo.webdatamodule._cli import plot
 from bionemo.webdatamodule._cli.arguments import natural, open_set, positive, real, whole
-from bionemo.webdatamodule._cli.humanize import size
 from bionemo.webdatamodule._cli.output import print_json
+from bionemo.webdatamodule._engine.humanize import size
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.summary import report_global, report_shards

@@ -184,6 +184,11 @@ def find_codecs(policy: Policy, chosen: Mapping[str, Ref] | None = None, plugins
     return codecs
 
 
+def to_install(error: ImportError) -> str:
+    """Return what to do about a codec that lacks a module."""
+    return f"install what provides the module {error.name}" if error.name else "install what the codec needs"
+
+
 def names_in(asked: str) -> list[str]:
     """Return the suffixes that a user's ``a;b?`` names: ``a`` and ``b``."""
     return [name for name in asked.removesuffix("?").split(";") if name]

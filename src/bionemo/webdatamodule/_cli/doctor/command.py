@@ -6,12 +6,12 @@ import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from bionemo.webdatamodule._cli import humanize
 from bionemo.webdatamodule._cli.arguments import USUAL_PREFIX, only_prefix
 from bionemo.webdatamodule._cli.doctor.findings import Finding, findings
 from bionemo.webdatamodule._cli.doctor.machine import DataSet, Machine, look, open_data
 from bionemo.webdatamodule._cli.doctor.trial import Trial, try_worker
 from bionemo.webdatamodule._cli.output import print_json
+from bionemo.webdatamodule._engine import humanize
 from bionemo.webdatamodule._engine.storage.remote.urls import shown
 from bionemo.webdatamodule.errors import RemoteError, count
 

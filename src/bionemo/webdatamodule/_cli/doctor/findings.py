@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bionemo.webdatamodule._cli import humanize
 from bionemo.webdatamodule._cli.doctor.machine import Cache, DataSet, Gpus, Machine
 from bionemo.webdatamodule._cli.doctor.system import Limits
 from bionemo.webdatamodule._cli.doctor.trial import Trial
+from bionemo.webdatamodule._engine import humanize
 from bionemo.webdatamodule._engine.reading.open_shards import MOST_OPEN
 from bionemo.webdatamodule.errors import count
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from bionemo.webdatamodule._cli import humanize
 from bionemo.webdatamodule._cli.report.charts import Column, bar, columns
 from bionemo.webdatamodule._cli.report.facts import Facts, Shard
 from bionemo.webdatamodule._cli.report.markup import Content, Markup, element, join
@@ -13,6 +12,7 @@ from bionemo.webdatamodule._cli.report.parts import Part
 from bionemo.webdatamodule._cli.report.spread import Spread
 from bionemo.webdatamodule._cli.report.survey import Field
 from bionemo.webdatamodule._cli.report.tables import findings, table
+from bionemo.webdatamodule._engine import humanize
 from bionemo.webdatamodule.errors import count
 
 _COLUMNS = 96  # of a chart of shards

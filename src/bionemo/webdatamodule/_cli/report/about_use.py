@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bionemo.webdatamodule._cli import humanize
 from bionemo.webdatamodule._cli.report.facts import Facts
 from bionemo.webdatamodule._cli.report.markup import Content, Markup, element, join
 from bionemo.webdatamodule._cli.report.tables import findings, table
+from bionemo.webdatamodule._engine import humanize
 from bionemo.webdatamodule.errors import count
 
 _PROBLEMS = 50

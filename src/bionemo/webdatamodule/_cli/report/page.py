@@ -7,11 +7,11 @@ from datetime import datetime
 from importlib import metadata, resources
 from string import Template
 
-from bionemo.webdatamodule._cli import humanize
 from bionemo.webdatamodule._cli.report import about_data, about_use
 from bionemo.webdatamodule._cli.report.facts import Facts
 from bionemo.webdatamodule._cli.report.markup import Markup, element, join
 from bionemo.webdatamodule._cli.report.tables import findings
+from bionemo.webdatamodule._engine import humanize
 from bionemo.webdatamodule.errors import count
 
 _PROBLEMS = 5  # that are listed at the top; all of them are under Verification

@@ -143,7 +143,8 @@ class ShardWriter:
                 rest = rest[self._write_some(self._descriptor, rest) :]
         except OSError as error:
             raise ConversionError(
-                f"writing {len(data)} bytes after the first {self._written - len(data)} failed: {error.strerror}",
+                f"writing {len(data)} bytes after the first {self._written - len(data)} failed: {error.strerror}; "
+                "correct this and run it again",
                 file=self._path,
             ) from error
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec
+from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec, to_install
 from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
 from bionemo.webdatamodule._engine.reading.fields import (
     Place,
@@ -459,8 +459,12 @@ class ShardReader:
         except (MemoryError, WebDataModuleError):
             raise
         except (ImportError, OSError) as error:  # not the sample's fault, so it is never left out
-            kind = PluginError if isinstance(error, ImportError) else DecodeError
-            what = f"the field cannot be decoded: {type(error).__name__}: {error}; {_remedy(error)}"
+            kind, remedy = (
+                (PluginError, to_install(error))
+                if isinstance(error, ImportError)
+                else (DecodeError, "correct this and start again")
+            )
+            what = f"the field cannot be decoded: {type(error).__name__}: {error}; {remedy}"
             raise kind(what, split=self.split, **where, **origin, **process()) from error
         except Exception as error:  # noqa: BLE001 - codecs raise what they like
             named = DecodeError(f"the field cannot be decoded: {type(error).__name__}: {error}")
@@ -484,13 +488,6 @@ class ShardReader:
         kind = next(number for number, kind in enumerate(_OF_A_SAMPLE) if isinstance(error, kind))
         self._ledger.states[sample] = BAD + kind
         _log.warning("left out a sample (%d of at most %d): %s", self.skipped, self.max_skipped, error)
-
-
-def _remedy(error: ImportError | OSError) -> str:
-    """Return what to do about an error of decoding that is not the sample's fault."""
-    if not isinstance(error, ImportError):
-        return "correct this and start again"
-    return f"install what provides the module {error.name}" if error.name else "install what the codec needs"
 
 
 def _picked(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from bionemo.webdatamodule._engine.humanize import size
 from bionemo.webdatamodule._engine.writing.layout import SplitPlan, estimate_bytes
 from bionemo.webdatamodule._engine.writing.staging import find_staged
 from bionemo.webdatamodule._engine.writing.tasks import ShardTask
@@ -82,7 +83,8 @@ class Room:
             if free < _SURE * disk.needed:
                 raise ConversionError(
                     f"{' and '.join(disk.places)} {'has' if len(disk.places) == 1 else 'together have'} "
-                    f"{_gigabytes(free)} GB free, and the shards need about {_gigabytes(disk.needed)} GB; {_ADVICE}",
+                    f"{size(free)} free, and the shards need about {size(disk.needed)}; "
+                    "finished shards are kept: make room and run it again",
                     split=" and ".join(disk.splits),
                 )
 
@@ -96,15 +98,12 @@ class Room:
             if not any(full in message for full in _FULL):
                 raise
             needs = "; ".join(
-                f"{' and '.join(disk.places)} needed about {_gigabytes(disk.needed)} GB at the start and has "
-                f"{_gigabytes(shutil.disk_usage(disk.directory).free)} GB free"
+                f"{' and '.join(disk.places)} needed about {size(disk.needed)} at the start and has "
+                f"{size(shutil.disk_usage(disk.directory).free)} free"
                 for disk in self.disks
             )
             where = error.where if isinstance(error, WebDataModuleError) else {"file": error.filename}
-            raise ConversionError(f"{message}; {needs}; {_ADVICE}", **where) from error
-
-
-_ADVICE = "finished shards are kept: make room and run it again"
+            raise ConversionError(f"{message}; {needs}; finished shards are kept", **where) from error
 
 
 def _bytes(plan: SplitPlan, tasks: Sequence[ShardTask]) -> float:
@@ -115,7 +114,3 @@ def _bytes(plan: SplitPlan, tasks: Sequence[ShardTask]) -> float:
     if plan.bytes_per_sample is not None:
         return plan.bytes_per_sample * len(names)
     return estimate_bytes(tasks[0].recipe.reader, names)
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3g}"

@@ -154,7 +154,8 @@ def _declared(reader: SampleReader, codecs: Codecs, *, writer: str, **where: str
             raise PluginError(
                 f"the writer {writer} declares the codec {PLAIN!r} for the suffix {suffix!r}, whose fields are decoded "
                 f"as {by_suffix}; take a suffix that has no codec, such as {suffix.replace('.', '_')!r}",
-                plugin=writer,
+                writer=writer,
+                **where,
             )
         try:
             codecs.of(suffix, codec)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from bionemo.webdatamodule._engine.codecs import to_install
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.writing.checks import LISTED
@@ -73,6 +74,8 @@ class ShardTask:
         part = f"{tar_path(self.staging, self.inputs)}.{uuid.uuid4().hex}.part"
         try:
             return self._make(part)
+        except ConversionError as error:
+            raise error.located(split=self.split) from error.__cause__
         except OSError as error:
             raise ConversionError(
                 f"a shard cannot be written: {error.strerror or error}; correct this and run it again",
@@ -123,8 +126,10 @@ class ShardTask:
                             raise self._breach(f"gives {type(data).__name__} instead of bytes", name, suffix)
                         try:
                             fields.append((suffix, data if recode is None else recode(data)))
-                        except (MemoryError, ImportError, OSError):
+                        except (MemoryError, OSError):
                             raise
+                        except ImportError as error:  # not the sample's fault
+                            raise self._lacking(error, name, suffix) from error
                         except Exception as error:  # noqa: BLE001 - codecs raise what they like
                             raise _undecodable(error).located(suffix=suffix) from error.__cause__
                     if not problems.count:
@@ -183,6 +188,17 @@ class ShardTask:
         if len({suffix.lower() for suffix in found}) < len(found):
             raise self._breach("gives suffixes that differ only in case", name, ", ".join(found))
         return [(suffix, self.recipe.recode(suffix)) for suffix in sorted(found)]
+
+    def _lacking(self, error: ImportError, sample: str, suffix: str) -> PluginError:
+        """Return the error of a codec that lacks a module."""
+        origin = self.recipe.codecs.of(suffix, self.recipe.codec(suffix)).origin
+        return PluginError(
+            f"the field cannot be decoded: {type(error).__name__}: {error}; {to_install(error)}",
+            **origin,
+            sample=sample,
+            suffix=suffix,
+            split=self.split,
+        )
 
     def _breach(self, what: str, sample: str | None, suffix: str | None = None) -> PluginError:
         return PluginError(
