@@ -400,6 +400,21 @@ def test_gradients_that_a_checkpoint_lacks_are_named(tmp_path, make_data, make_t
         assert said == ("after 1 of 2 batches whose gradients are accumulated" in caplog.text)
 
 
+def test_a_state_that_fit_does_not_use_is_named(tmp_path, make_data, make_trainer, recorder, whole, caplog):
+    """Without the checkpoint Lightning begins at the beginning, and so do the data; the remedy of the warning works."""
+    path = tmp_path / "some.ckpt"
+    fit(recorder, make_trainer(max_epochs=2, callbacks=[SaveAt(4, path)]), make_data())
+    data = make_data()
+    data.load_state_dict(torch.load(path, weights_only=True)["WebDataModule"])
+    assert "was given" not in caplog.text
+
+    assert whole == fit(recorder, make_trainer(max_epochs=2), data)
+    assert "was given a state of epoch 0 after 16 samples, and fit() without ckpt_path begins" in caplog.text
+    caplog.clear()
+    assert whole[4:] == fit(recorder, make_trainer(max_epochs=2), data, path)
+    assert "was given" not in caplog.text
+
+
 @pytest.mark.parametrize("order", ["global", "shards"])
 def test_a_loop_of_ones_own_goes_on_by_the_state_of_the_data_module(make_data, order):
     """Without a Trainer the next loader begins there, and until then the state is the one that was loaded."""

@@ -124,6 +124,8 @@ class ResumeCallback(pl.Callback):
         state = module.take_resume() if isinstance(module, Resuming) else None
         loaders, saved = follow(trainer), self._saved
         self._saved = None
+        if saved is None and state and not trainer.global_step:
+            _warn_of_unused(state)
         if not loaders or saved is None:
             return
         batches = seek(trainer, loaders, saved, state)
@@ -148,6 +150,18 @@ class ResumeCallback(pl.Callback):
         """Begin an epoch; some loaders may have been made for it."""
         for loader in follow(trainer):
             loader.progress.restart()
+
+
+def _warn_of_unused(state: Mapping[str, Any]) -> None:
+    """Say that a run begins at the beginning although the data module was given a place."""
+    epoch, samples = state.get("epoch", 0), state.get("samples", 0)
+    if epoch or samples:
+        _log.warning(
+            "the data module was given a state of epoch %d after %s, and fit() without ckpt_path begins at the first "
+            "batch; to continue there, give fit() the checkpoint as ckpt_path",
+            epoch,
+            count(samples, "sample"),
+        )
 
 
 def follow(trainer: pl.Trainer) -> list[OurLoader]:
