@@ -1,5 +1,7 @@
 """The constructors of the data modules check every argument."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,28 @@ def test_what_a_conversion_reads_and_writes_are_paths(pickles, prefix, message):
     with pytest.raises(ConfigError) as caught:
         PickledDataWDS(pickles, "cls", {"val": ["a"]}, prefix, 4)
     assert message == caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch_size": 4}, "batch_size is given as global_batch_size, the number of samples of a batch, "),
+        ({"shuffle": True}, "shuffle cannot be chosen: training data are shuffled, evaluation data are not"),
+        (
+            {"num_workers": 2},
+            (
+                "num_workers is an option of the loader, given for each split, as in "
+                "kwargs_wld={'train': {'num_workers': 2}}"
+            ),
+        ),
+    ],
+    ids=["batch_size", "shuffle", "num_workers"],
+)
+def test_arguments_of_torchs_loader_are_answered_with_ours(given, message):
+    """The remedy is a call that works."""
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        WebDataModule({"train": "data"}, None, "cls", 4, **given)
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        PickledDataWDS("data", "cls", {"train": ["a"]}, "out-", **given)
+    if "kwargs_wld" in message:
+        WebDataModule({"train": "data"}, None, "cls", 4, kwargs_wld={"train": given})

@@ -5,7 +5,10 @@ import re
 
 import pytest
 
+from bionemo.webdatamodule import Stage, Use
 from bionemo.webdatamodule._engine.stages import chain
+from bionemo.webdatamodule.errors import ConfigError
+from bionemo.webdatamodule.plugins import resolve
 
 
 def source(fails=False):
@@ -78,3 +81,34 @@ def test_an_eager_stage_is_blamed_for_its_own_exception():
 def test_two_chains_blame_one_stage():
     """What a stage in a worker raised is not blamed on a stage behind the loader."""
     assert blamed((passing,), chain((passing, failing), source())) == "failing"
+
+
+def first_letter(sample):
+    """Take one sample, as a stage does not."""
+    return sample[0]
+
+
+@pytest.mark.parametrize("before", [(), (passing,)])
+def test_a_function_of_one_sample_is_told_of_the_stage_for_it(before):
+    """It fails on the iterator that a stage gets, or gives no iterable."""
+    for samples in (["ab"], source()):
+        with pytest.raises(TypeError, match="is not subscriptable") as caught:
+            chain((*before, first_letter), samples)
+        assert "a stage takes an iterator of samples; for a function of one sample give Use('map', function=...)" in (
+            caught.value.__notes__
+        )
+    with pytest.raises(ConfigError, match=r"hash gives \d+, not an iterable of samples; for a function of one sample"):
+        chain((*before, hash), ["ab"])
+    assert ["a"] == list(chain((resolve(Stage, Use("map", function=first_letter)),), ["ab"]))
+
+
+def test_an_error_behind_the_first_sample_gets_no_such_advice():
+    """A stage that took samples knows what it takes."""
+
+    def eager(samples):
+        return [sample + 1 for sample in samples]
+
+    for samples in (["ab"], source()):
+        with pytest.raises(TypeError) as caught:
+            chain((eager,), samples)
+        assert 1 == len(caught.value.__notes__)

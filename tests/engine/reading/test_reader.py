@@ -278,6 +278,17 @@ def test_the_key_is_never_missing(tmp_path):
     assert [("k", "1")] == reader(tmp_path, ["__key__?", "txt"]).read(np.arange(1))
 
 
+@pytest.mark.parametrize("name", ["t-0.tar", "t-000001.tar", "t-{0..3}.tar", "t-*.tar"])
+def test_a_shard_in_place_of_a_directory_is_told_of_its_directory_and_prefix(tmp_path, name):
+    """As are patterns of shards; what the message says works."""
+    write_tar(tmp_path / "t-0.tar", [("a.txt", b"1")])
+    with pytest.raises(NoShardsError) as caught:
+        ShardSet.open(tmp_path / name, "wdshards")
+    advice = f"give the directory that the shards lie in, {str(tmp_path)!r} and prefix_tars_wds='t'"
+    assert f"{tmp_path / name} is not a directory; {advice}" == caught.value.message
+    assert 1 == ShardSet.open(str(tmp_path), "t").n_samples
+
+
 def test_nothing_to_read_says_what_is_there(tmp_path):
     """No directory, and no shard of that prefix, are errors that help; commands are not run."""
     with pytest.raises(NoShardsError, match="is not a directory"):

@@ -1,4 +1,7 @@
-"""Calls in the form of bionemo-webdatamodule 1.0.0: the error shows the same call in today's form."""
+"""Calls in another form: that of bionemo-webdatamodule 1.0.0, or that of torch's ``DataLoader``.
+
+The error shows today's form.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,19 @@ _SHARDS = (
 
 _PICKLES = ("dir_pickles", "names_subset", *_SHARDS)
 """Those of ``PickledDataWDS``."""
+
+_LOADER = (
+    "collate_fn",
+    "drop_last",
+    "multiprocessing_context",
+    "num_workers",
+    "persistent_workers",
+    "pin_memory",
+    "prefetch_factor",
+    "timeout",
+    "worker_init_fn",
+)
+"""Arguments of ``DataLoader`` that are options of a loader here."""
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -60,9 +76,24 @@ def _answering(
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         if is_former(args, kwargs) and len(args) <= len(parameters):
             raise ConfigError(_answer(name, dict(zip(parameters, args, strict=False)) | kwargs))
+        if wrong := _meant_for_torch(kwargs):
+            raise ConfigError(wrong)
         init(self, *args, **kwargs)
 
     return cast("_Init", wrapped)
+
+
+def _meant_for_torch(kwargs: Mapping[str, Any]) -> str | None:
+    """Return what to give in place of an argument of torch's ``DataLoader``, if there is one."""
+    if "batch_size" in kwargs:
+        return "batch_size is given as global_batch_size, the number of samples of a batch, summed over all ranks"
+    if "shuffle" in kwargs:
+        return "shuffle cannot be chosen: training data are shuffled, evaluation data are not; leave it out"
+    for name in _LOADER:
+        if name in kwargs:
+            example = f"kwargs_wld={{'train': {{{name!r}: {kwargs[name]!r:.60}}}}}"
+            return f"{name} is an option of the loader, given for each split, as in {example}"
+    return None
 
 
 def _has_new(kwargs: Mapping[str, Any]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ Where: TypeAlias = Callable[[], Mapping[str, object]]
 
 _ListIterator: type = type(iter([]))
 _log = logging.getLogger("bionemo.webdatamodule")
+_OF_ONE = "for a function of one sample give Use('map', function=...)"
 
 
 def resolve_stages(argument: str, given: object, plugins: Plugins | None = None) -> tuple[Any, ...]:
@@ -78,19 +81,30 @@ def chain(
         source = made = _generator(source)
         codes.append((made.gi_code, None))
     for stage in stages:
-        function = partial(_callable(stage), source)
+        function, length = partial(_callable(stage), source), operator.length_hint(source)
         try:
             following = function() if watch is None else watch.call(describe(stage), function)
         except Exception as error:
             _blame(error, stage, codes, where)
+            if isinstance(error, TypeError | AttributeError) and _is_untouched(source, length):
+                add_note(error, f"a stage takes an iterator of samples; {_OF_ONE}")
             raise
         if not isinstance(following, Iterable):
-            raise ConfigError(f"the stage {describe(stage)} gives {following!r:.40}, not an iterable of samples")
+            raise ConfigError(
+                f"the stage {describe(stage)} gives {following!r:.40}, not an iterable of samples; {_OF_ONE}"
+            )
         if following is not source:
             made = _generator(iter(following))
             codes.append((made.gi_code, stage))
             source = made if watch is None else _generator(watch.each(describe(stage), made))
     return _guarded(source, codes, where)
+
+
+def _is_untouched(source: Iterator[Any], length: int) -> bool:
+    """Return whether nothing was taken of a source that had so many samples left, as far as it says that."""
+    if isinstance(source, GeneratorType):
+        return inspect.getgeneratorstate(source) == inspect.GEN_CREATED
+    return operator.length_hint(source) == length
 
 
 def _generator(source: Iterator[Any]) -> GeneratorType[Any, None, None]:

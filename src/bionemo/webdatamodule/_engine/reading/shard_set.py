@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ from bionemo.webdatamodule.plugins import Registered
 __all__ = ["ShardSet", "is_url"]
 
 _log = logging.getLogger("bionemo.webdatamodule")
+
+_NUMBERED = re.compile(r"(.+)-(?:\d+|\{.*\}|\*)\.tar")
+"""The name of a shard, or a pattern of such names; the group is their prefix."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,10 +187,20 @@ class ShardSet:
         return index
 
 
+def _advice(path: str) -> str:
+    """Return what to do about a path that is not a directory; a tar, or a pattern of tars, is a mistake of its own."""
+    parent, name = os.path.split(path)
+    if name.endswith(".tar") and os.path.isdir(parent or "."):
+        found = _NUMBERED.fullmatch(name)
+        prefix = f" and prefix_tars_wds={found[1]!r}" if found else ""
+        return f"give the directory that the shards lie in, {parent or '.'!r}{prefix}"
+    ran = "commands are never run; " if path.startswith("pipe:") else ""
+    return f"{ran}convert the data first, or correct the path"
+
+
 def _local(directory: str, prefix: str, split: str | None) -> ShardSet:
     if not os.path.isdir(directory):
-        hint = "; commands are never run" if directory.startswith("pipe:") else ""
-        raise NoShardsError(f"{directory} is not a directory{hint}; convert the data first, or correct the path")
+        raise NoShardsError(f"{directory} is not a directory; {_advice(directory)}")
     place = os.path.abspath(directory)  # shards are opened when they are read, wherever the process is by then
     manifest = read_manifest(directory, prefix)
     if manifest is None:
