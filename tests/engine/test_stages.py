@@ -4,6 +4,7 @@ import itertools
 import re
 
 import pytest
+import webdataset as wds
 
 from bionemo.webdatamodule import Stage, Use
 from bionemo.webdatamodule._engine.stages import chain
@@ -112,3 +113,37 @@ def test_an_error_behind_the_first_sample_gets_no_such_advice():
         with pytest.raises(TypeError) as caught:
             chain((eager,), samples)
         assert 1 == len(caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        wds.map_dict(cls=hash),
+        wds.to_tuple("cls"),
+        wds.decode("pil"),
+        Use("map", function=lambda sample: sample["cls"]),
+        Use("map", function=lambda sample: sample.cls),
+        lambda samples: (int(sample) for sample in samples),
+    ],
+    ids=["map_dict", "to_tuple", "decode", "item", "attribute", "value"],
+)
+def test_what_takes_a_tuple_for_something_else_is_told_what_samples_are(stage):
+    """The stages of webdataset take dicts, and a function may want the value."""
+    with pytest.raises((TypeError, AttributeError, AssertionError)) as caught:
+        list(chain((resolve(Stage, stage),), [("1",), ("2",)]))
+    assert (
+        "'untuple' unpacks those of one field, and Use('named', names=[...]) makes dicts" in caught.value.__notes__[1]
+    )
+
+
+def test_an_assertion_of_the_users_is_no_question_of_tuples():
+    """Only webdataset's own are known to be about that."""
+
+    def careful(samples):
+        for sample in samples:
+            assert sample is None
+            yield sample
+
+    with pytest.raises(AssertionError) as caught:
+        list(chain((careful,), ["a"]))
+    assert 1 == len(caught.value.__notes__)

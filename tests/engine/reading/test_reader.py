@@ -284,7 +284,7 @@ def test_a_shard_in_place_of_a_directory_is_told_of_its_directory_and_prefix(tmp
     write_tar(tmp_path / "t-0.tar", [("a.txt", b"1")])
     with pytest.raises(NoShardsError) as caught:
         ShardSet.open(tmp_path / name, "wdshards")
-    advice = f"give the directory that the shards lie in, {str(tmp_path)!r} and prefix_tars_wds='t'"
+    advice = f"give the directory that the shards lie in, {str(tmp_path)!r}, and prefix_tars_wds='t'"
     assert f"{tmp_path / name} is not a directory; {advice}" == caught.value.message
     assert 1 == ShardSet.open(str(tmp_path), "t").n_samples
 

@@ -24,6 +24,10 @@ Where: TypeAlias = Callable[[], Mapping[str, object]]
 
 _ListIterator: type = type(iter([]))
 _log = logging.getLogger("bionemo.webdatamodule")
+_TUPLES = (
+    "samples are tuples of decoded fields, in the order of suffix_keys_wds: 'untuple' unpacks those of one field, "
+    "and Use('named', names=[...]) makes dicts of them"
+)
 _OF_ONE = "for a function of one sample give Use('map', function=...)"
 
 
@@ -138,6 +142,15 @@ def _blame(error: Exception, stage: object, codes: Sequence[tuple[CodeType, obje
             _, stage = left.pop()
     if stage is not None:
         locate(error, stage=describe(stage), **where())
+        if _wants_other_samples(error, stage):
+            add_note(error, _TUPLES)
+
+
+def _wants_other_samples(error: Exception, stage: object) -> bool:
+    """Return whether a stage seems to have expected dicts, as webdataset's have them, or single values."""
+    if isinstance(error, AssertionError):
+        return type(stage).__module__.startswith("webdataset")
+    return isinstance(error, TypeError | AttributeError) and "tuple" in str(error)
 
 
 def _frames(error: Exception) -> Iterator[tuple[FrameType, int]]:

@@ -192,7 +192,7 @@ def _advice(path: str) -> str:
     parent, name = os.path.split(path)
     if name.endswith(".tar") and os.path.isdir(parent or "."):
         found = _NUMBERED.fullmatch(name)
-        prefix = f" and prefix_tars_wds={found[1]!r}" if found else ""
+        prefix = f", and prefix_tars_wds={found[1]!r}" if found else ""
         return f"give the directory that the shards lie in, {parent or '.'!r}{prefix}"
     ran = "commands are never run; " if path.startswith("pipe:") else ""
     return f"{ran}convert the data first, or correct the path"
