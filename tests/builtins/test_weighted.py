@@ -16,10 +16,10 @@ CLASSES = [0] * 90 + [1] * 30 + [2] * 12
 """132 samples of three classes."""
 
 
-def weighted(classes=CLASSES, *, size=8, seed=0, shuffle=True, **options):
+def weighted(classes=CLASSES, *, size=8, seed=0, shuffle=True, tail="share", **options):
     """Return the plan of the stage for samples of these classes."""
     stage = Weighted(by="cls", **options)
-    request = PlanRequest(seed=seed, shuffle=shuffle, global_batch_size=size)
+    request = PlanRequest(seed=seed, shuffle=shuffle, global_batch_size=size, tail=tail)
     return stage.plan(np.array([stage.measure(name) for name in classes]), request)
 
 
@@ -141,3 +141,10 @@ def test_a_stream_has_no_classes():
     """In shards order the stage says what it needs."""
     with context.at(context.Context(order="shards")), pytest.raises(ConfigError, match="needs order='global'"):
         Weighted(by="cls")(iter([1]))
+
+
+def test_an_epoch_without_replacement_cannot_be_filled():
+    """The samples that fill its last batch come twice; whole batches need none."""
+    with pytest.raises(PlanError, match="tail='fill' repeats some, since 6 samples fill no whole number of batches"):
+        weighted([0] * 3 + [1] * 3, size=4, tail="fill", replacement=False)
+    assert 6 == len(set(drawn(weighted([0] * 3 + [1] * 3, size=3, tail="fill", replacement=False))))

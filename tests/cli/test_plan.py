@@ -195,7 +195,7 @@ def test_the_shares_of_a_mixture_that_changes_are_printed(shards, capsys):
     for line in ("from step 100     70.0%, 30.0%", "from step 200     35.0%, 65.0%", "from step 300     0.0%, 100.0%"):
         assert line in printed
     assert 2 == main(["plan", *directories, "--global-batch", "10", "--weights-at", "5", "1", "1"])
-    assert "--weights says those at the beginning" in capsys.readouterr().err
+    assert "--weights-at needs --weights, which says the weights at the beginning" in capsys.readouterr().err
 
 
 def test_a_plan_says_what_a_cluster_fetches(shards, capsys):
@@ -312,3 +312,20 @@ def test_shards_are_dealt_to_ranks_and_then_to_workers():
     assert ["ranks have 14 to 21 samples, and each takes 18 in an epoch"] == [
         note.partition(":")[0] for note in report["notes"]
     ]
+
+
+def test_evaluation_on_more_ranks_than_samples_is_a_note(shards, capsys):
+    """It runs, with some samples on several ranks."""
+    assert 0 == main(["plan", shards("val", 1), "--global-batch", "8", "--ranks", "2", "--evaluation"])
+    assert "note: 1 sample for 2 ranks: some are evaluated on several of them" in capsys.readouterr().out
+
+
+def test_steps_of_a_mixture_are_global_batches_whatever_their_size(shards, capsys):
+    """An epoch of 20 samples has two full batches and one of four, so step 3 is the first of the second epoch."""
+    arguments = ["plan", shards("a", 10), shards("b", 10), "--global-batch", "8", "--tail", "fill", "--json"]
+    assert 0 == main([*arguments, "--weights", "1", "1", "--weights-at", "4", "1", "3", "--weights-at", "3", "0", "1"])
+    rows = [(row["step"], row["epoch"], row["shares"]) for row in json.loads(capsys.readouterr().out)["shares"]]
+
+    assert [(0, 0, [0.5, 0.5]), (3, 1, [0.0, 1.0]), (4, 1, [0.25, 0.75])] == [rows[0], rows[2], rows[4]]
+    assert 2 == main([*arguments, "--weights-at", "3", "0", "1"])
+    assert "--weights-at needs --weights" in capsys.readouterr().out  # with --json errors are JSON

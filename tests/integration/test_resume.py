@@ -433,3 +433,28 @@ def test_a_loop_of_ones_own_goes_on_by_the_state_of_the_data_module(make_data, o
     assert state == again.state_dict()
     assert rest == list(again.train_dataloader())
     assert len(rest) + 1 == len(list(again.train_dataloader()))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "message"),
+    [
+        ({"order": "global"}, {"order": "shards"}, "made with order='global', and this run has order='shards'; set"),
+        ({"order": "shards"}, {"order": "global"}, "made with order='shards', and this run has order='global'; set"),
+        ({"order": "shards"}, {"order": "shards", "size": 3}, "made with 4, and this run has 3; set it to 4 to resume"),
+    ],
+    ids=["to shards", "to global", "batch size"],
+)
+def test_another_kind_of_order_is_named(make_data, then, now, message):
+    """And what is to be set, rather than the length of an epoch that follows from it."""
+    loaders = []
+    for options in (then, now, then):
+        data = make_data(**options)
+        data.setup("fit")
+        loaders.append(data.train_dataloader())
+    batches = iter(loaders[0])
+    next(batches)
+    state = loaders[0].state_dict()
+    with pytest.raises(ResumeError, match=message):
+        loaders[1].load_state_dict(state)
+    loaders[2].load_state_dict(state)
+    assert [keys for keys, _ in batches] == [keys for keys, _ in loaders[2]]

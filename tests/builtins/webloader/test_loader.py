@@ -521,3 +521,45 @@ def test_workers_take_interrupts_as_ever():
     """A worker that was forked meanwhile does not go on waiting."""
     handlers = list(loader(Numbers(2, lambda _: signal.getsignal(signal.SIGINT) is signal.default_int_handler)))
     assert [True, True] == handlers
+
+
+def test_a_loader_gets_to_a_spawned_process():
+    """As torch's own does; before and after an iteration."""
+    loader = WebLoader(num_workers=1, multiprocessing_context="spawn")(Numbers(3, item))
+    assert [0, 1, 2] == [found.number for found in loader]
+    spawning = multiprocessing.get_context("spawn")
+    answers = spawning.SimpleQueue()
+    process = spawning.Process(target=count_items, args=(loader, answers))
+    process.start()
+    process.join()
+
+    assert 0 == process.exitcode
+    assert [0, 1, 2] == answers.get()
+
+
+def count_items(loader, answers):
+    """Put the numbers of a loader's items into a queue."""
+    answers.put([found.number for found in loader])
+
+
+def draw(number):
+    """Return an item with a random number."""
+    return Item(epoch=0, start=0, worker=0, number=number, values=[torch.rand(1).item()])
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_draw_other_numbers_in_each_iteration(persistent):
+    """They follow torch's seed, and leave torch's own numbers alone."""
+
+    def epochs():
+        torch.manual_seed(3)
+        loader = WebLoader(num_workers=1, persistent_workers=persistent)(Numbers(2, draw))
+        found = [tuple(made.values[0] for made in loader) for _ in range(3)]
+        loader.close()
+        return found, torch.rand(1).item()
+
+    (first, own), again = epochs(), epochs()
+    torch.manual_seed(3)
+    assert 3 == len(set(first))
+    assert (first, own) == again
+    assert own == torch.rand(1).item()

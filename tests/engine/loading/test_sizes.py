@@ -18,7 +18,7 @@ from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.builtins.weighted import Weighted
 from bionemo.webdatamodule.components import Sample
-from bionemo.webdatamodule.errors import DecodeError, PluginError
+from bionemo.webdatamodule.errors import CorruptShardError, DecodeError, PluginError
 from bionemo.webdatamodule.planning import grouped_plan
 from bionemo.webdatamodule.plugins import Plugins
 
@@ -292,3 +292,27 @@ def test_sizes_by_code_of_this_package_are_kept_for_its_version(names, monkeypat
 def source_tree(name):
     """Stand for the version of a package that is not installed."""
     raise metadata.PackageNotFoundError(name)
+
+
+def test_damaged_sizes_are_refused_and_not_kept(tmp_path, monkeypatch):
+    """They would decide the batches of all later runs; unchecked ones are used, and not kept either."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory = write(tmp_path / "data", lambda n: {"n.cls": b"%03d" % (100 + n)}, KEYS[:6])
+    (shard,) = [path for path in sorted((tmp_path / "data").glob("*.tar")) if b"100" in path.read_bytes()]
+    whole = shard.read_bytes()
+    place = whole.index(b"100", whole.index(b"n.cls"))
+
+    def sums(**options):
+        pack = Use("batch_by_size", size="n.cls", max_total=250, total="sum")
+        data = WebDataModule({"train": directory}, None, "n.cls", 4, pipeline_prebatch_wld={"train": pack}, **options)
+        data.setup("fit")
+        return [int(batch.sum()) for batch in data.train_dataloader()]
+
+    shard.write_bytes(whole[:place] + b"0" + whole[place + 1 :])
+    with pytest.raises(CorruptShardError, match="key=s00"):
+        sums()
+    assert sums(check="never")
+    shard.write_bytes(whole)
+    found = sums()
+    assert 615 == sum(found)
+    assert max(found) <= 250

@@ -12,7 +12,7 @@ from bionemo.webdatamodule._engine.reading import reader, subset
 from bionemo.webdatamodule.builtins.executors import Serial
 from bionemo.webdatamodule.builtins.key_encoders import encode_dashes
 from bionemo.webdatamodule.components import Sample
-from bionemo.webdatamodule.errors import ResumeError, WebDataModuleError
+from bionemo.webdatamodule.errors import ConfigError, ResumeError, WebDataModuleError
 from bionemo.webdatamodule.splits import Fold, Fraction, Hashed
 
 KEYS = [f"s{number:02d}" for number in range(40)]
@@ -239,3 +239,26 @@ def test_a_large_field_is_looked_at_without_being_kept(shards, monkeypatch, tmp_
     subset._remembered.cache_clear()
     assert expected == [key for batch in keys(module(shards, where), "val") for key in batch]
     assert not (tmp_path / "bionemo-webdatamodule/fields").exists()
+
+
+@pytest.mark.parametrize("first", ["integer", "text"])
+def test_a_predicate_gets_what_the_codec_makes(shards, first):
+    """Also in a process that asked it of what another codec makes."""
+    texts = {"integer": {}, "text": {"codecs": {"cls": "text"}}}
+    for name in sorted(texts, key=lambda name: name != first):
+        found = keys(module(shards, ("cls", is_text), **texts[name]))
+        assert (40 if name == "text" else 20) == sum(map(len, found))
+
+
+def is_text(value):
+    """Take all texts, and half of the numbers."""
+    return isinstance(value, str) or value % 2
+
+
+@pytest.mark.parametrize("rule", [lambda key: key == "s01", lambda _: None, lambda keys: keys[0]])
+def test_a_rule_on_one_key_is_told_what_rules_get(shards, rule):
+    """They get all keys, and give some."""
+    with pytest.raises(
+        ConfigError, match=r"gets all keys and gives those that are used, not .*; write it as lambda keys"
+    ):
+        keys(module(shards, rule))

@@ -141,6 +141,14 @@ def test_one_weighted_source_is_an_ordinary_plan():
     assert epoch_of(ordinary, 7) == epoch_of(mixture((50, 3.5), n_samples=20), 7)
 
 
+def test_one_weighted_source_may_repeat_as_several_may():
+    """An epoch that is longer than it takes every sample again."""
+    drawn = epoch_of(mixture((50, 3.5), n_samples=120), 0)
+
+    assert {2, 3} == {drawn.count(sample) for sample in range(50)}
+    assert list(range(50)) == sorted(drawn[:50])
+
+
 @pytest.mark.parametrize(
     ("pairs", "reason"),
     [

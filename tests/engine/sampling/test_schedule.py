@@ -8,7 +8,7 @@ import pytest
 
 from bionemo.webdatamodule._engine.config import sources
 from bionemo.webdatamodule._engine.sampling.plan import Plan, Source
-from bionemo.webdatamodule._engine.sampling.schedule import scheduled_draws
+from bionemo.webdatamodule._engine.sampling.schedule import block_of, scheduled_draws
 from bionemo.webdatamodule.errors import ConfigError, PlanError
 
 POINTS = ((0, (7.0, 3.0)), (4_000, (7.0, 3.0)), (12_000, (0.0, 1.0)))
@@ -128,3 +128,31 @@ def test_impossible_arguments_are_refused_with_the_step(given, reason):
     """By what is wrong with them."""
     with pytest.raises(ConfigError, match=reason):
         sources("train", given)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(4, 8), (8, 4), (2, 64), (20, 1)])
+def test_a_short_change_is_followed_too(steps, size):
+    """From one source alone to the other alone within some small batches, as the weights say, to within two samples."""
+    plan = plan_of(points=((0, (1.0, 0.0)), (steps * size, (0.0, 1.0))), size=size)
+    found = np.array([sum(sample < 500 for sample in batch) for batch in batches_of(plan, 1)])
+    wanted = np.interp(np.arange(len(found)) * size + size / 2, [0, steps * size], [size, 0])
+
+    assert np.abs(found - wanted).max() <= 2
+    assert 0 == found[steps + 1 :].sum()
+
+
+def test_lanes_change_in_blocks_of_their_own():
+    """They are as short as the change needs, down to eight places of each lane."""
+    slow, fast = ((0, (1.0, 0.0)), (100_000, (0.0, 1.0))), ((0, (1.0, 0.0)), (2_000, (0.0, 1.0)))
+
+    assert [(256, 32 * 8), (250, 31 * 8)] == [(block_of(points, 1), block_of(points, 8)) for points in (slow, fast)]
+    assert [1, 8 * 8] == [block_of(((0, (1.0, 0.0)), (4, (0.0, 1.0))), lanes) for lanes in (1, 8)]
+
+
+def test_what_is_drawn_from_an_empty_source_is_refused():
+    """A weight of 0 everywhere is none."""
+    found = (Source(samples=0), Source(samples=10))
+    with pytest.raises(PlanError, match="source 0 has 0 samples"):
+        Plan(sources=found, global_batch_size=2, schedule=((0, (0.0, 1.0)), (4, (1.0, 0.0))))
+    alone = Plan(sources=found, global_batch_size=2, schedule=((0, (0.0, 1.0)), (4, (0.0, 1.0))))
+    assert list(range(10)) == sorted(epoch_of(alone, 0))

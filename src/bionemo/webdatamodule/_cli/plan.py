@@ -82,15 +82,20 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         plan = _plan(args, sets)
+        served = min(ranks, plan.n_samples) if args.evaluation else ranks
         report = report_global(
             plan,
-            ranks=ranks,
+            ranks=served,
             workers=args.workers,
             accumulate=args.accumulate,
             epoch=args.epoch,
             sample_bytes=sum(found.n_bytes for found in sets) / max(1, sum(found.n_samples for found in sets)),
             ranks_per_node=per_node,
         )
+        if served < ranks:
+            report["notes"].append(
+                f"{count(served, 'sample')} for {count(ranks, 'rank')}: some are evaluated on several of them"
+            )
         if args.plot:
             _save(plot.draw(plan, shards, epoch=args.epoch), args.plot)
     report["sources"] = [
@@ -118,11 +123,12 @@ def _check(args: argparse.Namespace) -> None:
     for step, *weights in args.weights_at or ():
         if step < 0 or step != int(step):
             raise ConfigError(f"--weights-at begins with a step, a whole number of 0 or more, not {step:g}")
-        if not args.weights or len(weights) != len(args.directory):
+        if not args.weights:
+            raise ConfigError("--weights-at needs --weights, which says the weights at the beginning")
+        if len(weights) != len(args.directory):
             raise ConfigError(
                 f"--weights-at {step:g} gives {count(len(weights), 'weight')} for "
-                f"{count(len(args.directory), 'directory', 'directories')}; it takes a step and a weight "
-                "for each, and --weights says those at the beginning"
+                f"{count(len(args.directory), 'directory', 'directories')}; it takes a step and a weight for each"
             )
 
 
@@ -140,7 +146,7 @@ def _plan(args: argparse.Namespace, sets: list[ShardSet]) -> Plan:
         sets,
         args.weights or [None] * len(sets),
         training=not args.evaluation,
-        changes=[(0, tuple(args.weights)), *((int(step), tuple(found)) for step, *found in args.weights_at)]
+        changes=[(0, tuple(args.weights)), *sorted((int(step), tuple(found)) for step, *found in args.weights_at)]
         if args.weights_at
         else (),
         shuffle_shards=args.shuffle_shards,

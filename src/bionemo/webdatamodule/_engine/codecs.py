@@ -58,6 +58,12 @@ class Codecs:
     chosen: Mapping[str, Ref] = field(default_factory=dict)
     registered: tuple[Registered, ...] | None = None
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What distinguishes codecs, as long as both exist: names and options, and which objects."""
+        chosen = sorted((key, repr(ref) if as_use(ref) else id(ref)) for key, ref in self.chosen.items())
+        return self.policy, repr(chosen), self.registered and tuple(map(id, self.registered))
+
     def of(self, suffix: str, recorded: str | None = None) -> NamedCodec:
         """Return the codec of a suffix.
 

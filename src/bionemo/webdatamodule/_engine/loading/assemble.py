@@ -30,7 +30,7 @@ from bionemo.webdatamodule._engine.ranks import Topology, processes, topology_of
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
 from bionemo.webdatamodule._engine.reading.subset import chosen
-from bionemo.webdatamodule._engine.sampling.cursor import Cursor
+from bionemo.webdatamodule._engine.sampling.cursor import STREAMED, Cursor
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, count
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def make_loader(module: L.LightningDataModule, settings: Settings, split: SplitS
                 n_samples=n_samples,
                 seed=dataset.dealing.seed,
                 global_batch_size=settings.global_batch_size,
-                digest=f"{dataset.reader.digest}/shards",
+                digest=f"{dataset.reader.digest}/{STREAMED}",
             ),
             **shared,
         )

@@ -128,6 +128,8 @@ class LoaderItems:
                 "return an object with __iter__ that passes on the dataset's items",
                 **self._where,
             )
+        self._keeps_workers = function.keeps_workers
+        self._latest: object = None  # the iteration that began last
         if function.keeps_workers:
             dataset.position.share()
 
@@ -160,7 +162,7 @@ class LoaderItems:
         with self._noted():
             source = iter(self._items)
             try:
-                for item in source:
+                for item in self._while_latest(source):
                     if not isinstance(item, Item):
                         raise UsageError(
                             f"the loader {self.name} passed on {item!r:.60}; pass on the dataset's items as they are",
@@ -178,6 +180,18 @@ class LoaderItems:
             finally:
                 if isinstance(source, Closable):
                     source.close()
+
+    def _while_latest(self, source: Iterator[Item]) -> Iterator[Item]:
+        """Yield items until another iteration takes over the workers that are kept."""
+        this = self._latest = object()
+        for item in source:
+            yield item
+            if self._keeps_workers and self._latest is not this:
+                raise UsageError(
+                    "another iteration of this loader began, and its workers, which it keeps, serve that one; end one "
+                    "iteration before the next, leave persistent_workers out of kwargs_wld, or make two loaders",
+                    **self._where,
+                )
 
     def check(self, item: Item, due: int, *, of: str = "") -> None:
         """Check the number of an item.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ from bionemo.webdatamodule._engine.loading.records import Settings, SplitSetting
 from bionemo.webdatamodule._engine.loading.sizes import measure
 from bionemo.webdatamodule._engine.reading.reader import ShardReader
 from bionemo.webdatamodule._engine.reading.shard_set import ShardSet
+from bionemo.webdatamodule._engine.sampling.partition import bounds, n_batches
 from bionemo.webdatamodule._engine.sampling.pieces import choose
 from bionemo.webdatamodule._engine.sampling.plan import Plan
 from bionemo.webdatamodule._engine.sampling.plan import Source as PlanSource
+from bionemo.webdatamodule._engine.sampling.schedule import Points, block_of
 from bionemo.webdatamodule._engine.stages import describe
 from bionemo.webdatamodule.components import Planner
 from bionemo.webdatamodule.errors import ConfigError, DataWarning, PlanError, PluginError, WebDataModuleError, count
@@ -45,8 +49,12 @@ def make_plan(
             DataWarning,
             stacklevel=2,
         )
+    for source, counts in zip(split.sources, reader.samples, strict=True):
+        if source.weight is not None and not sum(counts):
+            which = "none of its samples are in where" if split.where else "it holds no sample"
+            raise PlanError(f"{source.directory} has a weight, and {which}; leave it out", split=split.split)
     try:
-        return plan_of(
+        plan = plan_of(
             sets,
             [source.weight for source in split.sources],
             changes=changes_of(split.sources),
@@ -59,7 +67,25 @@ def make_plan(
             tail=settings.tail,
         )
     except PlanError as error:
-        raise error.located(split=split.split) from error.__cause__
+        named = re.match(r"source (\d+) ", error.message)
+        directory = split.sources[int(named[1])].directory if named else None
+        raise error.located(split=split.split, directory=directory) from error.__cause__
+    _warn_of_slow_changes(plan, split)
+    return plan
+
+
+def _warn_of_slow_changes(plan: Plan, split: SplitSettings) -> None:
+    """Say where a mixture cannot change as fast as its steps say."""
+    places = [place for place, _ in plan.schedule]
+    block = block_of(plan.schedule, plan.lanes or 1) if places else 0
+    if any(after - before < 2 * block for before, after in itertools.pairwise(places)):
+        warnings.warn(
+            f"{split.split}: the mixture changes within {min(b - a for a, b in itertools.pairwise(places)):,} samples, "
+            f"and these shards are read in lanes, where it changes every {block:,} samples; give steps that lie "
+            "further apart, or shuffle_shards=0, which reads remote shards in any order",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +237,8 @@ def plan_of(
     training: bool,
     shuffle_shards: int | None,
     tail: Literal["share", "drop", "fill"],
+    global_batch_size: int,
+    n_samples: int = 0,
     changes: Sequence[tuple[int, tuple[float, ...]]] = (),
     remote: bool | None = None,
     samples: Sequence[Sequence[int]] | None = None,
@@ -225,6 +253,8 @@ def plan_of(
         shuffle_shards: Shards that are read side by side; 0 shuffles all samples together, ``None`` does so with
             local shards and reads remote ones in pieces and lanes.
         tail: What becomes of an incomplete batch in training.
+        global_batch_size: Samples of a global batch.
+        n_samples: Samples of an epoch; 0 for as many as there are.
         changes: Steps and the weights there, where the mixture changes; in place of ``weights``.
         remote: Whether the shards are remote; ``None`` for what they are.
         samples: For each set the number of samples in each shard that count; ``None`` for all.
@@ -238,9 +268,7 @@ def plan_of(
         remote = any(found.remote is not None for found in sets)
     samples = [found.samples for found in sets] if samples is None else samples
     if shuffle_shards is None and remote:
-        lanes, piece_bytes = choose(
-            sum(found.n_bytes for found in sets), sum(map(sum, samples)), options["global_batch_size"]
-        )
+        lanes, piece_bytes = choose(sum(found.n_bytes for found in sets), sum(map(sum, samples)), global_batch_size)
     return Plan(
         sources=tuple(
             _plan_source(found, counts, None if changes else weight)
@@ -248,10 +276,23 @@ def plan_of(
         ),
         lanes=lanes if training else 0,
         piece_bytes=piece_bytes if training else 0,
-        schedule=tuple((step * options["global_batch_size"], found) for step, found in changes) if training else (),
+        schedule=_schedule(changes, n_samples or sum(map(sum, samples)), global_batch_size, tail) if training else (),
         shuffle=training,
         tail=tail if training else "share",
+        global_batch_size=global_batch_size,
+        n_samples=n_samples,
         **options,
+    )
+
+
+def _schedule(
+    changes: Sequence[tuple[int, tuple[float, ...]]], n_samples: int, size: int, tail: Literal["share", "drop", "fill"]
+) -> Points:
+    """Return the samples over all epochs after which each of some steps begins, with its weights."""
+    steps = max(1, n_batches(n_samples, size, 1, tail)) if changes else 1
+    return tuple(
+        (step // steps * n_samples + (bounds(step % steps, n_samples, size, 1, tail)[0] if step % steps else 0), found)
+        for step, found in changes
     )
 
 

@@ -45,14 +45,15 @@ def measure(stage: Planner, reader: ShardReader, *, codecs: Codecs) -> Ids:
         PlanError: If a sample has no size; the message names its key.
     """
     suffixes = reader.suffixes if callable(stage.size) else (stage.size,)
-    fields = reader.only(suffixes, codecs=codecs, check="never", on_error="raise")
+    check = "never" if reader.check == "never" else "first"
+    fields = reader.only(suffixes, codecs=codecs, check=check, on_error="raise")
     if not callable(stage.size) and not hasattr(stage, "measure") and (sizes := fields.sizes()) is not None:
         return sizes
     cache = _cache(stage, fields)
     if cache is not None and (known := _cached(cache, fields.n_samples)) is not None:
         return known
     sizes = _all(stage, fields)
-    if cache is not None:
+    if cache is not None and check != "never":  # or damage would stay behind
         with contextlib.suppress(OSError):  # a cache that cannot be written is none
             os.makedirs(os.path.dirname(cache), mode=0o700, exist_ok=True)
             write_atomically(cache, sizes.astype("<i8").tobytes())

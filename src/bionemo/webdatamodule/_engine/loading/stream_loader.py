@@ -131,12 +131,6 @@ class StreamLoader(SplitLoader):
                 f"with {order}, not {self._order()}; take the same, or read in order='global'",
                 split=self.split,
             )
-        if cursor.global_batch_size != self.progress.cursor.global_batch_size:
-            raise ResumeError(
-                "in shards order a run cannot resume with another global batch size: the checkpoint was written with "
-                f"{cursor.global_batch_size}, not {self.progress.cursor.global_batch_size}",
-                split=self.split,
-            )
         foreign = [stage for stage in (*self._data.pipeline[1:], *self.pipeline[1:]) if not _seeded(stage)]
         if cursor.samples and foreign:
             _log.warning(

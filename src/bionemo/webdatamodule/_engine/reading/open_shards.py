@@ -250,14 +250,19 @@ class OpenShards:
         """
         most = most_open()
         while len(_recent) >= most:
-            oldest, (shards, closed) = _recent.popitem(last=False)
+            try:
+                oldest, (shards, closed) = _recent.popitem(last=False)
+            except KeyError:  # other threads closed them
+                break
             if oldest.used:
                 oldest.used = False
                 _recent[oldest] = shards, closed
             elif shards.get(closed) is oldest:
-                del shards[closed]
-        shard = self._shards[number] = open_one(number)
-        _recent[shard] = self._shards, number
+                shards.pop(closed, None)
+        made = open_one(number)
+        shard = self._shards.setdefault(number, made)
+        if shard is made:  # or another thread was faster
+            _recent[shard] = self._shards, number
         return shard
 
     def close(self, number: Hashable) -> None:

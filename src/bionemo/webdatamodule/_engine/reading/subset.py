@@ -117,7 +117,8 @@ class _Request:
             hash(rule)
         except TypeError:
             rule = id(rule)
-        self._identity = (wanted.field, rule, tuple(found.digest for found in (*sets, *joined)), len(sets))
+        data = tuple(found.digest for found in (*sets, *joined)), len(sets)
+        self._identity = (wanted.field, rule, *data, *(() if wanted.field == KEY else codecs.identity))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Request) and self._identity == other._identity
@@ -141,7 +142,14 @@ def _remembered(request: _Request) -> NDArray[np.int64]:
 def _by_keys(request: _Request) -> NDArray[np.int64]:
     wanted, split = request.wanted, request.split
     keys = [key for found in request.sets for key in stored_keys(found, split)]
-    taken = set(_called(wanted, keys, split))
+    given = _called(wanted, keys, split)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigError(
+            f"{wanted.text} in where gets all keys and gives those that are used, not {given!r:.60}; "
+            "write it as lambda keys: [key for key in keys if ...]",
+            split=split,
+        )
+    taken = set(given)
     if missing := taken.difference(keys):
         listed = ", ".join(map(repr, sorted(map(str, missing))[:_LISTED]))
         more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""

@@ -12,6 +12,9 @@ from bionemo.webdatamodule.planning import EpochPlan
 VERSION = 1
 """Version of the state that this package writes."""
 
+STREAMED = "shards"
+"""The order of a cursor in shards order, which no plan has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
@@ -113,6 +116,18 @@ class Cursor:
             raise ResumeError(
                 f"the checkpoint was made with other data (digest {data[:12]}…, now {data_now[:12]}…); "
                 "give the same shards, or leave out the rest of the epoch with resume='next_epoch'"
+            )
+        if (order == STREAMED) != (order_now == STREAMED):
+            then, given = ("shards" if one == STREAMED else "global" for one in (order, order_now))
+            raise ResumeError(
+                f"the checkpoint was made with order={then!r}, and this run has order={given!r}; set order={then!r} to "
+                "resume, or leave out the rest of the epoch with resume='next_epoch'"
+            )
+        if order == STREAMED and self.global_batch_size != now.global_batch_size:
+            raise ResumeError(
+                "in shards order a run cannot resume with another global batch size: the checkpoint was made with "
+                f"{self.global_batch_size}, and this run has {now.global_batch_size}; set it to "
+                f"{self.global_batch_size} to resume, or leave out the rest of the epoch with resume='next_epoch'"
             )
         for what in ("seed", "n_samples"):
             then, given = getattr(self, what), getattr(now, what)

@@ -13,7 +13,7 @@ from bionemo.webdatamodule._engine.sampling.lanes import Line, lane_lengths
 from bionemo.webdatamodule._engine.sampling.mixture import apportion, draws
 from bionemo.webdatamodule._engine.sampling.permutation import Ids, Permutation, groups, key
 from bionemo.webdatamodule._engine.sampling.pieces import Pieces
-from bionemo.webdatamodule._engine.sampling.schedule import Points, check, scheduled_draws
+from bionemo.webdatamodule._engine.sampling.schedule import Points, block_of, check, scheduled_draws
 from bionemo.webdatamodule.errors import PlanError, count
 
 _Runs: TypeAlias = tuple[Ids, Ids]
@@ -83,8 +83,11 @@ class Order:
         lanes = min(self.lanes, length, available) if self.shuffle else 0
         if self.shuffle and self.schedule:
             check(self.schedule, len(self.sources))
+            for number, source in enumerate(self.sources):
+                if not source.samples and any(found[number] for _, found in self.schedule):
+                    raise PlanError(f"source {number} has 0 samples; there is nothing to draw from it")
             lanes = min(lanes, *(source.samples for source in self.sources)) if lanes else 0
-        elif self.shuffle and len(weights) > 1:
+        elif self.shuffle and weights and (len(weights) > 1 or length > available):
             object.__setattr__(self, "_counts", apportion(length, weights))
             lanes = min(lanes, *(source.samples for source in self.sources))
         elif length > available and not (self.shuffle and self.schedule):
@@ -267,7 +270,7 @@ def _hashed(order: Order, shards: list[Any], block: object) -> str:
     sources = [(source.samples, source.weight) for source in order.sources]
     words = repr((sources, shards, order.n_samples, order.shuffle, block))
     if order.schedule and order.shuffle:
-        words += repr(order.schedule)
+        words += f"{order.schedule!r} in blocks of {block_of(order.schedule, order.lanes or 1)}"
     return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
 

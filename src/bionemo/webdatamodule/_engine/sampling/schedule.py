@@ -18,8 +18,9 @@ from bionemo.webdatamodule.errors import PlanError, count
 Points: TypeAlias = tuple[tuple[int, tuple[float, ...]], ...]
 """Places from 0 on, rising, and the weights of all sources there; in between weights change linearly."""
 
-_BLOCK = 256  # positions with proportions of their own, while these change
-_LANE_BLOCK = 32  # of them where there are lanes, which all change at once
+_BLOCK = range(1, 257)  # positions with proportions of their own, while these change
+_LANE_BLOCK = range(8, 33)  # of them where there are lanes, which all change at once
+_BLOCKS = 8  # between two points, where that is possible
 _MOST_BLOCKS = 1 << 14  # longer blocks where a schedule is longer
 _PERIOD = 1 << 20  # positions, behind the last point
 
@@ -48,6 +49,11 @@ def shares(points: Points, places: Ids) -> NDArray[np.float64]:
     known /= known.sum(axis=1, keepdims=True)
     at = [place for place, _ in points]
     return np.stack([np.interp(places, at, column) for column in known.T], axis=1)
+
+
+def block_of(points: Points, lanes: int) -> int:
+    """Return how many samples of all lanes together have the same proportions while these change."""
+    return lanes * _length(points, lanes)
 
 
 def scheduled_draws(points: Points, lanes: int, lane: int, positions: Ids, seed: int) -> tuple[Ids, Ids]:
@@ -88,10 +94,8 @@ def _table(points: Points, lanes: int) -> tuple[int, Ids]:
 
     What a block cannot give in whole samples is carried to the next.
     """
-    last = -(-points[-1][0] // lanes)
-    least = _BLOCK if lanes == 1 else _LANE_BLOCK
-    length = least * max(1, -(-last // (least * _MOST_BLOCKS)))
-    blocks = -(-last // length)
+    length = _length(points, lanes)
+    blocks = -(-points[-1][0] // (lanes * length))
     middles = (np.arange(blocks) * length + length // 2) * lanes
     wanted = np.cumsum(shares(points, middles) * length, axis=0) if blocks else np.zeros((0, len(points[0][1])))
     table = np.zeros((blocks + 1, len(points[0][1])), dtype=np.int64)
@@ -107,6 +111,15 @@ def _table(points: Points, lanes: int) -> tuple[int, Ids]:
             counts[quota.argmax()] += missing
         table[block + 1] = table[block] + counts
     return length, table
+
+
+def _length(points: Points, lanes: int) -> int:
+    """Return the positions of a block: fewer where the weights change faster."""
+    last = -(-points[-1][0] // lanes)
+    shortest = min((after - before for (before, _), (after, _) in itertools.pairwise(points)), default=0)
+    allowed = _BLOCK if lanes == 1 else _LANE_BLOCK
+    wanted = max(allowed[0], min(allowed[-1], shortest // (_BLOCKS * lanes)))
+    return wanted * max(1, -(-last // (wanted * _MOST_BLOCKS)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -247,9 +247,19 @@ def _changing(plan: Plan) -> list[dict[str, Any]]:
     places = sorted({*points, *((first + stop) // 2 for first, stop in itertools.pairwise(points))})
     found = shares(plan.schedule, np.array(places)).round(4).tolist()
     return [
-        {"step": place // plan.global_batch_size, "epoch": place // plan.n_samples, "shares": parts}
+        {"step": _step(plan, place), "epoch": place // plan.n_samples, "shares": parts}
         for place, parts in zip(places, found, strict=True)
     ]
+
+
+def _step(plan: Plan, place: int) -> int:
+    """Return the step, over all epochs, that takes a sample."""
+    epoch, inside = divmod(place, plan.n_samples)
+    steps = plan.n_batches(1)
+    step = min(inside // plan.global_batch_size, max(0, steps - 2))
+    if step == steps - 2 and inside >= plan.batch_bounds(step, 1)[1]:  # these two may have other sizes
+        step += 1
+    return epoch * steps + step
 
 
 def _notes(plan: Plan, found: dict[str, Any], ranks: int, available: int) -> list[str]:

@@ -69,10 +69,14 @@ def check_stamp(path: str, stamp: Stamp, descriptor: int | None = None) -> None:
 
 
 def cache_directory() -> str:
-    """Return this package's cache directory: ``bionemo-webdatamodule`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Return this package's cache directory: ``bionemo-webdatamodule`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Who has no home directory has no cache either: the path that is returned then cannot be made.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG base directory specification says to ignore relative ones
-        base = os.path.join(os.path.expanduser("~"), ".cache")
+        home = os.path.expanduser("~")
+        base = os.path.join(home if os.path.isabs(home) else os.devnull, ".cache")
     return os.path.join(base, "bionemo-webdatamodule")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import sys
@@ -28,6 +29,7 @@ _log = logging.getLogger("bionemo.webdatamodule")
 
 DEFAULT_TIMEOUT = 540.0  # seconds; NCCL gives up after 600, with an error without rank or place
 
+_SEEDS = 1 << 63  # of a generator
 _POLL = 0.5  # seconds between looks at whether all workers live
 _KILL_WAIT = 5.0  # seconds that killed workers get to be gone
 _TIMED_OUT = "timed out"  # in what torch says when a moment has passed
@@ -209,6 +211,8 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             count(options.num_workers, "worker"),
             start.get_start_method(),
         )
+        # Torch's generators do not get to spawned processes, so none is kept that the user did not give.
+        self._seed = itertools.count(torch.initial_seed()) if options.generator is None else None
         super().__init__(
             _Sending(dataset, self.where),
             batch_size=None,
@@ -218,7 +222,7 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             persistent_workers=options.persistent_workers,
             timeout=DEFAULT_TIMEOUT if options.timeout is None else options.timeout,
             multiprocessing_context=start,
-            generator=options.generator or _generator(),
+            generator=options.generator,
             in_order=options.in_order,
         )
 
@@ -230,8 +234,12 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             self.worker_init_fn = _Init(self._table, self.num_workers, self._user_init)
         else:
             kept._timeout = self.timeout or sys.maxsize  # noqa: SLF001 - for the wait until the workers are ready
+        if self._seed is not None:
+            self.generator = torch.Generator().manual_seed(next(self._seed) % _SEEDS)
         with sigint.postponed():
             source: Any = super().__iter__()
+        if self._seed is not None:
+            self.generator = None
         # Torch raises the error of a dead worker in whatever the main process happens to do.
         # Here it is raised where the data are awaited, and torch only waits for a moment at a time.
         if source._worker_pids_set:  # noqa: SLF001 - torch has no public way, here and below
@@ -246,8 +254,3 @@ class WorkerLoader(DataLoader):  # type: ignore[type-arg]  # torch's class is ge
             self._iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001 - torch has no public way
             self._iterator = None
             release_idle(all_workers=False)
-
-
-def _generator() -> torch.Generator:
-    """Return a generator for workers' seeds that depends on torch's seed and leaves torch's own alone."""
-    return torch.Generator().manual_seed(torch.initial_seed())
