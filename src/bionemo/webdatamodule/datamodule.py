@@ -109,7 +109,7 @@ class WebDataModule(L.LightningDataModule):
         max_skipped: The number of samples that each process may skip.
         where: A subset of each split: a rule on keys such as :class:`~bionemo.webdatamodule.splits.Fold`, a list of
             keys, or a pair of a suffix and a predicate of its value such as ``("cls", is_rare)``. It is evaluated in
-            ``setup``; the plan, its length and ``n_samples`` refer to these samples.
+            ``setup``, where damage is always an error; the plan, its length and ``n_samples`` refer to these samples.
         join: For each split one or several directories whose fields are joined to its samples by key, such as labels
             that are stored apart from images. They must have each sample's key once, in any order; further keys are
             ignored. For an optional field such as ``"cls?"``, keys may be missing.

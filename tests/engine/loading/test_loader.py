@@ -248,6 +248,23 @@ def test_two_iterations_side_by_side_do_not_disturb_each_other():
         assert [batches(plain), batches(plain)] == [list(side) for side in zip(*pairs, strict=True)]
 
 
+def test_an_iteration_whose_workers_serve_another_says_so():
+    """Workers that are kept serve one iteration; the later one is not disturbed when the first is asked again."""
+    plain, loader = make(), make(workers=2, persistent_workers=True)
+    first = iter(loader)
+    begun = [next(first).tolist()]
+    second = iter(loader)
+    began = [next(second).tolist()]
+    with pytest.raises(UsageError, match="another iteration of this loader began, and its workers"):
+        next(first)
+
+    epochs = [batches(plain) for _ in range(3)]
+    assert epochs[0][:1] == begun
+    assert epochs[1] == began + [batch.tolist() for batch in second]
+    assert epochs[2] == batches(loader)
+    loader._iterator = None
+
+
 def test_the_trainers_epoch_decides():
     """Under a trainer an iteration is the trainer's epoch, whatever came before."""
     clock = HandClock(now=3, ran=0)
