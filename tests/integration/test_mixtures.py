@@ -78,6 +78,6 @@ def test_a_change_that_lanes_cannot_follow_is_warned_of(shards):
     moving = {0: [(f"{shards}train", 1), (f"{shards}test", 0)], 2: [(f"{shards}train", 0), (f"{shards}test", 1)]}
     data = WebDataModule({"train": moving}, None, "__key__", 4, shuffle_shards=3)
     with pytest.warns(
-        DataWarning, match=r"changes within 8 samples, and these .* every 24 samples; .* shuffle_shards=0"
+        DataWarning, match=r"within 8 samples, and .* read in lanes .* every 24 samples; .* shuffle_shards=0"
     ):
         data.setup("fit")

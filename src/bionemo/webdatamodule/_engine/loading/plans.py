@@ -76,13 +76,18 @@ def make_plan(
 
 def _warn_of_slow_changes(plan: Plan, split: SplitSettings) -> None:
     """Say where a mixture cannot change as fast as its steps say."""
-    places = [place for place, _ in plan.schedule]
-    block = block_of(plan.schedule, plan.lanes or 1) if places else 0
-    if any(after - before < 2 * block for before, after in itertools.pairwise(places)):
+    gaps = [after - before for (before, _), (after, _) in itertools.pairwise(plan.schedule)]
+    block = block_of(plan.schedule, plan.lanes or 1) if gaps else 0
+    if gaps and min(gaps) < 2 * block:
+        why, instead = "so long a schedule", ""
+        if plan.lanes:
+            why, instead = (
+                "shards that are read in lanes",
+                ", or shuffle_shards=0, which reads remote shards in any order",
+            )
         warnings.warn(
-            f"{split.split}: the mixture changes within {min(b - a for a, b in itertools.pairwise(places)):,} samples, "
-            f"and these shards are read in lanes, where it changes every {block:,} samples; give steps that lie "
-            "further apart, or shuffle_shards=0, which reads remote shards in any order",
+            f"{split.split}: the mixture changes within {count(min(gaps), 'sample')}, and with {why} it changes every "
+            f"{count(block, 'sample')}; give steps that lie further apart{instead}",
             DataWarning,
             stacklevel=2,
         )
