@@ -172,7 +172,7 @@ ROWS = {
     ),
     "weights that change without a beginning": (
         [[*PLAN, "--weights-at", "5", "1"]],
-        [("--weights says those at the beginning", [[*PLAN, "--weights", "1", "--weights-at", "5", "1"]])],
+        [("--weights-at needs --weights", [[*PLAN, "--weights", "1", "--weights-at", "5", "1"]])],
     ),
     "a stage that is none": (
         [["bench", "one", "--stage", "stages_here:NUMBER", "--seconds", "0.01", "--workers", "0"]],
