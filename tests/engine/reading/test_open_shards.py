@@ -1,24 +1,13 @@
 """The shards that a process has open."""
 
-import numpy as np
-
-from bionemo.webdatamodule._engine.format.index import ShardIndex
 from bionemo.webdatamodule._engine.reading import open_shards
+from bionemo.webdatamodule._engine.reading.locate import _EMPTY
 from bionemo.webdatamodule._engine.reading.open_shards import OpenShards, opened
-
-EMPTY = ShardIndex(
-    tar_bytes=0,
-    suffixes=(),
-    offsets=np.zeros((0, 0), np.int64),
-    sizes=np.zeros((0, 0), np.int64),
-    crcs=None,
-    headers=np.zeros(0, np.int64),
-)
 
 
 def shard():
     """Return an open shard of nothing."""
-    return opened(path="", place="", data=memoryview(b""), file=None, index=EMPTY, suffixes=())
+    return opened(path="", place="", data=memoryview(b""), file=None, index=_EMPTY, suffixes=())
 
 
 def test_a_shard_that_two_threads_open_is_kept_once():

@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from tests.engine.reading.test_open_shards import EMPTY
 
+from bionemo.webdatamodule._engine.reading.locate import _EMPTY
 from bionemo.webdatamodule._engine.storage.index_cache import Stamp, cache_directory, store_index
 
 
@@ -30,5 +30,5 @@ def test_what_cannot_be_kept_is_not_kept(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    assert store_index(str(tmp_path / "t.tar"), Stamp(size=0, mtime_ns=0, ctime_ns=0), EMPTY) is None
+    assert store_index(str(tmp_path / "t.tar"), Stamp(size=0, mtime_ns=0, ctime_ns=0), _EMPTY) is None
     assert [] == list(tmp_path.iterdir())

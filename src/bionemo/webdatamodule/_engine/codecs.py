@@ -190,9 +190,10 @@ def find_codecs(policy: Policy, chosen: Mapping[str, Ref] | None = None, plugins
     return codecs
 
 
-def to_install(error: ImportError) -> str:
-    """Return what to do about a codec that lacks a module."""
-    return f"install what provides the module {error.name}" if error.name else "install what the codec needs"
+def lacking(error: ImportError, **where: object) -> PluginError:
+    """Return the error of a codec that lacks a module, which no sample is to blame for."""
+    remedy = f"install what provides the module {error.name}" if error.name else "install what the codec needs"
+    return PluginError(f"the field cannot be decoded: {type(error).__name__}: {error}; {remedy}", **where)
 
 
 def names_in(asked: str) -> list[str]:

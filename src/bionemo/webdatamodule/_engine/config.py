@@ -335,7 +335,7 @@ def directory(argument: str, given: object) -> str:
     """
     path = os.fspath(given) if isinstance(given, str | os.PathLike) else given
     if isinstance(path, str) and "://" in path:
-        return str(path)  # as local_path
+        return str(path)  # plain text, as local_path gives it
     return local_path(argument, path)
 
 

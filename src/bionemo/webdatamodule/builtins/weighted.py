@@ -106,13 +106,13 @@ class Weighted:
         if not self.replacement:
             most = max(1, int(np.min(held * sum(weights) / np.array(weights)) + 1e-9))
         n_samples = self.n_samples or most
-        if not self.replacement and request.tail == "fill" and n_samples % request.global_batch_size:
-            raise PlanError(
-                f"replacement=False uses no sample twice in an epoch, and tail='fill' repeats some, since "
-                f"{count(n_samples, 'sample')} fill no whole number of batches; take tail='share' or 'drop', or an "
-                f"n_samples that is a multiple of {request.global_batch_size}"
-            )
         if not self.replacement:
+            if request.tail == "fill" and n_samples % request.global_batch_size:
+                raise PlanError(
+                    f"replacement=False uses no sample twice in an epoch, and tail='fill' repeats some, since "
+                    f"{count(n_samples, 'sample')} fill no whole number of batches; take tail='share' or 'drop', or an "
+                    f"n_samples that is a multiple of {request.global_batch_size}"
+                )
             short = np.flatnonzero(np.array(apportion(n_samples, weights)) > held)
             if len(short):
                 raise PlanError(

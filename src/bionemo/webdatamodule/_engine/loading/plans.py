@@ -272,8 +272,9 @@ def plan_of(
     if remote is None:
         remote = any(found.remote is not None for found in sets)
     samples = [found.samples for found in sets] if samples is None else samples
+    available = sum(map(sum, samples))
     if shuffle_shards is None and remote:
-        lanes, piece_bytes = choose(sum(found.n_bytes for found in sets), sum(map(sum, samples)), global_batch_size)
+        lanes, piece_bytes = choose(sum(found.n_bytes for found in sets), available, global_batch_size)
     return Plan(
         sources=tuple(
             _plan_source(found, counts, None if changes else weight)
@@ -281,7 +282,7 @@ def plan_of(
         ),
         lanes=lanes if training else 0,
         piece_bytes=piece_bytes if training else 0,
-        schedule=_schedule(changes, n_samples or sum(map(sum, samples)), global_batch_size, tail) if training else (),
+        schedule=_schedule(changes, n_samples or available, global_batch_size, tail) if training else (),
         shuffle=training,
         tail=tail if training else "share",
         global_batch_size=global_batch_size,
@@ -294,11 +295,13 @@ def _schedule(
     changes: Sequence[tuple[int, tuple[float, ...]]], n_samples: int, size: int, tail: Literal["share", "drop", "fill"]
 ) -> Points:
     """Return the samples over all epochs after which each of some steps begins, with its weights."""
-    steps = max(1, n_batches(n_samples, size, 1, tail)) if changes else 1
-    return tuple(
-        (step // steps * n_samples + (bounds(step % steps, n_samples, size, 1, tail)[0] if step % steps else 0), found)
-        for step, found in changes
-    )
+    steps = max(1, n_batches(n_samples, size, 1, tail))
+    points = []
+    for step, found in changes:
+        epoch, batch = divmod(step, steps)
+        inside = bounds(batch, n_samples, size, 1, tail)[0] if batch else 0
+        points.append((epoch * n_samples + inside, found))
+    return tuple(points)
 
 
 def changes_of(sources: Sequence[Source]) -> list[tuple[int, tuple[float, ...]]]:

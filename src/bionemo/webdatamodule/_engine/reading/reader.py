@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec, to_install
+from bionemo.webdatamodule._engine.codecs import Codecs, NamedCodec, lacking
 from bionemo.webdatamodule._engine.reading.columns import Field, ShareColumn, Together
 from bionemo.webdatamodule._engine.reading.fields import (
     Place,
@@ -458,14 +458,11 @@ class ShardReader:
             named: WebDataModuleError = error
         except (MemoryError, WebDataModuleError):
             raise
-        except (ImportError, OSError) as error:  # not the sample's fault, so it is never left out
-            kind, remedy = (
-                (PluginError, to_install(error))
-                if isinstance(error, ImportError)
-                else (DecodeError, "correct this and start again")
-            )
-            what = f"the field cannot be decoded: {type(error).__name__}: {error}; {remedy}"
-            raise kind(what, split=self.split, **where, **origin, **process()) from error
+        except ImportError as error:  # this and the next are not the sample's fault, so it is never left out
+            raise lacking(error, split=self.split, **where, **origin, **process()) from error
+        except OSError as error:
+            what = f"the field cannot be decoded: {type(error).__name__}: {error}; correct this and start again"
+            raise DecodeError(what, split=self.split, **where, **origin, **process()) from error
         except Exception as error:  # noqa: BLE001 - codecs raise what they like
             named = DecodeError(f"the field cannot be decoded: {type(error).__name__}: {error}")
             named.__cause__ = error

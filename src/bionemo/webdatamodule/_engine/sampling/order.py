@@ -82,10 +82,7 @@ class Order:
         object.__setattr__(self, "n_samples", length)
         lanes = min(self.lanes, length, available) if self.shuffle else 0
         if self.shuffle and self.schedule:
-            check(self.schedule, len(self.sources))
-            for number, source in enumerate(self.sources):
-                if not source.samples and any(found[number] for _, found in self.schedule):
-                    raise PlanError(f"source {number} has 0 samples; there is nothing to draw from it")
+            check(self.schedule, [source.samples for source in self.sources])
             lanes = min(lanes, *(source.samples for source in self.sources)) if lanes else 0
         elif self.shuffle and weights and (len(weights) > 1 or length > available):
             object.__setattr__(self, "_counts", apportion(length, weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -25,22 +26,29 @@ _MOST_BLOCKS = 1 << 14  # longer blocks where a schedule is longer
 _PERIOD = 1 << 20  # positions, behind the last point
 
 
-def check(points: Points, sources: int) -> None:
+def check(points: Points, samples: Sequence[int]) -> None:
     """Check a schedule.
 
+    Args:
+        points: The schedule.
+        samples: How many samples each source has.
+
     Raises:
-        PlanError: If its places do not rise from 0, or weights are not proportions.
+        PlanError: If its places do not rise from 0, weights are not proportions, or an empty source has a weight.
     """
     places = [place for place, _ in points]
     if places[0] != 0 or any(after <= before for before, after in itertools.pairwise(places)):
         raise PlanError(f"a mixture that changes begins at step 0, and its steps rise; got {places}")
     for place, weights in points:
-        if len(weights) != sources:
+        if len(weights) != len(samples):
             raise PlanError(
-                f"the mixture at {place} has {count(len(weights), 'weight')} for {count(sources, 'source')}"
+                f"the mixture at {place} has {count(len(weights), 'weight')} for {count(len(samples), 'source')}"
             )
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
             raise PlanError(f"the mixture at {place} has the weights {weights}; they are from 0 on, and not all 0")
+        for number, weight in enumerate(weights):
+            if weight and not samples[number]:
+                raise PlanError(f"source {number} has 0 samples; there is nothing to draw from it")
 
 
 def shares(points: Points, places: Ids) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from bionemo.webdatamodule._engine.codecs import to_install
+from bionemo.webdatamodule._engine.codecs import lacking
 from bionemo.webdatamodule._engine.format.tar_write import ShardWriter
 from bionemo.webdatamodule._engine.storage import filesystem
 from bionemo.webdatamodule._engine.writing.checks import LISTED
@@ -129,7 +129,8 @@ class ShardTask:
                         except (MemoryError, OSError):
                             raise
                         except ImportError as error:  # not the sample's fault
-                            raise self._lacking(error, name, suffix) from error
+                            origin = self.recipe.codecs.of(suffix, self.recipe.codec(suffix)).origin
+                            raise lacking(error, **origin, sample=name, suffix=suffix, split=self.split) from error
                         except Exception as error:  # noqa: BLE001 - codecs raise what they like
                             raise _undecodable(error).located(suffix=suffix) from error.__cause__
                     if not problems.count:
@@ -188,17 +189,6 @@ class ShardTask:
         if len({suffix.lower() for suffix in found}) < len(found):
             raise self._breach("gives suffixes that differ only in case", name, ", ".join(found))
         return [(suffix, self.recipe.recode(suffix)) for suffix in sorted(found)]
-
-    def _lacking(self, error: ImportError, sample: str, suffix: str) -> PluginError:
-        """Return the error of a codec that lacks a module."""
-        origin = self.recipe.codecs.of(suffix, self.recipe.codec(suffix)).origin
-        return PluginError(
-            f"the field cannot be decoded: {type(error).__name__}: {error}; {to_install(error)}",
-            **origin,
-            sample=sample,
-            suffix=suffix,
-            split=self.split,
-        )
 
     def _breach(self, what: str, sample: str | None, suffix: str | None = None) -> PluginError:
         return PluginError(
